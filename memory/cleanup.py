@@ -1,0 +1,162 @@
+"""What happens to each entry of a pipeline's state between two blocks, and when memory goes back to the card."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+
+class Handling(str, Enum):
+    """What the stream does with a state entry before the next `pipe()` call."""
+
+    DROP = "drop"
+    SHARE = "share"
+    COPY = "copy"
+
+
+@dataclass(frozen=True)
+class StateRule:
+    """One line of the table: a key of `PipelineState.values`, what is done with it, and why."""
+
+    key: str
+    handling: Handling
+    reason: str
+
+
+STATE_RULES: tuple[StateRule, ...] = (
+    StateRule("videos", Handling.DROP, "the block's pictures; the sinks have them"),
+    StateRule("video", Handling.DROP, "input video of the block just made"),
+    StateRule("video_stream", Handling.DROP, "input frames of the block just made"),
+    StateRule("latents", Handling.DROP, "noise, then result, of the block just made"),
+    StateRule("kv_cache", Handling.SHARE, "past keys and values; overwritten in place"),
+    StateRule("crossattn_cache", Handling.SHARE, "the prompt's keys and values; refilled in place"),
+    StateRule("decoder_cache", Handling.SHARE, "carries the VAE's temporal convolutions across the seam"),
+    StateRule("frame_cache_context", Handling.SHARE, "pictures the first context latent is re-encoded from"),
+    StateRule("current_denoised_latents", Handling.SHARE, "context latents of the next block"),
+    StateRule("prompt_embeds", Handling.SHARE, "valid until the prompt changes"),
+    StateRule("generator", Handling.SHARE, "a copy would repeat the noise"),
+)
+
+# Entries the table does not name are shared: a pipeline put them there for its next call, and a reference
+# costs nothing.
+DEFAULT_HANDLING = Handling.SHARE
+
+
+def handling_table(extra: Iterable[StateRule] = ()) -> dict[str, Handling]:
+    """The table by key; `extra` rules (a foreign pipeline's) replace those of the same key."""
+    return {rule.key: rule.handling for rule in (*STATE_RULES, *extra)}
+
+
+def parse_state_rules(text: str) -> tuple[StateRule, ...]:
+    """Read rules a user wrote, one `key = drop`, `key = share` or `key = copy` a line; `#` starts a comment.
+
+    Raises:
+        ValueError: a line is not of that form.
+    """
+    rules = []
+    for line in text.splitlines():
+        content = line.partition("#")[0].strip()
+        if not content:
+            continue
+        key, separator, handling = (part.strip() for part in content.partition("="))
+        choices = [choice.value for choice in Handling]
+        if not separator or not key or handling not in choices:
+            raise ValueError(
+                f"state rule {content!r} is not understood: write 'key = {' | '.join(choices)}'."
+            )
+        rules.append(StateRule(key, Handling(handling), "set by the user"))
+    return tuple(rules)
+
+
+def strip_state(values: MutableMapping[str, Any], table: Mapping[str, Handling]) -> list[str]:
+    """Remove the entries that are consumed; returns their keys."""
+    dropped = [key for key in values if table.get(key, DEFAULT_HANDLING) is Handling.DROP]
+    for key in dropped:
+        del values[key]
+    return dropped
+
+
+class CleanupPolicy(str, Enum):
+    """When memory that torch has cached goes back to the card."""
+
+    WHEN_IT_PAYS = "when it pays"
+    EVERY_BLOCK = "every block"
+    NEVER = "never"
+
+
+# Of the card's memory, how much may lie reserved but unused before a clean-up is worth its stall.
+UNUSED_SHARE_LIMIT = 0.15
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """Bytes of a card: what torch holds of it, what tensors use of that, and what is free beside it."""
+
+    total: int
+    free: int
+    reserved: int
+    allocated: int
+
+    @property
+    def unused(self) -> int:
+        """Reserved by torch's allocator and not in use."""
+        return self.reserved - self.allocated
+
+
+def read_card_memory(device: torch.device) -> CardMemory | None:
+    """Memory of a CUDA card; None for devices without such counters (CPU, MPS)."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return CardMemory(
+        total=total,
+        free=free,
+        reserved=torch.cuda.memory_reserved(device),
+        allocated=torch.cuda.memory_allocated(device),
+    )
+
+
+def cleanup_pays(memory: CardMemory, next_block_bytes: int) -> bool:
+    """Whether unused reserved memory is a large share of the card, or the next block needs it back."""
+    if memory.unused > UNUSED_SHARE_LIMIT * memory.total:
+        return True
+    return memory.free < next_block_bytes and memory.unused > 0
+
+
+def clean_up_after_block(policy: CleanupPolicy, device: torch.device, next_block_bytes: int = 0) -> bool:
+    """Give cached memory back if the policy says so.
+
+    Args:
+        policy: the user's choice.
+        device: the stream's device.
+        next_block_bytes: what the next block is expected to allocate on top of what is allocated now.
+
+    Returns:
+        Whether memory was given back.
+    """
+    if policy is CleanupPolicy.NEVER:
+        return False
+    memory = read_card_memory(device)
+    if policy is CleanupPolicy.WHEN_IT_PAYS and (
+        memory is None or not cleanup_pays(memory, next_block_bytes)
+    ):
+        return False
+    release_cached_memory(device)
+    return True
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Collect garbage and empty torch's cache of the device; waits for the device's queue."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    elif device.type == "xpu":
+        torch.xpu.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

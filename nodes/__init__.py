@@ -1,0 +1,1 @@
+"""V3 node classes: a schema and a call each."""

@@ -1,0 +1,17 @@
+"""The pack as ComfyUI sees it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .loader import LoadStreamingPipeline
+from .save_stream import SaveStream
+from .stream_sampler import StreamingBlockSampler
+
+
+class StreamBlocksExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The node classes."""
+        return [LoadStreamingPipeline, StreamingBlockSampler, SaveStream]

@@ -1,0 +1,187 @@
+"""Load Streaming Pipeline: what to stream with, as a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from .. import host
+from ..memory.cleanup import parse_state_rules
+from ..stream.recipe import (
+    ATTENTION_BACKENDS,
+    BLOCK_SOURCES,
+    BUILT_IN_BLOCKS,
+    DTYPES,
+    Recipe,
+    stamp_files,
+)
+
+RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
+
+TINY_MODEL = "tiny random model (made on the spot, to try the nodes)"
+HUB_MODEL = "hub id below"
+FROM_MODEL = "from the model"
+
+
+class LoadStreamingPipeline(io.ComfyNode):
+    """Describes a streaming pipeline; the sampler loads it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        folders = host.pipeline_folders()
+        return io.Schema(
+            node_id="StreamBlocksLoadPipeline",
+            display_name="Load Streaming Pipeline",
+            category="StreamBlocks",
+            description=(
+                "Chooses a block-autoregressive video model. Nothing is loaded here: the sampler loads it when "
+                "it runs, and keeps it until a different one is asked for."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=[TINY_MODEL, *folders, *host.transformer_files(), HUB_MODEL],
+                    default=TINY_MODEL,
+                    tooltip=(
+                        "A folder in models/diffusers, or a single .safetensors file in models/diffusion_models "
+                        "(Krea Realtime, Self-Forcing; Wan's original names). The tiny model shows noise."
+                    ),
+                ),
+                io.String.Input(
+                    "hub_id",
+                    default="",
+                    tooltip=(
+                        f"With model '{HUB_MODEL}': a Hugging Face repository, such as owner/name. "
+                        "It is downloaded when the sampler runs."
+                    ),
+                ),
+                io.String.Input(
+                    "revision",
+                    default="",
+                    tooltip=(
+                        "Commit, branch or tag of the hub repository; empty for its default. Remote code needs a "
+                        "full commit."
+                    ),
+                ),
+                io.Combo.Input(
+                    "components",
+                    options=[FROM_MODEL, *folders],
+                    default=FROM_MODEL,
+                    tooltip=(
+                        "Where VAE, text encoder and tokenizer come from. A single file needs a diffusers folder "
+                        "of Wan 2.1 here."
+                    ),
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="auto",
+                    tooltip="What the model computes in. Auto: bfloat16 where the card has it, float32 on a CPU.",
+                ),
+                io.Combo.Input(
+                    "attention_backend",
+                    options=list(ATTENTION_BACKENDS),
+                    default="native",
+                    tooltip=(
+                        "How attention is computed. Native (PyTorch) runs everywhere; flash, sage and xformers "
+                        "need their packages."
+                    ),
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=host.device_names(),
+                    default="auto",
+                    tooltip="Where the model runs. Auto: where ComfyUI runs its models.",
+                ),
+                io.Combo.Input(
+                    "blocks_from",
+                    options=list(BLOCK_SOURCES),
+                    default=BUILT_IN_BLOCKS,
+                    tooltip=(
+                        "Which code runs the model: the pack's own causal Wan pipeline, or the blocks that a "
+                        "diffusers modular repository brings."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "trust_remote_code",
+                    default=False,
+                    tooltip=(
+                        "Allow the repository's own Python code to run on your machine. Only tick it for code "
+                        "you have read or whose author you trust."
+                    ),
+                ),
+                io.String.Input(
+                    "state_rules",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip=(
+                        "For foreign pipelines: what happens to entries of the pipeline's state between blocks, "
+                        "one a line: 'key = drop', 'key = share' or 'key = copy'."
+                    ),
+                ),
+            ],
+            outputs=[
+                RecipeType.Output(
+                    display_name="pipeline", tooltip="The description of the pipeline, for the sampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, hub_id: str, **_: object) -> str:
+        """Run again when the files of the chosen model changed."""
+        return "" if model in (TINY_MODEL, HUB_MODEL) else stamp_files(host.resolve_model(model))
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        hub_id: str,
+        revision: str,
+        components: str,
+        dtype: str,
+        attention_backend: str,
+        device: str,
+        blocks_from: str,
+        trust_remote_code: bool,
+        state_rules: str,
+    ) -> io.NodeOutput:
+        """Make the recipe."""
+        path = _model_path(model, hub_id.strip())
+        return io.NodeOutput(
+            Recipe(
+                model=path,
+                components=None if components == FROM_MODEL else host.resolve_model(components),
+                revision=revision.strip() or None,
+                blocks=blocks_from,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                device=device,
+                attention_backend=attention_backend,
+                state_rules=parse_state_rules(state_rules),
+                stamp=stamp_files(path),
+            )
+        )
+
+
+def _model_path(model: str, hub_id: str) -> str:
+    if model == TINY_MODEL:
+        return str(_tiny_model_folder())
+    if model != HUB_MODEL:
+        return host.resolve_model(model)
+    if not hub_id:
+        raise ValueError(f"hub_id is empty: with model '{HUB_MODEL}', give a repository such as owner/name.")
+    return hub_id
+
+
+def _tiny_model_folder() -> Path:
+    folder = host.temp_folder() / "streamblocks_tiny_model"
+    if not (folder / "model_index.json").is_file():
+        # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
+        from ..wan.tiny_model import write_tiny_model
+
+        write_tiny_model(folder)
+    return folder

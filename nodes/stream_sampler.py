@@ -1,0 +1,252 @@
+"""Streaming Block Sampler: makes the video, block after block."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from .. import host
+from ..memory.cleanup import CleanupPolicy
+from ..stream.recipe import Recipe
+from ..stream.settings import KV_POLICIES, SIZE_STEP, StreamSettings
+from .loader import RecipeType
+
+logger = logging.getLogger(__name__)
+
+KEEP_FRAMES = ("all", "last block", "none")
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+class StreamingBlockSampler(io.ComfyNode):
+    """Streams a video into a file, at flat memory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="StreamBlocksSampler",
+            display_name="Streaming Block Sampler",
+            category="StreamBlocks",
+            description=(
+                "Makes a video block by block at flat memory, however long it gets. The mp4 grows while it runs; "
+                "cancel keeps the blocks already made in ComfyUI's temp folder."
+            ),
+            inputs=[
+                RecipeType.Input("pipeline", tooltip="From Load Streaming Pipeline."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="a red fox runs through fresh snow, morning light, handheld camera",
+                    tooltip="What the video shows.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="The same seed and settings give the same video.",
+                ),
+                io.Int.Input(
+                    "blocks",
+                    default=9,
+                    min=1,
+                    max=1_000_000,
+                    tooltip=(
+                        "How many blocks to make. A block is 3 latent frames: 9 pictures for the first, 12 for "
+                        "every other."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=832,
+                    min=SIZE_STEP,
+                    max=4096,
+                    step=SIZE_STEP,
+                    tooltip="Pixels, a multiple of 16. Krea and Self-Forcing were trained at 832x480.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=480,
+                    min=SIZE_STEP,
+                    max=4096,
+                    step=SIZE_STEP,
+                    tooltip="Pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=100,
+                    tooltip="Denoising steps per block. The models were distilled for 4.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=5.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Flow shift of the noise schedule. Wan 2.1 uses 5.",
+                ),
+                io.Combo.Input(
+                    "kv_policy",
+                    options=list(KV_POLICIES),
+                    default="recompute",
+                    tooltip=(
+                        "How the past is remembered. recompute (Krea) computes the context anew for each block and "
+                        "forgets old errors; rolling (Self-Forcing) keeps a window of keys and is a little faster."
+                    ),
+                ),
+                io.Int.Input(
+                    "context_frames",
+                    default=3,
+                    min=1,
+                    max=64,
+                    tooltip="Latent frames of the past that a block sees. More costs memory and time.",
+                ),
+                io.Int.Input(
+                    "sink_frames",
+                    default=0,
+                    min=0,
+                    max=64,
+                    advanced=True,
+                    tooltip="With rolling: how many of the video's first latent frames stay in the window for good.",
+                ),
+                io.Float.Input(
+                    "attention_bias",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "Weight of past frames other than the first. 1 is off; around 0.3 lets the scene change "
+                        "more and drift less."
+                    ),
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=1.0,
+                    max=120.0,
+                    step=1.0,
+                    tooltip="Pictures a second. Wan makes 16.",
+                ),
+                io.Combo.Input(
+                    "cleanup",
+                    options=[policy.value for policy in CleanupPolicy],
+                    default=CleanupPolicy.WHEN_IT_PAYS.value,
+                    tooltip=(
+                        "When cached memory goes back to the card. 'when it pays' waits until much lies unused; "
+                        "'every block' costs speed."
+                    ),
+                ),
+                io.Combo.Input(
+                    "keep_frames",
+                    options=list(KEEP_FRAMES),
+                    default="last block",
+                    tooltip=(
+                        "Which pictures the IMAGE output holds. 'all' needs RAM for the whole video; the mp4 "
+                        "always has all of them."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The whole video, as a file."),
+                io.Image.Output(display_name="images", tooltip="The pictures kept, by keep_frames."),
+                io.String.Output(display_name="settings", tooltip="What was applied and measured, as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        pipeline: Recipe,
+        prompt: str,
+        seed: int,
+        blocks: int,
+        width: int,
+        height: int,
+        steps: int,
+        shift: float,
+        kv_policy: str,
+        context_frames: int,
+        sink_frames: int,
+        attention_bias: float,
+        fps: float,
+        cleanup: str,
+        keep_frames: str,
+    ) -> io.NodeOutput:
+        """Stream the video."""
+        settings = StreamSettings(
+            width=width,
+            height=height,
+            blocks=blocks,
+            seed=seed,
+            steps=steps,
+            shift=shift,
+            kv_policy=kv_policy,
+            context_frames=context_frames,
+            sink_frames=sink_frames,
+            attention_bias=attention_bias,
+            cleanup=CleanupPolicy(cleanup),
+        )
+        # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
+        from ..stream.frames import to_image_batch
+        from ..stream.materialise import materialise
+        from ..stream.run_stream import run_stream
+        from ..stream.sinks import FrameKeeper, KeepFrames, Mp4Sink
+
+        node_id = None if cls.hidden is None else cls.hidden.unique_id
+        watcher = _NodeWatcher(settings, host.StreamProgress(blocks * steps, node_id))
+        materialised = materialise(
+            pipeline, residency=host.ComfyResidency(), default_device=host.default_device()
+        )
+        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
+        keeper = FrameKeeper(KeepFrames(keep_frames))
+        try:
+            report = run_stream(materialised, settings, lambda _: prompt, [video, keeper], watcher)
+        except BaseException:
+            watcher.say_what_is_kept(video)
+            raise
+        frames = keeper.frames()
+        images = host.blocked_output(
+            "keep_frames is 'none', so there are no images: choose 'all' or 'last block'."
+        )
+        if frames is not None:
+            images = to_image_batch(frames)
+        applied = settings.as_dict() | {"prompt": prompt, "fps": fps} | report.as_dict()
+        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2))
+
+
+class _NodeWatcher:
+    """Shows a stream's progress on its node, and carries the cancel button to it."""
+
+    def __init__(self, settings: StreamSettings, progress: host.StreamProgress) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._blocks_done = 0
+
+    def before_pass(self, index: int) -> None:
+        # Context and clean passes count as none: what a user set is steps.
+        done = self._blocks_done * self._settings.steps + min(index, self._settings.steps)
+        self._progress.update(done)
+
+    def after_block(self, block: Any) -> None:  # noqa: ANN401
+        self._blocks_done = block.index + 1
+        self._progress.show_picture(self._blocks_done * self._settings.steps, block.frames[-1])
+        rate = len(block.frames) / block.seconds
+        self._progress.say(
+            f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second"
+        )
+
+    def say_what_is_kept(self, video: Any) -> None:  # noqa: ANN401
+        if video.frames_written == 0:
+            return
+        message = f"Stopped; the {video.frames_written} pictures made so far are in {video.path}"
+        logger.warning(message)
+        self._progress.say(message)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Streams a video headless: runs an example workflow through the pack's own nodes, in an embedded ComfyUI host.
+#   bash run.sh [--blocks N] [--prompt "..."] [--model NAME] [--seed N] [--out output/stream.mp4]
+set -euo pipefail
+cd "$(dirname "$0")"
+bash tools/make_venv.sh
+exec .venv/bin/python tools/run_workflow.py example_workflows/text_to_video_stream.json "$@"

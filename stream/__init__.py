@@ -1,0 +1,1 @@
+"""The stream: recipe, session, state, sinks. Runs without ComfyUI."""

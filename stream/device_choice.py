@@ -1,0 +1,76 @@
+"""Which device, dtype and attention backend a recipe means on this machine."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _check_attention_backend_requirements,
+)
+
+_ANY_DEVICE = frozenset({"native", "_native_math", "flex"})
+_NO_MASK = frozenset({"flash", "_flash_3", "_native_flash", "sage"})
+
+
+def choose_device(name: str, default: torch.device) -> torch.device:
+    """The device a recipe names; "auto" is `default`.
+
+    Raises:
+        ValueError: no such device, or this machine has not got it.
+    """
+    if name == "auto":
+        return default
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device is {name!r}: this machine has not got it ({error}); choose 'auto'."
+        ) from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype the transformer computes in.
+
+    Raises:
+        ValueError: the device does not compute in the dtype asked for.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if _has_bfloat16(device) else torch.float16
+        return torch.bfloat16 if device.type == "xpu" else torch.float32
+    if name == "bfloat16" and not _has_bfloat16(device):
+        raise ValueError(f"dtype is bfloat16: {device} does not compute in it; choose float16 or 'auto'.")
+    return getattr(torch, name)
+
+
+def choose_vae_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """float16 beside a 16-bit transformer on a GPU (Krea's choice), else float32; a CPU is slow in float16."""
+    sixteen_bit = dtype in (torch.float16, torch.bfloat16)
+    return torch.float16 if sixteen_bit and device.type in ("cuda", "xpu") else torch.float32
+
+
+def check_attention_backend(name: str, device: torch.device, attention_bias: float = 1.0) -> None:
+    """Check that diffusers can run the backend here.
+
+    Raises:
+        ValueError: its package is missing, the device is not one it runs on, or it takes no bias.
+    """
+    try:
+        _check_attention_backend_requirements(AttentionBackendName(name))
+    except RuntimeError as error:
+        raise ValueError(f"attention_backend is {name!r}: {error} Or choose 'native'.") from error
+    if name not in _ANY_DEVICE and device.type != "cuda":
+        raise ValueError(f"attention_backend is {name!r}: it runs on CUDA, not on {device}; choose 'native'.")
+    if attention_bias != 1.0 and name in _NO_MASK:
+        raise ValueError(
+            f"attention_bias is {attention_bias}: the attention backend {name!r} takes no bias; "
+            "choose 'native' in the loader, or a bias of 1."
+        )
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return True

@@ -1,0 +1,100 @@
+"""The immutable description of a pipeline that travels on ComfyUI's wires."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..memory.cleanup import StateRule
+
+BUILT_IN_BLOCKS = "built-in causal Wan"
+REPOSITORY_BLOCKS = "the repository's own"
+BLOCK_SOURCES = (BUILT_IN_BLOCKS, REPOSITORY_BLOCKS)
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+# Names of diffusers' attention backends that need no download at run time.
+ATTENTION_BACKENDS = (
+    "native",
+    "_native_cudnn",
+    "_native_flash",
+    "_native_efficient",
+    "_native_math",
+    "flash",
+    "_flash_3",
+    "sage",
+    "xformers",
+    "flex",
+)
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a pipeline; equal recipes make the same pipeline.
+
+    Attributes:
+        model: a diffusers-layout folder, a single `.safetensors` file, or a hub id (`owner/name`).
+        components: diffusers folder or hub id that VAE, text encoder and tokenizer come from; None: from `model`.
+        revision: commit, branch or tag of the hub repository; None for its default.
+        blocks: one of `BLOCK_SOURCES`.
+        trust_remote_code: the user allowed the repository's own Python code.
+        dtype: one of `DTYPES`; "auto" is bfloat16 where the device computes in it, else float32.
+        device: "auto" or a torch device.
+        attention_backend: one of `ATTENTION_BACKENDS`.
+        state_rules: additions to the table of state keys, for foreign pipelines.
+        stamp: changes with the files of `model`, so that a replaced checkpoint is loaded anew.
+    """
+
+    model: str
+    components: str | None = None
+    revision: str | None = None
+    blocks: str = BUILT_IN_BLOCKS
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    attention_backend: str = "native"
+    state_rules: tuple[StateRule, ...] = ()
+    stamp: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what needs no disk and no device.
+
+        Raises:
+            ValueError: a value is not one of those allowed, or remote code is asked for without a pinned commit.
+        """
+        if not self.model:
+            raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
+        _check_choice("blocks", self.blocks, BLOCK_SOURCES)
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        if self.trust_remote_code and self.is_hub_id and not _COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"revision is {self.revision!r}: remote code of {self.model} runs only from a pinned commit; "
+                "give the 40-digit commit you have read."
+            )
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether `model` names a hub repository rather than something on this disk."""
+        return is_hub_id(self.model)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` looks like `owner/name` and is nothing on this disk."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not Path(model).exists()
+
+
+def stamp_files(model: str) -> str:
+    """A string that changes when the weight or config files under `model` change; empty for hub ids."""
+    root = Path(model)
+    if not root.exists():
+        return ""
+    files = [root] if root.is_file() else sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json"))
+    return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(allowed)}.")

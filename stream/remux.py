@@ -1,0 +1,41 @@
+"""Copy a video into a new container without re-encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import av
+
+
+def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Copy the video stream of `source` into a plain mp4 with its index in front.
+
+    Args:
+        source: any mp4, also a fragmented one.
+        target: overwritten; deleted again when the copy fails.
+        metadata: entries of the container; ComfyUI reads a workflow from "prompt" and "workflow".
+
+    Raises:
+        OSError: `source` is not a video, or `target` cannot be written.
+    """
+    try:
+        with (
+            av.open(str(source)) as reader,
+            av.open(
+                str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}
+            ) as writer,
+        ):
+            for key, value in (metadata or {}).items():
+                writer.metadata[key] = value
+            video = reader.streams.video[0]
+            copy = writer.add_stream_from_template(video)
+            for packet in reader.demux(video):
+                # The demuxer ends with an empty packet that marks the flush.
+                if packet.dts is None:
+                    continue
+                packet.stream = copy
+                writer.mux(packet)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,37 @@
+"""Which components are on the device: a small protocol, so that ComfyUI's model management can decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+
+class Residency(Protocol):
+    """Moves components to the device and makes room for them."""
+
+    def make_room(self, weight_bytes: int, device: torch.device) -> None:
+        """Free device memory for weights about to be read from disk."""
+
+    def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
+        """Put `components` on `device`, with `working_bytes` left free for caches and activations."""
+
+    def release(self) -> None:
+        """Forget all components; they are about to be deleted."""
+
+
+class PlainResidency:
+    """Residency without ComfyUI: components are moved to the device and stay."""
+
+    def make_room(self, weight_bytes: int, device: torch.device) -> None:
+        """Nothing to free."""
+
+    def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
+        """Move each component."""
+        for component in components.values():
+            component.to(device)
+
+    def release(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,121 @@
+"""A session run to its end, into sinks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+
+from .pipelines import StreamPipeline
+from .session import BlockFailedError, Session, StreamBlock
+from .settings import StreamSettings
+from .sinks import FrameSink
+
+logger = logging.getLogger(__name__)
+
+
+class StreamWatcher(Protocol):
+    """Sees a stream go by, and may stop it by raising."""
+
+    def before_pass(self, index: int) -> None:
+        """Before pass 0, 1, ... of the transformer within a block."""
+
+    def after_block(self, block: StreamBlock) -> None:
+        """The sinks have the block."""
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """What came of a stream.
+
+    Attributes:
+        blocks_made: blocks in the sinks.
+        pictures: pictures in the sinks.
+        seconds: wall time, without loading.
+        notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
+    """
+
+    blocks_made: int
+    pictures: int
+    seconds: float
+    notices: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for text output."""
+        return asdict(self) | {"seconds": round(self.seconds, 3), "notices": list(self.notices)}
+
+
+def run_stream(
+    pipeline: StreamPipeline,
+    settings: StreamSettings,
+    prompt_of: Callable[[int], str],
+    sinks: Sequence[FrameSink],
+    watcher: StreamWatcher,
+) -> StreamReport:
+    """Make `settings.blocks` blocks into the sinks.
+
+    A block that comes out unusable ends the stream; the blocks before it count. Whatever is raised, the sinks
+    are finished and the stream's caches freed.
+
+    Args:
+        pipeline: materialised.
+        settings: of the stream.
+        prompt_of: from block index to prompt.
+        sinks: each gets every block, in order; closed at the end.
+        watcher: sees progress; what it raises (cancel) stops the stream.
+
+    Raises:
+        BlockFailedError: already the first block came out unusable.
+        torch.OutOfMemoryError: the device ran out of memory, with what to change.
+        OSError: a sink's disk is full.
+    """
+    began = time.perf_counter()
+    notices: list[str] = []
+    blocks_made = pictures = 0
+    try:
+        with Session(pipeline, settings, on_pass=watcher.before_pass) as session:
+            for index in range(settings.blocks):
+                block = session.run_block(prompt_of(index))
+                for sink in sinks:
+                    sink.write(block.frames)
+                blocks_made += 1
+                pictures += len(block.frames)
+                _note_cut_prompt(block, notices)
+                watcher.after_block(block)
+    except BlockFailedError as error:
+        if blocks_made == 0:
+            raise
+        logger.warning("%s", error)
+        notices.append(str(error))
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{pipeline.device} ran out of memory at block {blocks_made}: choose a smaller width or height or "
+            f"fewer context frames ({error})"
+        ) from error
+    finally:
+        _close_all(sinks)
+    return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices))
+
+
+def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
+    if block.prompt_tokens_cut:
+        notice = f"The prompt is {block.prompt_tokens_cut} tokens too long for the text encoder; its end was cut off."
+        if notice not in notices:
+            notices.append(notice)
+
+
+def _close_all(sinks: Sequence[FrameSink]) -> None:
+    """Close every sink, also when one of them fails; the first failure is raised."""
+    failure: OSError | None = None
+    for sink in sinks:
+        try:
+            sink.close()
+        except OSError as error:
+            logger.warning("%s", error)
+            failure = failure or error
+    if failure is not None:
+        raise failure

@@ -1,0 +1,186 @@
+"""One stream from block 0: the loop around `pipe()`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..memory.cleanup import clean_up_after_block, handling_table, release_cached_memory
+from .device_choice import check_attention_backend
+from .frames import to_uint8_frames
+from .pipelines import StreamPipeline
+from .settings import StreamSettings
+from .state import StreamState
+
+PassCallback = Callable[[int], None]
+
+
+class BlockFailedError(RuntimeError):
+    """A block came out unusable; the blocks before it are good."""
+
+
+@dataclass(frozen=True)
+class StreamBlock:
+    """One block of the stream.
+
+    Attributes:
+        index: 0 for the first.
+        prompt: that it was made with.
+        frames: uint8 [F, height, width, 3] on the CPU.
+        seconds: wall time of the whole call.
+        prompt_tokens_cut: how many tokens of the prompt the text encoder could not take.
+    """
+
+    index: int
+    prompt: str
+    frames: torch.Tensor
+    seconds: float
+    prompt_tokens_cut: int
+
+
+class Session:
+    """A stream being made. Use as a context manager, or call `close`.
+
+    Example:
+        >>> with Session(pipeline, StreamSettings(width=832, height=480)) as session:
+        ...     for _ in range(9):
+        ...         sink.write(session.run_block("a cat on a surfboard").frames)
+    """
+
+    def __init__(
+        self, pipeline: StreamPipeline, settings: StreamSettings, on_pass: PassCallback | None = None
+    ) -> None:
+        """Start a stream; nothing is allocated on the device before the first block.
+
+        Args:
+            pipeline: materialised from a recipe.
+            settings: of this stream.
+            on_pass: called with 0, 1, ... before each pass of the transformer within a block; raise in it to
+                stop the stream within one denoising step.
+
+        Raises:
+            ValueError: the pipeline's attention backend cannot do what the settings ask.
+        """
+        check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, settings.attention_bias)
+        self.pipeline = pipeline
+        self.settings = settings
+        self.on_pass = on_pass
+        self.next_block = 0
+        self._generator = pipeline.make_generator(settings.seed)
+        self._state = StreamState(handling=handling_table(pipeline.recipe.state_rules))
+        self._state.values.update(pipeline.start(settings))
+        self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
+        self._closed = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run_block(self, prompt: str) -> StreamBlock:
+        """Make the next block.
+
+        Args:
+            prompt: of this block; the text encoder runs only when it differs from the block before.
+
+        Raises:
+            BlockFailedError: latents or pictures are not finite. The session is over.
+        """
+        if self._closed:
+            raise ValueError("the session is closed: start a new one.")
+        began = time.perf_counter()
+        self._state.strip()
+        self.pipeline.encode_prompt(self._state, prompt)
+        self.pipeline.bring_components(self.settings)
+        with self._watched_passes():
+            self._state = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
+        self._check_latents()
+        frames = self._take_frames()
+        clean_up_after_block(self.settings.cleanup, self.pipeline.device)
+        block = StreamBlock(
+            index=self.next_block,
+            prompt=prompt,
+            frames=frames,
+            seconds=time.perf_counter() - began,
+            prompt_tokens_cut=self._state.get("prompt_tokens_cut", 0),
+        )
+        self.next_block += 1
+        return block
+
+    def close(self) -> None:
+        """Drop all caches and give their memory back. Weights stay with the pipeline."""
+        if self._closed:
+            return
+        self._closed = True
+        self._state.values.clear()
+        release_cached_memory(self.pipeline.device)
+
+    def _call_inputs(self, prompt: str) -> dict[str, Any]:
+        settings = self.settings
+        inputs = {
+            "prompt": [prompt],
+            "block_idx": self.next_block,
+            "num_blocks": settings.blocks,
+            "num_frames_per_block": settings.frames_per_block,
+            "num_inference_steps": settings.steps,
+            "generator": self._generator,
+            "height": settings.height,
+            "width": settings.width,
+            "shift": settings.shift,
+            "kv_policy": settings.kv_policy,
+            "context_frames": settings.context_frames,
+            "sink_frames": settings.sink_frames,
+            "attention_bias": settings.attention_bias,
+        }
+        return {name: value for name, value in inputs.items() if name in self._expected_inputs}
+
+    @contextmanager
+    def _watched_passes(self) -> Iterator[None]:
+        """Call `on_pass` before each forward of the transformer, whoever wrote the blocks around it."""
+        transformer = getattr(self.pipeline.pipe, "transformer", None)
+        if self.on_pass is None or not isinstance(transformer, nn.Module):
+            yield
+            return
+        passes = 0
+
+        def before_pass(module: nn.Module, arguments: Any) -> None:  # noqa: ANN401
+            nonlocal passes
+            if self.on_pass is not None:
+                self.on_pass(passes)
+            passes += 1
+
+        hook = transformer.register_forward_pre_hook(before_pass)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _check_latents(self) -> None:
+        latents = self._state.get("current_denoised_latents")
+        if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
+            raise BlockFailedError(
+                f"block {self.next_block} has NaN or infinite latents: the {self.next_block} blocks before it are "
+                "kept; try dtype bfloat16 or float32, or another attention backend."
+            )
+
+    def _take_frames(self) -> torch.Tensor:
+        videos = self._state.values.pop("videos", None)
+        if videos is None:
+            raise BlockFailedError(
+                f"block {self.next_block} brought no 'videos': the pipeline's blocks do not follow the contract "
+                "of a streaming pipeline."
+            )
+        try:
+            return to_uint8_frames(videos)
+        except ValueError as error:
+            raise BlockFailedError(f"block {self.next_block}: {error}") from error

@@ -1,0 +1,80 @@
+"""What a user chooses for one stream."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..memory.cleanup import CleanupPolicy
+
+KV_POLICIES = ("recompute", "rolling")
+SIZE_STEP = 16
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Settings of a stream; checked when made.
+
+    Attributes:
+        width: pixels, a multiple of 16.
+        height: pixels, a multiple of 16.
+        blocks: how many blocks the stream is planned for; the session itself has no end.
+        seed: of the stream's one noise generator.
+        steps: denoising passes per block.
+        shift: flow shift of the schedule.
+        kv_policy: "recompute" or "rolling".
+        context_frames: latent frames of the past that a block attends to.
+        sink_frames: of these, how many stay the stream's first ones ("rolling" only).
+        attention_bias: weight on keys of past frames other than the first; 1 is off.
+        frames_per_block: latent frames per block.
+        cleanup: when cached memory goes back to the card.
+    """
+
+    width: int = 832
+    height: int = 480
+    blocks: int = 9
+    seed: int = 0
+    steps: int = 4
+    shift: float = 5.0
+    kv_policy: str = "recompute"
+    context_frames: int = 3
+    sink_frames: int = 0
+    attention_bias: float = 1.0
+    frames_per_block: int = 3
+    cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: one sentence that names the setting, its value and what is allowed.
+        """
+        for name in ("width", "height"):
+            _check_size(name, getattr(self, name))
+        for name in ("blocks", "steps", "context_frames", "frames_per_block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        if self.shift <= 0:
+            raise ValueError(f"shift is {self.shift}: choose a value above 0 (Wan 2.1 uses 5).")
+        if self.kv_policy not in KV_POLICIES:
+            raise ValueError(f"kv_policy is {self.kv_policy!r}: choose one of {', '.join(KV_POLICIES)}.")
+        if not 0.0 < self.attention_bias <= 1.0:
+            raise ValueError(
+                f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off)."
+            )
+        if not 0 <= self.sink_frames <= self.context_frames:
+            raise ValueError(
+                f"sink_frames is {self.sink_frames}: choose 0 to {self.context_frames}, the context frames."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for text output."""
+        return asdict(self) | {"cleanup": self.cleanup.value}
+
+
+def _check_size(name: str, value: int) -> None:
+    if value < SIZE_STEP or value % SIZE_STEP:
+        below = max(SIZE_STEP, value // SIZE_STEP * SIZE_STEP)
+        raise ValueError(
+            f"{name} is {value}: choose a multiple of {SIZE_STEP}, such as {below} or {below + SIZE_STEP}."
+        )

@@ -1,0 +1,48 @@
+"""A `PipelineState` that diffusers' `deepcopy` passes through by reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers.modular_pipelines import PipelineState
+
+from ..memory.cleanup import DEFAULT_HANDLING, Handling, handling_table, strip_state
+
+
+@dataclass(repr=False)
+class StreamState(PipelineState):
+    """State of one stream, shared from call to call instead of copied.
+
+    `ModularPipeline.__call__` runs `deepcopy(state)`; here that yields a new state around the same values, so
+    caches are neither copied nor held twice. Because they are mutated in place, a `StreamState` never leaves
+    its session.
+
+    Attributes:
+        handling: by key, what is dropped, shared or copied; see `memory/cleanup.py`.
+    """
+
+    handling: Mapping[str, Handling] = field(default_factory=handling_table)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamState:
+        values = {
+            key: copy.deepcopy(value, memo) if self._handling_of(key) is Handling.COPY else value
+            for key, value in self.values.items()
+        }
+        mapping = {kind: list(keys) for kind, keys in self.kwargs_mapping.items()}
+        return StreamState(values=values, kwargs_mapping=mapping, handling=self.handling)
+
+    def set(self, key: str, value: Any, kwargs_type: str | None = None) -> None:  # noqa: ANN401
+        """Set a value; unlike the base class, a key is listed once under its `kwargs_type`, not once per call."""
+        self.values[key] = value
+        if kwargs_type is not None and key not in self.kwargs_mapping.setdefault(kwargs_type, []):
+            self.kwargs_mapping[kwargs_type].append(key)
+
+    def strip(self) -> list[str]:
+        """Drop what the block just made consumed; returns the keys dropped."""
+        return strip_state(self.values, self.handling)
+
+    def _handling_of(self, key: str) -> Handling:
+        return self.handling.get(key, DEFAULT_HANDLING)

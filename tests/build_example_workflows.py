@@ -1,0 +1,96 @@
+"""Build `example_workflows/` in the real page, so that each file is what the page itself saves.
+
+python tests/build_example_workflows.py
+
+To be run after a node's inputs have changed; `test_real_comfyui.py` then compares, and writes the API twins
+with `STREAMBLOCKS_WRITE_TWINS=1`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from chromium_page import ComfyPage
+from comfyui_server import ComfyUIServer
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "example_workflows"
+
+# A node: its class, its place, its width, and the widgets that differ from the schema's default.
+Node = tuple[str, tuple[int, int], int, dict[str, Any]]
+# A wire: from node and output, to node and input; nodes by their number below, slots by name.
+Wire = tuple[int, str, int, str]
+
+TEXT_TO_VIDEO: tuple[list[Node], list[Wire]] = (
+    [
+        ("StreamBlocksLoadPipeline", (60, 120), 340, {}),
+        ("StreamBlocksSampler", (460, 120), 420, {"control_after_generate": "fixed", "blocks": 5}),
+        ("StreamBlocksSaveStream", (940, 120), 420, {}),
+    ],
+    [(0, "recipe", 1, "recipe"), (1, "video", 2, "video")],
+)
+WORKFLOWS = {"text_to_video_stream": TEXT_TO_VIDEO}
+
+BUILD = """
+async ([nodes, wires]) => {
+  const graph = window.app.graph
+  graph.clear()
+  const made = nodes.map(([type, pos, width, widgets]) => {
+    const node = window.LiteGraph.createNode(type)
+    if (!node) throw new Error(`no node class ${type}`)
+    graph.add(node)
+    node.pos = pos
+    for (const [name, value] of Object.entries(widgets)) {
+      const widget = node.widgets.find(w => w.name === name)
+      if (!widget) throw new Error(`${type} has no widget ${name}: ${node.widgets.map(w => w.name)}`)
+      widget.value = value
+    }
+    node.setSize([width, node.computeSize()[1]])
+    return node
+  })
+  const slot = (slots, name, node) => {
+    const found = slots.findIndex(s => s.name.toLowerCase() === name || s.type.toLowerCase() === name)
+    if (found < 0) throw new Error(`${node.type} has no slot ${name}: ${slots.map(s => s.name)}`)
+    return found
+  }
+  for (const [from, output, to, input] of wires) {
+    const [source, target] = [made[from], made[to]]
+    source.connect(slot(source.outputs, output, source), target, slot(target.inputs, input, target))
+  }
+  await new Promise(done => setTimeout(done, 500))
+  graph.setDirtyCanvas(true, true)
+}
+"""
+
+
+def main() -> None:
+    """Run as a script."""
+    EXAMPLES.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as base,
+        ComfyUIServer(Path(base), packs={"streamblocks": ROOT}) as server,
+        ComfyPage(server.url) as page,
+    ):
+        for name, (nodes, wires) in WORKFLOWS.items():
+            page.evaluate(BUILD, [nodes, wires])
+            target = EXAMPLES / f"{name}.json"
+            target.write_text(json.dumps(_tidy(page.workflow()), indent=2, ensure_ascii=False) + "\n")
+            print(target)
+
+
+def _tidy(value: Any) -> Any:
+    """The workflow without the nulls that only say that something has not been set."""
+    if isinstance(value, dict):
+        return {
+            key: _tidy(item) for key, item in value.items() if item is not None or key in ("link", "links")
+        }
+    if isinstance(value, list):
+        return [_tidy(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
+
+PACK_ROOT = Path(__file__).resolve().parent.parent
+# Nothing may depend on the name of the folder: users clone, copy and rename it.
+PACK_FOLDER = "my stream-pack.v2"
+
+
+@pytest.fixture(scope="session")
+def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+    """A real ComfyUI with this pack in it, started once for all tests that ask for it."""
+    if not comfyui_found():
+        pytest.skip(f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
+    with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs={PACK_FOLDER: PACK_ROOT}) as server:
+        yield server

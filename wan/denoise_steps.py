@@ -1,0 +1,145 @@
+"""Modular blocks that denoise a block of latents and write its final keys."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+from diffusers.utils.torch_utils import randn_tensor
+
+from .attention import CausalPass, make_key_bias
+from .before_denoise_steps import MODEL_NAME, RECOMPUTE, ROLLING, State
+from .causal_transformer import predict_velocity
+from .kv_cache import CrossAttentionCache, KVCache
+
+
+class DenoiseBlockStep(ModularPipelineBlocks):
+    """Few-step denoising: predict x0, noise it to the next sigma, and again; the last x0 is the block."""
+
+    model_name = MODEL_NAME
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return "Denoises the block's latents in a few steps, attending to the past frames in the KV cache."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        """The transformer."""
+        return [ComponentSpec("transformer", WanTransformer3DModel)]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        """Noise, schedule, caches, place in time."""
+        return [
+            InputParam("latents", required=True, type_hint=torch.Tensor),
+            InputParam("schedule", required=True),
+            InputParam("kv_cache", required=True, type_hint=KVCache),
+            InputParam("crossattn_cache", required=True, type_hint=CrossAttentionCache),
+            InputParam("frame_offset", required=True, type_hint=int),
+            InputParam("attention_bias", type_hint=float, default=1.0),
+            InputParam("generator", type_hint=torch.Generator),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        """The denoised latents."""
+        return [OutputParam("latents", type_hint=torch.Tensor, description="float32, denoised")]
+
+    @torch.no_grad()
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
+        """Run the block."""
+        block_state = self.get_block_state(state)
+        latents: torch.Tensor = block_state.latents
+        cache: KVCache = block_state.kv_cache
+        causal_pass = CausalPass(
+            cache,
+            block_state.crossattn_cache,
+            frame_offset=block_state.frame_offset,
+            key_bias=make_key_bias(
+                block_state.attention_bias,
+                past_tokens=cache.length,
+                block_tokens=latents.shape[2] * cache.tokens_per_frame,
+                tokens_per_frame=cache.tokens_per_frame,
+                like=cache.keys[0],
+            ),
+        )
+        schedule = block_state.schedule
+        for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=True)):
+            velocity = predict_velocity(components.transformer, latents, timestep, causal_pass)
+            denoised = latents - sigma * velocity
+            if step + 1 == len(schedule.sigmas):
+                break
+            next_sigma = schedule.sigmas[step + 1]
+            noise = randn_tensor(
+                tuple(denoised.shape),
+                generator=block_state.generator,
+                device=denoised.device,
+                dtype=denoised.dtype,
+            )
+            latents = (1.0 - next_sigma) * denoised + next_sigma * noise
+        block_state.latents = denoised
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class RememberBlockStep(ModularPipelineBlocks):
+    """Keep of the block what the next one needs: its latents and, for `rolling`, its clean keys."""
+
+    model_name = MODEL_NAME
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return "Writes the block's clean keys (rolling) and keeps the latest latents as context."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        """The transformer."""
+        return [ComponentSpec("transformer", WanTransformer3DModel)]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        """The denoised latents, the policy and the caches."""
+        return [
+            InputParam("latents", required=True, type_hint=torch.Tensor),
+            InputParam("kv_policy", type_hint=str, default=RECOMPUTE),
+            InputParam("context_frames", type_hint=int, default=3),
+            InputParam("kv_cache", required=True, type_hint=KVCache),
+            InputParam("crossattn_cache", required=True, type_hint=CrossAttentionCache),
+            InputParam("frame_offset", required=True, type_hint=int),
+            InputParam("current_denoised_latents", type_hint=torch.Tensor),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        """The latents of the latest frames."""
+        return [
+            OutputParam(
+                "current_denoised_latents",
+                type_hint=torch.Tensor,
+                description="float32, the last max(context, block) latent frames",
+            )
+        ]
+
+    @torch.no_grad()
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
+        """Run the block."""
+        block_state = self.get_block_state(state)
+        latents: torch.Tensor = block_state.latents
+        cache: KVCache = block_state.kv_cache
+        if block_state.kv_policy == ROLLING:
+            # The clean pass: keys at t = 0 replace those of the last denoising step (Self-Forcing).
+            causal_pass = CausalPass(
+                cache, block_state.crossattn_cache, frame_offset=block_state.frame_offset
+            )
+            predict_velocity(components.transformer, latents, 0.0, causal_pass)
+            cache.commit(latents.shape[2] * cache.tokens_per_frame)
+        past = block_state.current_denoised_latents
+        history = latents if past is None else torch.cat([past, latents], dim=2)
+        keep = max(block_state.context_frames, latents.shape[2])
+        # A copy of its own: a view would keep the whole concatenation alive.
+        block_state.current_denoised_latents = history[:, :, -keep:].clone()
+        self.set_block_state(state, block_state)
+        return components, state

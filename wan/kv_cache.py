@@ -1,0 +1,152 @@
+"""Preallocated key/value caches of the causal transformer.
+
+Layout of one layer of the self-attention cache, in tokens (a latent frame is `tokens_per_frame` of them):
+
+    [ sink | past frames, oldest first | block being denoised | free ]
+      0..sink        ..length            ..length + block       ..capacity
+
+Keys are stored after RoPE. Protocol per block: `begin_block` once (makes room by dropping the oldest past
+frames behind the sink), then any number of passes that each `write` the block's slots again, then, where the
+policy keeps them, `commit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class KVCache:
+    """Self-attention keys and values of every layer.
+
+    Attributes:
+        keys: per layer [batch, capacity tokens, heads, head_dim].
+        values: per layer, the same shape.
+        tokens_per_frame: patches of one latent frame.
+        sink_tokens: tokens at the front that never leave.
+        length: tokens of past frames that are valid.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    tokens_per_frame: int
+    sink_tokens: int = 0
+    length: int = 0
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        frames: int,
+        tokens_per_frame: int,
+        sink_frames: int = 0,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> KVCache:
+        """Allocate room for `frames` latent frames (context and current block together).
+
+        Raises:
+            ValueError: the sink leaves no room for other frames.
+        """
+        if sink_frames < 0 or sink_frames >= frames:
+            raise ValueError(
+                f"sink_frames is {sink_frames}: choose 0 to {frames - 1} for a window of {frames}."
+            )
+        shape = (1, frames * tokens_per_frame, heads, head_dim)
+        return cls(
+            keys=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)],
+            values=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)],
+            tokens_per_frame=tokens_per_frame,
+            sink_tokens=sink_frames * tokens_per_frame,
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Tokens each layer has room for."""
+        return self.keys[0].shape[1]
+
+    def reset(self) -> None:
+        """Forget every past frame; nothing is freed."""
+        self.length = 0
+
+    def begin_block(self, tokens: int) -> None:
+        """Make room for a block of `tokens` tokens behind the past frames.
+
+        Raises:
+            ValueError: sink and block together are larger than the cache.
+        """
+        if self.sink_tokens + tokens > self.capacity:
+            raise ValueError(
+                f"a block of {tokens} tokens and a sink of {self.sink_tokens} do not fit a KV cache of "
+                f"{self.capacity} tokens: use fewer sink frames or more context frames."
+            )
+        surplus = self.length + tokens - self.capacity
+        if surplus > 0:
+            self._drop_oldest(surplus)
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one layer of the current block and return all that it may attend to.
+
+        Args:
+            layer: index of the transformer block.
+            key: [batch, block tokens, heads, head_dim], after RoPE.
+            value: the same shape.
+
+        Returns:
+            Views on keys and values [batch, length + block tokens, heads, head_dim].
+        """
+        end = self.length + key.shape[1]
+        self.keys[layer][:, self.length : end].copy_(key)
+        self.values[layer][:, self.length : end].copy_(value)
+        return self.keys[layer][:, :end], self.values[layer][:, :end]
+
+    def commit(self, tokens: int) -> None:
+        """Count the block's tokens, as last written, among the past frames."""
+        self.length += tokens
+
+    def _drop_oldest(self, surplus: int) -> None:
+        first_kept = self.sink_tokens + surplus
+        kept = self.length - first_kept
+        for buffer in (*self.keys, *self.values):
+            # Cloned, one layer at a time: source and target overlap.
+            moved = buffer[:, first_kept : self.length].clone()
+            buffer[:, self.sink_tokens : self.sink_tokens + kept].copy_(moved)
+        self.length -= surplus
+
+
+@dataclass
+class CrossAttentionCache:
+    """Keys and values of the prompt for every layer, computed once per prompt.
+
+    Attributes:
+        keys: per layer [batch, text tokens, heads, head_dim].
+        values: per layer, the same shape.
+        prompt: the prompt they were computed from; None while empty.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    prompt: str | None = None
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        text_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> CrossAttentionCache:
+        """Allocate room for a prompt of `text_tokens` tokens (padding included)."""
+        shape = (1, text_tokens, heads, head_dim)
+        return cls(
+            keys=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)],
+            values=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)],
+        )

@@ -1,0 +1,206 @@
+"""A Wan transformer in one safetensors file: whose names it uses, and which model it is.
+
+Everything is decided from the header: renaming works on names, and the config is read off the shapes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+from .checkpoint_files import (
+    CheckpointError,
+    TensorSource,
+    index_tensors,
+    open_checkpoint,
+    read_headers,
+    refuse_pickled,
+)
+
+HEAD_DIM = 128
+
+_ANCHOR = "patch_embedding.weight"
+_PREFIX = re.compile(r"(?:(?:generator_ema|generator|model|diffusion_model)\.)*")
+# Torch's FSDP and activation checkpointing put these inside the names of training checkpoints.
+_WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Other models which all-in-one and training files hold beside the transformer.
+_OTHER_MODELS = (
+    "generator.",
+    "critic.",
+    "first_stage_model.",
+    "cond_stage_model.",
+    "text_encoders.",
+    "vae.",
+)
+_QUANTIZED_SUFFIXES = (".comfy_quant", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input")
+_ORIGINAL_MARK = "time_embedding.0.weight"
+_DIFFUSERS_MARK = "condition_embedder.time_embedder.linear_1.weight"
+_VARIANTS = {
+    "an image-to-video transformer": ("img_emb.", ".k_img.", "image_embedder.", ".add_k_proj."),
+    "a VACE transformer": ("vace_",),
+    "a Wan-Animate transformer": ("face_adapter.", "motion_encoder."),
+    "a speech-to-video transformer": ("casual_audio_encoder.", "audio_injector."),
+    "a camera-control transformer": ("control_adapter.",),
+}
+_KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B"}
+
+
+@dataclass(frozen=True)
+class SingleFileCheckpoint:
+    """What a single file holds: `config` for WanTransformer3DModel and where each parameter is stored.
+
+    `sources` maps diffusers' parameter names; `prefix` is what stood before the names in the file.
+    """
+
+    path: Path
+    prefix: str
+    config: Mapping[str, Any]
+    sources: Mapping[str, TensorSource]
+
+    @property
+    def name(self) -> str:
+        """The size as people call it: `1.3B`, `14B`, or for example `256x2 custom` (width x layers)."""
+        dim = self.config["num_attention_heads"] * self.config["attention_head_dim"]
+        layers = self.config["num_layers"]
+        return _KNOWN_SIZES.get((dim, layers, self.config["ffn_dim"]), f"{dim}x{layers} custom")
+
+
+def recognise_single_file(path: Path) -> SingleFileCheckpoint:
+    """Read the header of `path` and say which Wan text-to-video transformer it holds.
+
+    Raises CheckpointError for pickled, absent, corrupt or quantized files, for other Wan transformers
+    (image-to-video, VACE and so on), and for anything else.
+    """
+    refuse_pickled(path)
+    if path.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{path} has no .safetensors suffix: give a Wan transformer in that format.")
+    stored = index_tensors([path])
+    _refuse_quantized(path, stored)
+    prefix = _prefix(path, stored)
+    sources = _diffusers_names(path, _strip(stored, prefix))
+    shapes = {name: header.shape for name, header in read_headers(sources).items()}
+    try:
+        config = config_from_shapes(shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources))
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The WanTransformer3DModel keyword arguments behind parameter shapes under diffusers' names.
+
+    Heads are not visible in the shapes: Wan's have 128 channels each. Raises CheckpointError for shapes that
+    no Wan text-to-video transformer has.
+    """
+    dim, in_channels, *patch = _shape(shapes, "patch_embedding.weight", 5)
+    out_rows, _ = _shape(shapes, "proj_out.weight", 2)
+    out_channels = out_rows // math.prod(patch)
+    if dim % HEAD_DIM:
+        raise CheckpointError(
+            f"The width {dim} is no multiple of {HEAD_DIM}, the channels of a Wan head: give a diffusers "
+            "folder, whose config.json says how many heads there are."
+        )
+    if in_channels != out_channels:
+        raise CheckpointError(
+            f"The transformer takes {in_channels} latent channels and gives {out_channels}, as "
+            "image-to-video ones do: give a text-to-video transformer, which takes as many as it gives."
+        )
+    return {
+        "patch_size": tuple(patch),
+        "num_attention_heads": dim // HEAD_DIM,
+        "attention_head_dim": HEAD_DIM,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "text_dim": _shape(shapes, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": _shape(shapes, _DIFFUSERS_MARK, 2)[1],
+        "ffn_dim": _shape(shapes, "blocks.0.ffn.net.0.proj.weight", 2)[0],
+        "num_layers": _layers(shapes),
+        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+    }
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None or len(shape) != dimensions:
+        raise CheckpointError(
+            f"{name} is {'absent' if shape is None else list(shape)} and must have {dimensions} dimensions: "
+            "give a Wan transformer."
+        )
+    return shape
+
+
+def _layers(shapes: Iterable[str]) -> int:
+    numbers = {int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)}
+    absent = sorted(set(range(max(numbers) + 1)) - numbers)
+    if absent:
+        raise CheckpointError(f"Layer {absent[0]} of {max(numbers) + 1} is absent: give the complete file.")
+    return len(numbers)
+
+
+def _refuse_quantized(path: Path, keys: Iterable[str]) -> None:
+    with open_checkpoint(path) as opened:
+        metadata = opened.metadata() or {}
+    marked = [key for key in keys if key.endswith((*_QUANTIZED_SUFFIXES, "scaled_fp8"))]
+    if marked or "_quantization_metadata" in metadata:
+        mark = marked[0] if marked else "_quantization_metadata"
+        raise CheckpointError(
+            f"{path} is quantized already ({mark}): give the BF16, FP16 or FP32 file of the model."
+        )
+
+
+def _prefix(path: Path, keys: Iterable[str]) -> str:
+    """What stands before Wan's names: the exponential moving average is chosen over the trained weights."""
+    found = [_WRAPPERS.sub("", key).removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)]
+    prefixes = sorted({prefix for prefix in found if _PREFIX.fullmatch(prefix)})
+    averaged = [prefix for prefix in prefixes if "generator_ema." in prefix]
+    candidates = averaged or prefixes
+    if not candidates:
+        raise CheckpointError(
+            f"{path} holds no Wan transformer ({_ANCHOR} is absent): give a transformer with Wan's or "
+            "diffusers' names, not a VAE, a text encoder, a LoRA or another model."
+        )
+    if len(candidates) > 1:
+        raise CheckpointError(
+            f"{path} holds several transformers, under {', '.join(map(repr, candidates))}: give a file with "
+            "one."
+        )
+    return candidates[0]
+
+
+def _strip(stored: Mapping[str, TensorSource], prefix: str) -> dict[str, TensorSource]:
+    """The tensors under `prefix`, without it; other models dropped, unknown names kept to be reported."""
+    kept: dict[str, TensorSource] = {}
+    for key, source in stored.items():
+        plain = _WRAPPERS.sub("", key)
+        if plain.startswith(prefix):
+            kept[plain.removeprefix(prefix)] = source
+        elif not plain.startswith((*_OTHER_MODELS, *(f"model.{name}" for name in _OTHER_MODELS))):
+            kept[plain] = source
+    return kept
+
+
+def _diffusers_names(path: Path, sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    """`sources` under diffusers' names, whichever of the two namings it has."""
+    for variant, marks in _VARIANTS.items():
+        mark = next((mark for mark in marks if any(mark in name for name in sources)), None)
+        if mark is not None:
+            raise CheckpointError(
+                f"{path} is {variant} ({mark.strip('.')}): give a text-to-video transformer of Wan 2.1."
+            )
+    if _DIFFUSERS_MARK in sources:
+        return dict(sources)
+    if _ORIGINAL_MARK not in sources:
+        raise CheckpointError(
+            f"{path} has neither Wan's names ({_ORIGINAL_MARK}) nor diffusers' ({_DIFFUSERS_MARK}): give a "
+            "Wan transformer."
+        )
+    # diffusers' renaming only moves values from key to key, so names can stand in for tensors.
+    renamed: dict[str, str] = convert_wan_transformer_to_diffusers({name: name for name in sources})
+    return {name: sources[original] for name, original in renamed.items()}

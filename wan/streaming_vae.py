@@ -1,0 +1,96 @@
+"""Decode a stream of latents with `AutoencoderKLWan`, block after block, as if all at once.
+
+Wan's VAE is causal in time: each convolution looks back two frames. diffusers keeps those frames in lists on
+the model and clears them on every `decode`; here the list belongs to the stream and is given to the decoder
+itself, so nothing is patched and several streams may share one VAE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+
+@dataclass
+class DecoderCache:
+    """What the decoder's causal convolutions remember of the past frames.
+
+    Attributes:
+        features: one entry per convolution: None, a tensor [batch, channels, <=2, height, width], or diffusers'
+            mark "Rep" for a temporal upsampler that has seen one frame.
+        latent_frames: how many latent frames were decoded.
+    """
+
+    features: list[torch.Tensor | str | None] = field(default_factory=list)
+    latent_frames: int = 0
+
+    @classmethod
+    def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
+        """An empty cache for the start of a stream."""
+        convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        return cls(features=[None] * convolutions)
+
+
+@torch.no_grad()
+def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
+    """Decode the next latent frame of a stream; `cache` moves on by one frame.
+
+    Args:
+        vae: Wan's VAE.
+        latent: [batch, z_dim, 1, height, width], as the transformer works on it (zero mean, unit variance).
+        cache: the stream's own.
+
+    Returns:
+        Pixels in -1..1, the VAE's dtype, [batch, 3, F, 8 * height, 8 * width]; F is 1 for the first latent
+        frame of a stream and 4 for every other.
+    """
+    z = vae.post_quant_conv(denormalize_latents(vae, latent))
+    first = cache.latent_frames == 0
+    pixels = vae.decoder(z, feat_cache=cache.features, feat_idx=[0], first_chunk=first)
+    cache.latent_frames += 1
+    if vae.config.patch_size is not None:
+        pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+    return pixels.clamp_(-1.0, 1.0)
+
+
+@torch.no_grad()
+def encode_pixel_frame(vae: AutoencoderKLWan, frame: torch.Tensor) -> torch.Tensor:
+    """Encode one picture as the first latent frame of a video.
+
+    Args:
+        vae: Wan's VAE.
+        frame: [batch, 3, 1, height, width] in -1..1.
+
+    Returns:
+        Float32 latents as the transformer works on them [batch, z_dim, 1, height / 8, width / 8]; the mode of
+        the distribution, so that a stream repeats exactly.
+    """
+    latent = vae.encode(frame.to(vae_device(vae), vae_dtype(vae))).latent_dist.mode()
+    mean, std = _latent_statistics(vae, latent.device)
+    return (latent.float() - mean) / std
+
+
+def denormalize_latents(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """From the transformer's latents to the VAE's: x * std + mean, in the VAE's dtype and on its device."""
+    mean, std = _latent_statistics(vae, vae_device(vae))
+    return (latents.to(vae_device(vae), torch.float32) * std + mean).to(vae_dtype(vae))
+
+
+def vae_dtype(vae: AutoencoderKLWan) -> torch.dtype:
+    """The dtype the VAE computes in."""
+    return vae.post_quant_conv.weight.dtype
+
+
+def vae_device(vae: AutoencoderKLWan) -> torch.device:
+    """The device the VAE's weights are on."""
+    return vae.post_quant_conv.weight.device
+
+
+def _latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=device, dtype=torch.float32).view(shape)
+    std = torch.tensor(vae.config.latents_std, device=device, dtype=torch.float32).view(shape)
+    return mean, std

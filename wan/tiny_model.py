@@ -1,0 +1,162 @@
+"""A complete Wan pipeline folder of a few megabytes with seeded random weights.
+
+It has diffusers' layout (`model_index.json`, `tokenizer/`, `text_encoder/`, `transformer/`, `vae/`,
+`scheduler/`) and Wan's proportions in time and space (16 latent channels, 8x in space, 4x in time), so
+that every path of the pack can be run on a CPU in seconds. The pictures mean nothing, but they vary.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+TEXT_DIM = 48
+TEXT_LENGTH = 512
+
+# Gains on top of 1/sqrt(fan in), chosen by looking at decoded noise: smaller gives flat grey, larger
+# gives frames clamped to black and white.
+_GAINS = {"decoder.conv_out.weight": 0.6}
+# T5 divides no attention score by sqrt(head size), so full-size queries would make attention one-hot.
+_QUERY_GAIN = 0.3
+
+
+def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+    """Write the tiny pipeline into `folder` (made if absent) and return `folder`.
+
+    The same seed writes the same bytes. torch's global random state is left as it was.
+    """
+    with _quiet_random_state():
+        # A dict, because WanPipeline's annotations are narrower than what it takes.
+        components: dict[str, Any] = {
+            "tokenizer": _tokenizer(),
+            "text_encoder": _text_encoder(),
+            "transformer": _transformer(),
+            "vae": _vae(),
+            "scheduler": UniPCMultistepScheduler(
+                prediction_type="flow_prediction",
+                use_flow_sigmas=True,
+                num_train_timesteps=1000,
+                flow_shift=5.0,
+            ),
+        }
+        pipeline = WanPipeline(**components)
+    for name in ("text_encoder", "transformer", "vae"):
+        _randomise(getattr(pipeline, name), seed=seed, label=name)
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@contextmanager
+def _quiet_random_state() -> Iterator[None]:
+    """Restore the CPU random state afterwards: building modules draws from it."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Characters of printable ASCII, and bytes for everything else; `</s>` ends each text as in T5."""
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
+    characters = [("▁", -2.0)] + [(chr(code), -2.0) for code in range(33, 127)]
+    fallback = [(f"<0x{byte:02X}>", -10.0) for byte in range(256)]
+    tokenizer = Tokenizer(models.Unigram(specials + characters + fallback, unk_id=2, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_LENGTH,
+        padding_side="right",
+    )
+
+
+def _text_encoder() -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=384,
+        d_model=TEXT_DIM,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_heads=3,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=128,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def _transformer() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=16,
+        out_channels=16,
+        text_dim=TEXT_DIM,
+        freq_dim=32,
+        ffn_dim=128,
+        num_layers=2,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+    ).eval()
+
+
+def _vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    ).eval()
+
+
+@torch.no_grad()
+def _randomise(module: torch.nn.Module, *, seed: int, label: str) -> None:
+    """Draw every parameter anew, each from a generator of its own.
+
+    A generator per name keeps one tensor's values when another is added. No parameter stays at 0 or 1,
+    so that a loader which forgets one is found out.
+    """
+    for name, parameter in module.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{label}/{name}".encode()))
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(_scaled(name, noise))
+
+
+def _scaled(name: str, noise: torch.Tensor) -> torch.Tensor:
+    """`noise` scaled for the parameter called `name`: gains near 1, biases near 0, weights by fan-in."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "gamma" or (leaf == "weight" and noise.ndim == 1):
+        return 1.0 + 0.1 * noise
+    if leaf == "bias":
+        return 0.05 * noise
+    if leaf == "scale_shift_table":
+        return 0.3 * noise
+    if name.startswith("shared") or "embed_tokens" in name:
+        return noise
+    gain = _QUERY_GAIN if "SelfAttention.q." in name else _GAINS.get(name, 1.0)
+    return noise * (gain / math.sqrt(noise[0].numel()))
