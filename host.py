@@ -249,8 +249,6 @@ class ComfyResidency:
         patcher = self._patchers.get(name)
         if patcher is None or patcher.model is not module:
             size = sum(p.numel() * p.element_size() for p in module.parameters())
-            patcher = WholeModelPatcher(
-                module, load_device=device, offload_device=torch.device("cpu"), size=size
-            )
+            patcher = WholeModelPatcher(module, load_device=device, offload_device=torch.device("cpu"), size=size)
             self._patchers[name] = patcher
         return patcher

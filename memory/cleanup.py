@@ -66,9 +66,7 @@ def parse_state_rules(text: str) -> tuple[StateRule, ...]:
         key, separator, handling = (part.strip() for part in content.partition("="))
         choices = [choice.value for choice in Handling]
         if not separator or not key or handling not in choices:
-            raise ValueError(
-                f"state rule {content!r} is not understood: write 'key = {' | '.join(choices)}'."
-            )
+            raise ValueError(f"state rule {content!r} is not understood: write 'key = {' | '.join(choices)}'.")
         rules.append(StateRule(key, Handling(handling), "set by the user"))
     return tuple(rules)
 
@@ -142,9 +140,7 @@ def clean_up_after_block(policy: CleanupPolicy, device: torch.device, next_block
     if policy is CleanupPolicy.NEVER:
         return False
     memory = read_card_memory(device)
-    if policy is CleanupPolicy.WHEN_IT_PAYS and (
-        memory is None or not cleanup_pays(memory, next_block_bytes)
-    ):
+    if policy is CleanupPolicy.WHEN_IT_PAYS and (memory is None or not cleanup_pays(memory, next_block_bytes)):
         return False
     release_cached_memory(device)
     return True

@@ -124,9 +124,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                 ),
             ],
             outputs=[
-                RecipeType.Output(
-                    display_name="pipeline", tooltip="The description of the pipeline, for the sampler."
-                )
+                RecipeType.Output(display_name="pipeline", tooltip="The description of the pipeline, for the sampler.")
             ],
         )
 

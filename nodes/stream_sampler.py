@@ -203,9 +203,7 @@ class StreamingBlockSampler(io.ComfyNode):
 
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         watcher = _NodeWatcher(settings, host.StreamProgress(blocks * steps, node_id))
-        materialised = materialise(
-            pipeline, residency=host.ComfyResidency(), default_device=host.default_device()
-        )
+        materialised = materialise(pipeline, residency=host.ComfyResidency(), default_device=host.default_device())
         video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         try:
@@ -214,9 +212,7 @@ class StreamingBlockSampler(io.ComfyNode):
             watcher.say_what_is_kept(video)
             raise
         frames = keeper.frames()
-        images = host.blocked_output(
-            "keep_frames is 'none', so there are no images: choose 'all' or 'last block'."
-        )
+        images = host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
         if frames is not None:
             images = to_image_batch(frames)
         applied = settings.as_dict() | {"prompt": prompt, "fps": fps} | report.as_dict()
@@ -240,9 +236,7 @@ class _NodeWatcher:
         self._blocks_done = block.index + 1
         self._progress.show_picture(self._blocks_done * self._settings.steps, block.frames[-1])
         rate = len(block.frames) / block.seconds
-        self._progress.say(
-            f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second"
-        )
+        self._progress.say(f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second")
 
     def say_what_is_kept(self, video: Any) -> None:  # noqa: ANN401
         if video.frames_written == 0:

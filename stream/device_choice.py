@@ -13,21 +13,16 @@ _NO_MASK = frozenset({"flash", "_flash_3", "_native_flash", "sage"})
 
 
 def choose_device(name: str, default: torch.device) -> torch.device:
-    """The device a recipe names; "auto" is `default`.
+    """The device a recipe names, with its index; "auto" is `default`.
 
     Raises:
         ValueError: no such device, or this machine has not got it.
     """
-    if name == "auto":
-        return default
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        # An empty tensor knows the index that "cuda" means, and fails where there is no such device.
+        return torch.empty(0, device=default if name == "auto" else name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device is {name!r}: this machine has not got it ({error}); choose 'auto'."
-        ) from error
-    return device
+        raise ValueError(f"device is {name!r}: this machine has not got it ({error}); choose 'auto'.") from error
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -23,11 +23,9 @@ def to_uint8_frames(videos: Any) -> torch.Tensor:  # noqa: ANN401
     if isinstance(video, np.ndarray):
         return _from_tensor(torch.from_numpy(video))
     if isinstance(video, list | tuple) and video:
-        frames = [torch.from_numpy(np.asarray(frame)) for frame in video]
+        frames = [torch.from_numpy(np.array(frame)) for frame in video]
         return _from_tensor(torch.stack(frames))
-    raise ValueError(
-        f"videos[0] is {type(video).__name__}: a tensor, an array or a list of images is needed."
-    )
+    raise ValueError(f"videos[0] is {type(video).__name__}: a tensor, an array or a list of images is needed.")
 
 
 def _from_tensor(video: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ from .recipe import Recipe
 from .residency import Residency
 from .settings import StreamSettings
 
+BLOCK_COMPONENTS = ("transformer", "vae")
+
 
 class StreamPipeline(Protocol):
     """What a session needs of a pipeline."""
@@ -45,7 +47,10 @@ class StreamPipeline(Protocol):
         """Encode ahead of the call, if the pipeline lets a text encoder leave before the rest comes."""
 
     def bring_components(self, settings: StreamSettings) -> None:
-        """Put on the device what a block needs."""
+        """Put on the device what a block needs, with room for what it allocates."""
+
+    def is_resident(self) -> bool:
+        """Whether what a block needs is on the device."""
 
     def release(self) -> None:
         """Let go of all weights."""
@@ -92,6 +97,7 @@ class BuiltInPipeline:
         """Run the text step alone when the prompt changed, so that 11 GB of text encoder can leave first."""
         if state.get("encoded_prompt") == single_prompt(prompt):
             return
+        self._load("text_encoder")
         self._bring(["text_encoder"], working_bytes=0)
         step = self.pipe.blocks.sub_blocks["text_encoder"]
         state.set("prompt", prompt)
@@ -100,25 +106,26 @@ class BuiltInPipeline:
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Transformer and VAE, with room for the stream's caches and activations."""
-        self._bring(["transformer", "vae"], working_bytes=0)
-        self._bring(["transformer", "vae"], working_bytes=self.working_bytes(settings))
+        for name in BLOCK_COMPONENTS:
+            self._load(name)
+        self._bring(BLOCK_COMPONENTS, working_bytes=self.working_bytes(settings))
+
+    def is_resident(self) -> bool:
+        """Whether transformer and VAE are on the device."""
+        return _all_on_device([getattr(self.pipe, name) for name in BLOCK_COMPONENTS], self.device)
 
     def working_bytes(self, settings: StreamSettings) -> int:
         """Bytes a stream with these settings needs beside the weights; needs the components' configs."""
         config = self.pipe.transformer.config
         scale = self.pipe.vae.config.scale_factor_spatial
-        per_frame = tokens_per_latent_frame(
-            self.pipe.transformer, settings.height // scale, settings.width // scale
-        )
+        per_frame = tokens_per_latent_frame(self.pipe.transformer, settings.height // scale, settings.width // scale)
         frames = settings.context_frames + settings.frames_per_block
         widest_pass = max(settings.context_frames, settings.frames_per_block) * per_frame
         return (
             kv_cache_bytes(config, frames=frames, tokens_per_frame=per_frame, dtype=self.dtype)
             + cross_cache_bytes(config, text_tokens=DEFAULT_TEXT_TOKENS, dtype=self.dtype)
             + activation_bytes(config, tokens=widest_pass, dtype=self.dtype)
-            + decoder_bytes(
-                self.pipe.vae.config, height=settings.height, width=settings.width, dtype=self.vae_dtype
-            )
+            + decoder_bytes(self.pipe.vae.config, height=settings.height, width=settings.width, dtype=self.vae_dtype)
         )
 
     def release(self) -> None:
@@ -127,12 +134,12 @@ class BuiltInPipeline:
         for name in ("transformer", "vae", "text_encoder", "tokenizer"):
             setattr(self.pipe, name, None)
 
-    def _bring(self, names: list[str], working_bytes: int) -> None:
-        for name in names:
-            if getattr(self.pipe, name) is None:
-                weight_bytes = component_bytes(self._sources[name], name, self._dtypes[name])
-                self.residency.make_room(weight_bytes, self.device)
-                self.pipe.update_components(**{name: self._loaders[name]()})
+    def _load(self, name: str) -> None:
+        if getattr(self.pipe, name) is None:
+            self.residency.make_room(component_bytes(self._sources[name], name, self._dtypes[name]), self.device)
+            self.pipe.update_components(**{name: self._loaders[name]()})
+
+    def _bring(self, names: Sequence[str], working_bytes: int) -> None:
         components = {name: getattr(self.pipe, name) for name in names}
         self.residency.bring(components, self.device, working_bytes)
 
@@ -145,9 +152,7 @@ class BuiltInPipeline:
 class ForeignPipeline:
     """A diffusers modular repository with its own blocks, called by Krea Realtime's contract."""
 
-    def __init__(
-        self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency
-    ) -> None:
+    def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
         self.recipe = recipe
         self.pipe = pipe
         self.device = device
@@ -167,15 +172,21 @@ class ForeignPipeline:
 
     def bring_components(self, settings: StreamSettings) -> None:
         """All components that are modules; what the blocks allocate is theirs to know."""
-        components = {
-            name: component
-            for name, component in self.pipe.components.items()
-            if isinstance(component, nn.Module)
-        }
-        self.residency.bring(components, self.device, working_bytes=0)
+        self.residency.bring(self._modules(), self.device, working_bytes=0)
+
+    def is_resident(self) -> bool:
+        """Whether all components that are modules are on the device."""
+        return _all_on_device(self._modules().values(), self.device)
 
     def release(self) -> None:
         """Delete every component."""
         self.residency.release()
         for name in self.pipe.component_names:
             setattr(self.pipe, name, None)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}
+
+
+def _all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:
+    return all(module is not None and next(module.parameters()).device == device for module in modules)

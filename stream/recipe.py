@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,13 @@ def is_hub_id(model: str) -> bool:
 
 
 def stamp_files(model: str) -> str:
-    """A string that changes when the weight or config files under `model` change; empty for hub ids."""
+    """A short digest that changes when the weight or config files under `model` do; empty for hub ids."""
     root = Path(model)
     if not root.exists():
         return ""
     files = [root] if root.is_file() else sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json"))
-    return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
+    facts = "".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

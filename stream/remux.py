@@ -17,14 +17,13 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
         metadata: entries of the container; ComfyUI reads a workflow from "prompt" and "workflow".
 
     Raises:
-        OSError: `source` is not a video, or `target` cannot be written.
+        OSError: `source` cannot be read or `target` cannot be written.
+        ValueError: `source` is not a video.
     """
     try:
         with (
             av.open(str(source)) as reader,
-            av.open(
-                str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}
-            ) as writer,
+            av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}) as writer,
         ):
             for key, value in (metadata or {}).items():
                 writer.metadata[key] = value

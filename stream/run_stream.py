@@ -35,7 +35,7 @@ class StreamReport:
     Attributes:
         blocks_made: blocks in the sinks.
         pictures: pictures in the sinks.
-        seconds: wall time, without loading.
+        seconds: wall time, with loading what was not loaded yet.
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
     """
 

@@ -54,9 +54,7 @@ class Session:
         ...         sink.write(session.run_block("a cat on a surfboard").frames)
     """
 
-    def __init__(
-        self, pipeline: StreamPipeline, settings: StreamSettings, on_pass: PassCallback | None = None
-    ) -> None:
+    def __init__(self, pipeline: StreamPipeline, settings: StreamSettings, on_pass: PassCallback | None = None) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
         Args:
@@ -101,7 +99,10 @@ class Session:
         began = time.perf_counter()
         self._state.strip()
         self.pipeline.encode_prompt(self._state, prompt)
-        self.pipeline.bring_components(self.settings)
+        # Asked for once a stream, and again when a text encoder pushed the rest out: ComfyUI's model management
+        # looks through all its models, and may empty the cache, each time.
+        if self.next_block == 0 or not self.pipeline.is_resident():
+            self.pipeline.bring_components(self.settings)
         with self._watched_passes():
             self._state = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
         self._check_latents()

@@ -59,9 +59,7 @@ class StreamSettings:
         if self.kv_policy not in KV_POLICIES:
             raise ValueError(f"kv_policy is {self.kv_policy!r}: choose one of {', '.join(KV_POLICIES)}.")
         if not 0.0 < self.attention_bias <= 1.0:
-            raise ValueError(
-                f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off)."
-            )
+            raise ValueError(f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off).")
         if not 0 <= self.sink_frames <= self.context_frames:
             raise ValueError(
                 f"sink_frames is {self.sink_frames}: choose 0 to {self.context_frames}, the context frames."

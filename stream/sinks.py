@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -11,12 +12,11 @@ from typing import Protocol
 import av
 import torch
 
+from .growing_mp4 import GrowingMp4
 from .remux import remux_mp4
 
 # Constant-quality H.264 that players everywhere take; 17 is close to visually lossless.
 DEFAULT_CRF = 17
-# A fragment per picture, written through at once, so that the file plays up to the last block at any moment.
-_GROWING_MP4 = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 
 
 class FrameSink(Protocol):
@@ -30,11 +30,11 @@ class FrameSink(Protocol):
 
 
 class Mp4Sink:
-    """Encodes H.264 into a fragmented mp4; `close` turns it into a plain one without re-encoding.
+    """Encodes H.264 into an mp4 that plays up to the last block at any moment; `close` makes it a plain one.
 
     Attributes:
         path: the file; it exists from the first block on.
-        frames_written: pictures so far.
+        frames_written: pictures in the file.
     """
 
     def __init__(self, path: Path, *, fps: float = 16.0, crf: int = DEFAULT_CRF) -> None:
@@ -42,43 +42,38 @@ class Mp4Sink:
         self.frames_written = 0
         self._fps = Fraction(fps).limit_denominator(1001)
         self._crf = crf
-        self._container: av.container.OutputContainer | None = None
-        self._stream: av.VideoStream | None = None
+        self._encoder: _Encoder | None = None
+        self._file: GrowingMp4 | None = None
 
     def write(self, frames: torch.Tensor) -> None:
-        """Encode pictures, uint8 [F, height, width, 3]; they are in the file when this returns.
+        """Append one block of pictures, uint8 [F, height, width, 3]; they are in the file when this returns.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; what is in the file stays playable.
+            OSError: the disk is full or the folder cannot be written; the blocks before are in the file.
         """
-        if self._container is None or self._stream is None:
-            self._open(height=frames.shape[1], width=frames.shape[2])
-        assert self._container is not None and self._stream is not None
+        if self._encoder is None or self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
+            self._file = GrowingMp4(self.path, self._encoder.stream)
         try:
-            for index, picture in enumerate(frames.numpy()):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                if index == 0:
-                    # Each block starts with a key frame: a cut at any seam needs no re-encoding.
-                    frame.pict_type = av.video.frame.PictureType.I
-                self._container.mux(self._stream.encode(frame))
-                self.frames_written += 1
+            self._file.append(self._encoder.encode(frames))
         except OSError as error:
             raise _explain_disk(error, self.path, self.frames_written) from error
+        self.frames_written += len(frames)
 
     def close(self) -> None:
-        """Finish the file and rewrite it as a plain mp4 (index in front), which all players can seek in.
+        """Rewrite the file as a plain mp4 (index in front), which all players can seek in.
 
         Raises:
-            OSError: no room for the rewrite; the fragmented file stays and is playable.
+            OSError: no room for the rewrite; the growing file stays and is playable.
         """
-        if self._container is None or self._stream is None:
+        encoder, self._encoder, self._file = self._encoder, None, None
+        if encoder is None:
             return
-        container, stream = self._container, self._stream
-        self._container = self._stream = None
-        try:
-            container.mux(stream.encode(None))
-        finally:
-            container.close()
+        encoder.close()
+        if self.frames_written == 0:
+            self.path.unlink(missing_ok=True)
+            return
         plain = self.path.with_suffix(".plain.mp4")
         try:
             remux_mp4(self.path, plain)
@@ -88,14 +83,37 @@ class Mp4Sink:
         finally:
             plain.unlink(missing_ok=True)
 
-    def _open(self, *, height: int, width: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        container = av.open(str(self.path), mode="w", format="mp4", options=_GROWING_MP4)
-        stream = container.add_stream("libx264", rate=self._fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # zerolatency: the encoder keeps no picture back, so the last block is never missing from the file.
-        stream.options = {"crf": str(self._crf), "preset": "veryfast", "tune": "zerolatency"}
-        self._container, self._stream = container, stream
+
+class _Encoder:
+    """libx264 that keeps no picture back."""
+
+    def __init__(self, width: int, height: int, fps: Fraction, crf: int) -> None:
+        self._fps = fps
+        # An encoder needs a container in PyAV; nothing is muxed into this one.
+        self._container = av.open(io.BytesIO(), mode="w", format="mp4")
+        self.stream = self._container.add_stream("libx264", rate=fps)
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        # zerolatency: no picture waits for a later one, so a block's packets are there when the block is.
+        self.stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
+        # Opens the encoder: a block is muxed by a copy of this stream, which needs its headers.
+        self._container.start_encoding()
+
+    def encode(self, frames: torch.Tensor) -> list[av.Packet]:
+        packets = []
+        for index, picture in enumerate(frames.numpy()):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if index == 0:
+                # Each block starts with a key frame: a cut at any seam needs no re-encoding.
+                frame.pict_type = av.video.frame.PictureType.I
+            packets += self.stream.encode(frame)
+        for packet in packets:
+            # Without it, the last picture of a block would last no time until the next block comes.
+            packet.duration = int(1 / (self._fps * packet.time_base))
+        return packets
+
+    def close(self) -> None:
+        self.stream.encode(None)
+        self._container.close()
 
 
 class KeepFrames(str, Enum):

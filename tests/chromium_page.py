@@ -136,9 +136,7 @@ class ComfyPage:
 
     def problems(self) -> list[str]:
         """Errors that the page reported or threw so far, apart from those of the stock page."""
-        return [
-            said for said in self._said if not any(re.fullmatch(noise, said, re.S) for noise in STOCK_NOISE)
-        ]
+        return [said for said in self._said if not any(re.fullmatch(noise, said, re.S) for noise in STOCK_NOISE)]
 
     def everything_said(self) -> list[str]:
         """All errors, those of the stock page included."""
@@ -156,9 +154,7 @@ class ComfyPage:
 
     def wait_for_graph(self, count: int) -> None:
         """Wait until the graph has `count` nodes and everything they asked the server for has come."""
-        self.page.wait_for_function(
-            "count => window.app.graph.nodes.length === count", arg=count, timeout=30_000
-        )
+        self.page.wait_for_function("count => window.app.graph.nodes.length === count", arg=count, timeout=30_000)
         self.page.wait_for_load_state("networkidle")
         self.page.wait_for_timeout(500)
 
@@ -172,16 +168,12 @@ class ComfyPage:
 
     def unknown_nodes(self) -> list[str]:
         """The types in the graph that the server does not know (the page shows them as red boxes)."""
-        expression = (
-            "() => app.graph.nodes.map(n => n.type).filter(t => !(t in LiteGraph.registered_node_types))"
-        )
+        expression = "() => app.graph.nodes.map(n => n.type).filter(t => !(t in LiteGraph.registered_node_types))"
         return list(self.evaluate(expression))
 
     def fit(self) -> None:
         """Show the whole graph."""
-        self.evaluate(
-            "async () => { await window.app.extensionManager.command.execute('Comfy.Canvas.FitView') }"
-        )
+        self.evaluate("async () => { await window.app.extensionManager.command.execute('Comfy.Canvas.FitView') }")
         self.page.wait_for_timeout(800)
 
     def screenshot(self, path: Path) -> None:

@@ -190,9 +190,7 @@ class ComfyUIServer:
             with _opener.open(request, timeout=30) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            raise ComfyUIError(
-                f"POST {path}: {error.code}: {error.read().decode(errors='replace')}"
-            ) from error
+            raise ComfyUIError(f"POST {path}: {error.code}: {error.read().decode(errors='replace')}") from error
         return json.loads(text) if text else None
 
     def object_info(self) -> dict[str, Any]:

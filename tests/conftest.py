@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from streamblocks.stream.materialise import release_materialised
+from streamblocks.wan.tiny_model import write_tiny_model
+
 from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
 
 PACK_ROOT = Path(__file__).resolve().parent.parent
@@ -20,3 +24,17 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI
         pytest.skip(f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
     with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs={PACK_FOLDER: PACK_ROOT}) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random pipeline in diffusers' layout; not to be written to."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def no_pipeline() -> Iterator[None]:
+    """No pipeline is materialised before the test, and none after it."""
+    release_materialised()
+    yield
+    release_materialised()

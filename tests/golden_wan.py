@@ -16,9 +16,7 @@ def load_golden() -> dict[str, torch.Tensor]:
     return load_file(DATA / "causal_wan_tiny.safetensors")
 
 
-def build_golden_transformer(
-    golden: dict[str, torch.Tensor], *, causal: bool = True
-) -> WanTransformer3DModel:
+def build_golden_transformer(golden: dict[str, torch.Tensor], *, causal: bool = True) -> WanTransformer3DModel:
     model = WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=32,

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from golden_wan import DATA, build_golden_transformer, load_golden, relative_error
 
 from streamblocks.wan.attention import CausalPass
 from streamblocks.wan.causal_transformer import (
@@ -15,6 +14,8 @@ from streamblocks.wan.causal_transformer import (
 )
 from streamblocks.wan.few_step_schedule import make_few_step_schedule
 from streamblocks.wan.kv_cache import KVCache
+
+from golden_wan import DATA, build_golden_transformer, load_golden, relative_error
 
 TOLERANCE = 1e-5
 STEP_TIMESTEPS = (1000.0, 937.0, 833.0, 625.0)
@@ -52,9 +53,7 @@ def cross_cache(golden, transformer):
 
 
 def make_cache(transformer, frames: int, sink_frames: int = 0) -> KVCache:
-    return allocate_kv_cache(
-        transformer, frames=frames, latent_height=4, latent_width=6, sink_frames=sink_frames
-    )
+    return allocate_kv_cache(transformer, frames=frames, latent_height=4, latent_width=6, sink_frames=sink_frames)
 
 
 def check(golden, name: str, actual: torch.Tensor) -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+
+from streamblocks.tools.workflow_to_prompt import convert_workflow
+
 from chromium_page import ComfyPage, why_no_chromium
 from comfyui_server import ComfyUIError, ComfyUIServer
-from streamblocks.tools.workflow_to_prompt import convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 TWINS = ROOT / "tests/api_workflows"
@@ -66,9 +69,7 @@ def test_the_page_starts_without_errors(page: ComfyPage) -> None:
 
 
 @each_workflow
-def test_the_page_opens_it_and_sends_what_we_would(
-    path: Path, page: ComfyPage, comfyui_server: ComfyUIServer
-) -> None:
+def test_the_page_opens_it_and_sends_what_we_would(path: Path, page: ComfyPage, comfyui_server: ComfyUIServer) -> None:
     workflow = json.loads(path.read_text())
     page.load_workflow(path)
     page.fit()
@@ -88,6 +89,24 @@ def test_it_runs_and_its_video_decodes(path: Path, comfyui_server: ComfyUIServer
     videos = [file for file in comfyui_server.output_files(entry) if file.suffix in VIDEO_SUFFIXES]
     assert videos, f"no video among the outputs: {entry['outputs']}"
     assert all(decoded_frames(video) > 0 for video in videos)
+
+
+def test_cancel_stops_a_stream_and_the_next_prompt_runs(comfyui_server: ComfyUIServer) -> None:
+    path = ROOT / "example_workflows/text_to_video_stream.json"
+    prompt = convert_workflow(json.loads(path.read_text()), comfyui_server.object_info())
+    sampler = next(node["inputs"] for node in prompt.values() if node["class_type"] == "StreamBlocksSampler")
+    sampler |= {"blocks": 1000, "width": 64, "height": 64, "steps": 1}
+    before = set(comfyui_server.base.glob("temp/*.mp4"))
+    endless = comfyui_server.queue(prompt)
+    deadline = time.monotonic() + 120
+    while set(comfyui_server.base.glob("temp/*.mp4")) == before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    comfyui_server.interrupt()
+    with pytest.raises(ComfyUIError, match="interrupted at StreamBlocksSampler"):
+        comfyui_server.wait(endless, timeout=30)
+    sampler["blocks"] = 1
+    entry = comfyui_server.run(prompt)
+    assert [decoded_frames(file) for file in comfyui_server.output_files(entry)] == [9]
 
 
 def test_a_failing_node_is_reported_with_its_own_words(comfyui_server: ComfyUIServer) -> None:

@@ -5,6 +5,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
+
 from streamblocks.wan.components import component_bytes, load_transformer
 from streamblocks.wan.single_file import SingleFileCheckpoint, config_from_shapes, recognise_single_file
 from streamblocks.wan.weights import CheckpointError

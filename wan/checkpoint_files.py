@@ -143,9 +143,7 @@ def open_checkpoint(file: Path, device: torch.device | str = "cpu") -> Iterator[
     try:
         handle = safe_open(file, framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a complete safetensors file ({error}): download it again."
-        ) from error
+        raise CheckpointError(f"{file} is not a complete safetensors file ({error}): download it again.") from error
     with handle as opened:
         yield opened
 

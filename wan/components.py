@@ -35,9 +35,7 @@ _SIXTEEN_BIT = frozenset({torch.float16, torch.bfloat16})
 def check_pipeline_folder(folder: Path, components: Collection[str] = PIPELINE_COMPONENTS) -> None:
     """Raise CheckpointError unless `folder` is a folder with a sub-folder for each of `components`."""
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is not a folder: give the folder of a Wan pipeline in diffusers' layout."
-        )
+        raise CheckpointError(f"{folder} is not a folder: give the folder of a Wan pipeline in diffusers' layout.")
     absent = [name for name in components if not (folder / name).is_dir()]
     if absent:
         raise CheckpointError(
@@ -104,8 +102,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder / 'tokenizer'} holds no tokenizer that transformers can load ({error}): download it "
-            "again."
+            f"{folder / 'tokenizer'} holds no tokenizer that transformers can load ({error}): download it again."
         ) from error
 
 

@@ -40,9 +40,7 @@ class DecodeBlockStep(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """The pictures."""
-        return [
-            OutputParam("videos", type_hint=torch.Tensor, description="uint8, CPU, [1, F, height, width, 3]")
-        ]
+        return [OutputParam("videos", type_hint=torch.Tensor, description="uint8, CPU, [1, F, height, width, 3]")]
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:

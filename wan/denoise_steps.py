@@ -131,9 +131,7 @@ class RememberBlockStep(ModularPipelineBlocks):
         cache: KVCache = block_state.kv_cache
         if block_state.kv_policy == ROLLING:
             # The clean pass: keys at t = 0 replace those of the last denoising step (Self-Forcing).
-            causal_pass = CausalPass(
-                cache, block_state.crossattn_cache, frame_offset=block_state.frame_offset
-            )
+            causal_pass = CausalPass(cache, block_state.crossattn_cache, frame_offset=block_state.frame_offset)
             predict_velocity(components.transformer, latents, 0.0, causal_pass)
             cache.commit(latents.shape[2] * cache.tokens_per_frame)
         past = block_state.current_denoised_latents

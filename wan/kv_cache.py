@@ -54,9 +54,7 @@ class KVCache:
             ValueError: the sink leaves no room for other frames.
         """
         if sink_frames < 0 or sink_frames >= frames:
-            raise ValueError(
-                f"sink_frames is {sink_frames}: choose 0 to {frames - 1} for a window of {frames}."
-            )
+            raise ValueError(f"sink_frames is {sink_frames}: choose 0 to {frames - 1} for a window of {frames}.")
         shape = (1, frames * tokens_per_frame, heads, head_dim)
         return cls(
             keys=[torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)],

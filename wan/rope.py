@@ -35,8 +35,7 @@ class FrameOffsetRotaryEmbedding(nn.Module):
         sizes = [n // p for n, p in zip(hidden_states.shape[2:], self.patch_size, strict=True)]
         starts = (self.frame_offset, 0, 0)
         angles = [
-            _axis_angles(start, size, dim)
-            for start, size, dim in zip(starts, sizes, self.axis_dims, strict=True)
+            _axis_angles(start, size, dim) for start, size, dim in zip(starts, sizes, self.axis_dims, strict=True)
         ]
         frames, height, width = sizes
         grid = torch.cat(

@@ -150,9 +150,7 @@ def _refuse_quantized(path: Path, keys: Iterable[str]) -> None:
     marked = [key for key in keys if key.endswith((*_QUANTIZED_SUFFIXES, "scaled_fp8"))]
     if marked or "_quantization_metadata" in metadata:
         mark = marked[0] if marked else "_quantization_metadata"
-        raise CheckpointError(
-            f"{path} is quantized already ({mark}): give the BF16, FP16 or FP32 file of the model."
-        )
+        raise CheckpointError(f"{path} is quantized already ({mark}): give the BF16, FP16 or FP32 file of the model.")
 
 
 def _prefix(path: Path, keys: Iterable[str]) -> str:
@@ -168,8 +166,7 @@ def _prefix(path: Path, keys: Iterable[str]) -> str:
         )
     if len(candidates) > 1:
         raise CheckpointError(
-            f"{path} holds several transformers, under {', '.join(map(repr, candidates))}: give a file with "
-            "one."
+            f"{path} holds several transformers, under {', '.join(map(repr, candidates))}: give a file with one."
         )
     return candidates[0]
 

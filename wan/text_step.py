@@ -40,9 +40,7 @@ class EncodePromptStep(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         """The prompt and what is kept of the last one."""
         return [
-            InputParam(
-                "prompt", required=True, type_hint=str, description="A string or a list of one string."
-            ),
+            InputParam("prompt", required=True, type_hint=str, description="A string or a list of one string."),
             InputParam("max_sequence_length", type_hint=int, default=DEFAULT_TEXT_TOKENS),
             InputParam("encoded_prompt", type_hint=str),
             InputParam("prompt_embeds", type_hint=torch.Tensor),
@@ -59,9 +57,7 @@ class EncodePromptStep(ModularPipelineBlocks):
         ]
 
     @torch.no_grad()
-    def __call__(
-        self, components: ModularPipeline, state: PipelineState
-    ) -> tuple[ModularPipeline, PipelineState]:
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         """Run the block."""
         block_state = self.get_block_state(state)
         prompt = single_prompt(block_state.prompt)

@@ -91,9 +91,7 @@ def load_weights(
         _move_other_buffers(module, device)
 
 
-def destination_dtype(
-    name: str, stored: torch.dtype, dtype: torch.dtype, keep_fp32: Collection[str]
-) -> torch.dtype:
+def destination_dtype(name: str, stored: torch.dtype, dtype: torch.dtype, keep_fp32: Collection[str]) -> torch.dtype:
     """The dtype a tensor called `name`, stored as `stored`, gets in a module loaded as `dtype`."""
     if not stored.is_floating_point:
         return stored
@@ -110,9 +108,7 @@ def without_tied(sources: Mapping[str, TensorSource], aliases: Mapping[str, str]
     return renamed
 
 
-def _place(
-    module: nn.Module, slot: _Slot, tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype
-) -> int:
+def _place(module: nn.Module, slot: _Slot, tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> int:
     """Convert the tensor just read and put it where it belongs; the bytes it takes there.
 
     The one place every tensor passes through. It is always copied into memory of our own: on the CPU
@@ -168,16 +164,12 @@ def _aliases(module: nn.Module) -> dict[str, str]:
     if isinstance(declared, Mapping):
         known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         aliases |= {
-            alias: name
-            for alias, name in declared.items()
-            if {alias, name} <= known and aliases.get(name) != alias
+            alias: name for alias, name in declared.items() if {alias, name} <= known and aliases.get(name) != alias
         }
     return aliases
 
 
-def _slots(
-    module: nn.Module, aliases: Mapping[str, str], fused: Mapping[str, tuple[str, slice]]
-) -> dict[str, _Slot]:
+def _slots(module: nn.Module, aliases: Mapping[str, str], fused: Mapping[str, tuple[str, slice]]) -> dict[str, _Slot]:
     """Every name that must be loaded, with where it goes."""
     tensors = {name: tensor for name, tensor in _persistent_tensors(module).items() if name not in aliases}
     parents = {parent for parent, _ in fused.values()}
@@ -200,9 +192,7 @@ def _check_names(slots: Mapping[str, _Slot], sources: Mapping[str, TensorSource]
         for name in sources
         if name not in slots
     ]
-    problems = [f"lacks {_few(missing)}"] * bool(missing) + [f"has unknown {_few(unexpected)}"] * bool(
-        unexpected
-    )
+    problems = [f"lacks {_few(missing)}"] * bool(missing) + [f"has unknown {_few(unexpected)}"] * bool(unexpected)
     if problems:
         raise CheckpointError(
             f"The checkpoint {_files(sources)} {' and '.join(problems)}: give the one which this "

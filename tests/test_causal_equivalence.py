@@ -1,0 +1,209 @@
+"""The causal pieces against diffusers' own transformer and VAE."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+from streamblocks.wan.attention import CausalPass, causal_attention_of, install_causal_attention, make_key_bias
+from streamblocks.wan.causal_transformer import (
+    allocate_cross_cache,
+    allocate_kv_cache,
+    fill_cross_cache,
+    predict_velocity,
+)
+from streamblocks.wan.fused_projections import fuse_self_attention
+from streamblocks.wan.kv_cache import KVCache
+from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame, denormalize_latents, encode_pixel_frame
+
+from golden_wan import build_golden_transformer, load_golden, relative_error
+
+HEIGHT, WIDTH, TOKENS = 4, 6, 6
+
+
+class MaskedProcessor(WanAttnProcessor):
+    """diffusers' processor with the mask that diffusers' own block never passes."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        return super().__call__(attn, hidden_states, encoder_hidden_states, self.mask, rotary_emb)
+
+
+@pytest.fixture
+def golden():
+    return load_golden()
+
+
+@pytest.fixture
+def latents():
+    return torch.randn((1, 16, 9, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(5))
+
+
+def cross_cache_for(transformer, golden):
+    cache = allocate_cross_cache(transformer, text_tokens=16)
+    fill_cross_cache(transformer, cache, golden["text"], "golden")
+    return cache
+
+
+def run_by_blocks(transformer, golden, latents, cache, *, timestep=400.0, frames_per_block=3, bias=1.0):
+    cross = cross_cache_for(transformer, golden)
+    parts = []
+    for start in range(0, latents.shape[2], frames_per_block):
+        block = latents[:, :, start : start + frames_per_block]
+        tokens = block.shape[2] * TOKENS
+        cache.begin_block(tokens)
+        key_bias = make_key_bias(
+            bias, past_tokens=cache.length, block_tokens=tokens, tokens_per_frame=TOKENS, like=cache.keys[0]
+        )
+        parts.append(predict_velocity(transformer, block, timestep, CausalPass(cache, cross, start, key_bias=key_bias)))
+        cache.commit(tokens)
+    return torch.cat(parts, dim=2)
+
+
+def block_causal_mask(frames, frames_per_block, extra=None):
+    block = torch.arange(frames * TOKENS) // (frames_per_block * TOKENS)
+    allowed = block[:, None] >= block[None, :]
+    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+    return mask if extra is None else mask + extra
+
+
+@torch.no_grad()
+def masked_pass(golden, latents, mask, timestep=400.0):
+    reference = build_golden_transformer(golden, causal=False)
+    for block in reference.blocks:
+        block.attn1.set_processor(MaskedProcessor(mask))
+    return reference(latents, torch.tensor([timestep]), golden["text"], return_dict=False)[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_uncached_block_equals_diffusers(golden, latents, fused):
+    block, time = latents[:, :, :3], torch.tensor([937.0])
+    expected = build_golden_transformer(golden, causal=False)(block, time, golden["text"], return_dict=False)[0]
+    transformer = build_golden_transformer(golden)
+    if fused:
+        fuse_self_attention(transformer)
+    assert relative_error(transformer(block, time, golden["text"], return_dict=False)[0], expected) <= 1e-5
+    cache = allocate_kv_cache(transformer, frames=3, latent_height=HEIGHT, latent_width=WIDTH)
+    causal_pass = CausalPass(cache, cross_cache_for(transformer, golden), frame_offset=0)
+    assert relative_error(predict_velocity(transformer, block, 937.0, causal_pass), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("frames_per_block", [1, 3])
+def test_rolling_cache_equals_one_pass_under_a_block_causal_mask(golden, latents, frames_per_block):
+    transformer = build_golden_transformer(golden)
+    cache = allocate_kv_cache(transformer, frames=9, latent_height=HEIGHT, latent_width=WIDTH)
+    actual = run_by_blocks(transformer, golden, latents, cache, frames_per_block=frames_per_block)
+    expected = masked_pass(golden, latents, block_causal_mask(9, frames_per_block))
+    assert relative_error(actual, expected) <= 1e-4
+    # The mask matters: without it the result is another one.
+    assert relative_error(actual, masked_pass(golden, latents, torch.zeros(54, 54))) > 1e-3
+
+
+def test_context_pass_over_several_blocks_equals_the_block_causal_mask(golden, latents):
+    transformer = build_golden_transformer(golden)
+    cache = allocate_kv_cache(transformer, frames=9, latent_height=HEIGHT, latent_width=WIDTH)
+    causal_pass = CausalPass(cache, cross_cache_for(transformer, golden), frame_offset=0, causal_tokens=3 * TOKENS)
+    actual = predict_velocity(transformer, latents, 400.0, causal_pass)
+    assert relative_error(actual, masked_pass(golden, latents, block_causal_mask(9, 3))) <= 1e-4
+
+
+def test_attention_bias_equals_an_additive_mask_on_past_frames_but_the_first(golden, latents):
+    transformer = build_golden_transformer(golden)
+    cache = allocate_kv_cache(transformer, frames=9, latent_height=HEIGHT, latent_width=WIDTH)
+    actual = run_by_blocks(transformer, golden, latents, cache, bias=0.3)
+    frame = torch.arange(9 * TOKENS) // TOKENS
+    block = frame // 3
+    biased = (frame[None, :] >= 1) & (block[None, :] < block[:, None])
+    log_bias = torch.zeros(biased.shape).masked_fill_(biased, torch.tensor(0.3).log())
+    expected = masked_pass(golden, latents, block_causal_mask(9, 3, log_bias))
+    assert relative_error(actual, expected) <= 1e-4
+    unbiased = masked_pass(golden, latents, block_causal_mask(9, 3))
+    assert relative_error(actual, unbiased) > 1e-4
+
+
+def test_rope_equals_diffusers_beyond_its_offset(golden, latents):
+    reference = build_golden_transformer(golden, causal=False).rope
+    rope = causal_attention_of(build_golden_transformer(golden)).rope
+    for ours, theirs in zip(rope(latents), reference(latents), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    rope.frame_offset = 6
+    for ours, theirs in zip(rope(latents[:, :, :3]), reference(latents), strict=True):
+        torch.testing.assert_close(ours, theirs[:, 6 * TOKENS :], rtol=0, atol=1e-6)
+
+
+def test_rope_has_no_last_frame(golden, latents):
+    rope = causal_attention_of(build_golden_transformer(golden)).rope
+    rope.frame_offset = 1_000_000
+    assert torch.isfinite(rope(latents)[0]).all()
+
+
+def test_kv_cache_keeps_the_sink_and_the_newest_frames():
+    cache = KVCache.allocate(
+        layers=1,
+        heads=1,
+        head_dim=1,
+        frames=6,
+        tokens_per_frame=1,
+        sink_frames=1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    for start in range(0, 12, 3):
+        cache.begin_block(3)
+        frames = torch.arange(start, start + 3, dtype=torch.float32).view(1, 3, 1, 1)
+        keys, values = cache.write(0, frames, frames)
+        cache.commit(3)
+    assert keys.flatten().tolist() == values.flatten().tolist() == [0, 7, 8, 9, 10, 11]
+
+
+def test_kv_cache_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="sink_frames is 6"):
+        KVCache.allocate(
+            layers=1,
+            heads=1,
+            head_dim=1,
+            frames=6,
+            tokens_per_frame=1,
+            sink_frames=6,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+
+
+def test_attention_without_installation_is_named(golden):
+    with pytest.raises(ValueError, match="install_causal_attention"):
+        causal_attention_of(build_golden_transformer(golden, causal=False))
+    install_causal_attention(build_golden_transformer(golden, causal=False), "native")
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return AutoencoderKLWan(base_dim=8, z_dim=16).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def test_streaming_decode_equals_decoding_at_once(vae):
+    latents = torch.randn((1, 16, 7, 4, 6), generator=torch.Generator().manual_seed(1))
+    expected = vae.decode(denormalize_latents(vae, latents), return_dict=False)[0]
+    cache = DecoderCache.for_vae(vae)
+    parts = []
+    for index, latent in enumerate(latents.split(1, dim=2)):
+        parts.append(decode_latent_frame(vae, latent, cache))
+        # Another stream on the same VAE, in between, must not disturb this one.
+        if index == 3:
+            vae.decode(torch.randn(1, 16, 2, 4, 6), return_dict=False)
+    assert [part.shape[2] for part in parts] == [1, 4, 4, 4, 4, 4, 4]
+    assert relative_error(torch.cat(parts, dim=2), expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_encoded_frame_is_the_normalised_mode(vae):
+    frame = torch.rand((1, 3, 1, 32, 48), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    latent = encode_pixel_frame(vae, frame)
+    expected = vae.encode(frame).latent_dist.mode()
+    torch.testing.assert_close(denormalize_latents(vae, latent), expected, rtol=1e-4, atol=1e-5)
