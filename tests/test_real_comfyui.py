@@ -91,22 +91,42 @@ def test_it_runs_and_its_video_decodes(path: Path, comfyui_server: ComfyUIServer
     assert all(decoded_frames(video) > 0 for video in videos)
 
 
-def test_cancel_stops_a_stream_and_the_next_prompt_runs(comfyui_server: ComfyUIServer) -> None:
+def decoded(video: Path) -> list[bytes]:
+    with av.open(str(video)) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
+
+
+def cancel_after_a_block(server: ComfyUIServer, prompt: dict[str, Any]) -> Path:
+    """Queue an endless stream, cancel it when its first block is on the disk; the file that is left."""
+    before = set(server.base.glob("temp/streamblocks_*.mp4"))
+    endless = server.queue(prompt)
+    deadline = time.monotonic() + 120
+    while not (new := set(server.base.glob("temp/streamblocks_*.mp4")) - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    server.interrupt()
+    with pytest.raises(ComfyUIError, match="interrupted at StreamBlocksSampler"):
+        server.wait(endless, timeout=30)
+    return new.pop()
+
+
+def test_cancel_twice_then_a_new_run(comfyui_server: ComfyUIServer) -> None:
     path = ROOT / "example_workflows/text_to_video_stream.json"
     prompt = convert_workflow(json.loads(path.read_text()), comfyui_server.object_info())
     sampler = next(node["inputs"] for node in prompt.values() if node["class_type"] == "StreamBlocksSampler")
-    sampler |= {"blocks": 1000, "width": 64, "height": 64, "steps": 1}
-    before = set(comfyui_server.base.glob("temp/*.mp4"))
-    endless = comfyui_server.queue(prompt)
-    deadline = time.monotonic() + 120
-    while set(comfyui_server.base.glob("temp/*.mp4")) == before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    comfyui_server.interrupt()
-    with pytest.raises(ComfyUIError, match="interrupted at StreamBlocksSampler"):
-        comfyui_server.wait(endless, timeout=30)
-    sampler["blocks"] = 1
-    entry = comfyui_server.run(prompt)
-    assert [decoded_frames(file) for file in comfyui_server.output_files(entry)] == [9]
+    sampler |= {"blocks": 2, "width": 64, "height": 64, "steps": 1}
+    (first,) = comfyui_server.output_files(comfyui_server.run(prompt))
+    for _ in range(2):
+        sampler["blocks"] = 1000
+        kept = decoded(cancel_after_a_block(comfyui_server, prompt))
+        assert len(kept) % 12 == 9
+        # The encoder sees the same pictures, whatever comes after them.
+        assert kept[:9] == decoded(first)[:9]
+        assert "pictures made so far are in" in comfyui_server.log_text()
+    # Another clean-up policy makes the same pictures, and keeps ComfyUI from answering out of its cache.
+    sampler |= {"blocks": 2, "cleanup": "never"}
+    (again,) = comfyui_server.output_files(comfyui_server.run(prompt))
+    assert again != first
+    assert decoded(again) == decoded(first)
 
 
 def test_a_failing_node_is_reported_with_its_own_words(comfyui_server: ComfyUIServer) -> None:

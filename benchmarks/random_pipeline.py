@@ -1,0 +1,130 @@
+"""A pipeline of random weights that the real `Session` streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.modular_pipelines import PipelineState
+from torch import nn
+
+import streamblocks_path  # noqa: F401
+from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
+from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
+from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.attention import causal_attention_of, install_causal_attention
+from streamblocks.wan.causal_wan_blocks import make_causal_wan_pipeline
+from streamblocks.wan.text_step import DEFAULT_TEXT_TOKENS
+
+PROMPT = "random weights"
+_PROMPT_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What a pipeline is built with.
+
+    Attributes:
+        device: where everything is.
+        dtype: the transformer computes in.
+        text_encoder: whether the text encoder is on the card too.
+        channels_last_vae: VAE weights in cuDNN's own layout.
+        device_noise: noise drawn on the device instead of on the CPU.
+        seed: of the weights.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    text_encoder: bool = False
+    channels_last_vae: bool = False
+    device_noise: bool = False
+    seed: int = 0
+
+
+class RandomPipeline:
+    """Follows `StreamPipeline`; every component is on the device from the start and stays.
+
+    There is no tokenizer: the prompt's embeddings are put into the state before the call.
+    """
+
+    def __init__(
+        self, size: ModelSize, options: PipelineOptions, replace_linear: ReplaceLinear | None = None
+    ) -> None:
+        self.recipe = Recipe(model=f"random {size.name}")
+        self.device = options.device
+        self.options = options
+        self.text_dim: int = size.text["d_model"]
+        self.vocabulary: int = size.text["vocab_size"]
+        transformer = build_transformer(
+            size, options.device, options.dtype, seed=options.seed, replace_linear=replace_linear
+        )
+        install_causal_attention(transformer)
+        vae = build_vae(size, options.device, choose_vae_dtype(options.dtype, options.device), seed=options.seed)
+        if options.channels_last_vae:
+            put_channels_last(vae)
+        self.pipe = make_causal_wan_pipeline()
+        self.pipe.update_components(transformer=transformer, vae=vae)
+        if options.text_encoder:
+            encoder = build_text_encoder(size, options.device, options.dtype, seed=options.seed)
+            self.pipe.update_components(text_encoder=encoder)
+
+    def use_backend(self, backend: str) -> None:
+        """Switch the attention backend.
+
+        Raises:
+            ValueError: it does not run here.
+        """
+        check_attention_backend(backend, self.device)
+        self.recipe = replace(self.recipe, attention_backend=backend)
+        causal_attention_of(self.pipe.transformer).backend = AttentionBackendName(backend)
+
+    def start(self, settings: StreamSettings) -> dict[str, Any]:
+        """The prompt's embeddings, as if it had been encoded."""
+        return {"prompt_embeds": self.embed_prompt(), "encoded_prompt": PROMPT, "prompt_tokens_cut": 0}
+
+    def make_generator(self, seed: int) -> torch.Generator:
+        """A CPU generator, like that of the built-in pipeline, unless the options say otherwise."""
+        return torch.Generator(self.device if self.options.device_noise else "cpu").manual_seed(seed)
+
+    def encode_prompt(self, state: PipelineState, prompt: str) -> None:
+        """Nothing: `start` has done it."""
+
+    def bring_components(self, settings: StreamSettings) -> None:
+        """Nothing: they are there."""
+
+    def is_resident(self) -> bool:
+        """Always."""
+        return True
+
+    def release(self) -> None:
+        """Delete every component."""
+        for name in ("transformer", "vae", "text_encoder"):
+            setattr(self.pipe, name, None)
+
+    @torch.no_grad()
+    def embed_prompt(self) -> torch.Tensor:
+        """[1, 512, text_dim], zero behind the prompt's end; by the text encoder where there is one."""
+        encoder = getattr(self.pipe, "text_encoder", None)
+        generator = torch.Generator(self.device).manual_seed(1)
+        embeds = torch.zeros(1, DEFAULT_TEXT_TOKENS, self.text_dim, device=self.device, dtype=self.options.dtype)
+        if encoder is None:
+            shape = (1, _PROMPT_TOKENS, self.text_dim)
+            embeds[:, :_PROMPT_TOKENS] = torch.randn(shape, device=self.device, generator=generator)
+            return embeds
+        shape = (1, DEFAULT_TEXT_TOKENS)
+        ids = torch.randint(2, self.vocabulary, shape, device=self.device, generator=generator)
+        mask = (torch.arange(DEFAULT_TEXT_TOKENS, device=self.device) < _PROMPT_TOKENS).long()[None]
+        encoded = encoder(ids * mask, mask).last_hidden_state
+        embeds[:, :_PROMPT_TOKENS] = encoded[:, :_PROMPT_TOKENS]
+        return embeds
+
+
+def put_channels_last(module: nn.Module) -> None:
+    """Lay convolution weights out with channels last, 4-D and 5-D ones each in their own format."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])

@@ -1,0 +1,170 @@
+"""Plain `state = pipe(state, ...)` loop beside the session: bytes copied, peak bytes, time per call.
+
+    python benchmarks/state_copy.py [--model FOLDER] [--blocks 6] [--width 128] [--height 128] [--json]
+
+Without `--model` it uses the tiny random model. Both loops run the same pipeline from the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines import PipelineState
+
+from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, live_tensor_bytes
+from streamblocks.stream.frames import to_uint8_frames
+from streamblocks.stream.materialise import materialise
+from streamblocks.stream.pipelines import StreamPipeline
+from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.session import Session
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.tiny_model import write_tiny_model
+
+PROMPT = "a red fox runs through fresh snow"
+
+
+@dataclass
+class LoopFigures:
+    """What one loop did.
+
+    Attributes:
+        copied: bytes deep-copied in each call.
+        peak: largest number of tensor bytes alive before any pass of the transformer.
+        seconds: of each call, measured in a run of its own.
+        frames: of all blocks, uint8.
+    """
+
+    copied: list[int] = field(default_factory=list)
+    peak: int = 0
+    seconds: list[float] = field(default_factory=list)
+    frames: list[torch.Tensor] = field(default_factory=list)
+
+
+CallBlock = Callable[[int], torch.Tensor]
+
+
+@contextmanager
+def plain_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator[CallBlock]:
+    """The loop users write: diffusers' own state, given back to each call."""
+    state = PipelineState()
+    generator = pipeline.make_generator(settings.seed)
+
+    def call(index: int) -> torch.Tensor:
+        nonlocal state
+        state = pipeline.pipe(
+            state,
+            prompt=[PROMPT],
+            block_idx=index,
+            num_frames_per_block=settings.frames_per_block,
+            num_inference_steps=settings.steps,
+            generator=generator,
+            height=settings.height,
+            width=settings.width,
+            context_frames=settings.context_frames,
+        )
+        return to_uint8_frames(state.values["videos"])
+
+    yield call
+
+
+@contextmanager
+def session_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator[CallBlock]:
+    """The session."""
+    with Session(pipeline, settings) as session:
+        yield lambda _: session.run_block(PROMPT).frames
+
+
+@contextmanager
+def watch_peak(pipeline: StreamPipeline, figures: LoopFigures) -> Iterator[None]:
+    """Look at the live tensor bytes before each transformer pass: behind the deepcopy, amid the call."""
+
+    def look(*_: Any) -> None:  # noqa: ANN401
+        figures.peak = max(figures.peak, live_tensor_bytes())
+
+    hook = pipeline.pipe.transformer.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def measure(loop: Callable[..., Any], pipeline: StreamPipeline, settings: StreamSettings) -> LoopFigures:
+    """Run the loop twice: once counting bytes, once with nothing in the way for the time."""
+    figures = LoopFigures()
+    with loop(pipeline, settings) as call, watch_peak(pipeline, figures):
+        for index in range(settings.blocks):
+            with count_deepcopied_tensors() as count:
+                figures.frames.append(call(index))
+            figures.copied.append(count.bytes)
+    with loop(pipeline, settings) as call:
+        for index in range(settings.blocks):
+            began = time.perf_counter()
+            call(index)
+            figures.seconds.append(time.perf_counter() - began)
+    return figures
+
+
+def summarise(plain: LoopFigures, stream: LoopFigures) -> dict[str, Any]:
+    """The figures of both; per call means the median over the blocks after the first, which has no state yet."""
+    return {
+        "plain_copied_bytes_per_call": int(statistics.median(plain.copied[1:])),
+        "stream_copied_bytes_per_call": int(statistics.median(stream.copied[1:])),
+        "plain_peak_bytes": plain.peak,
+        "stream_peak_bytes": stream.peak,
+        "plain_ms_per_call": round(1000 * statistics.median(plain.seconds[1:]), 2),
+        "stream_ms_per_call": round(1000 * statistics.median(stream.seconds[1:]), 2),
+        "frames_equal": all(torch.equal(a, b) for a, b in zip(plain.frames, stream.frames, strict=True)),
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Both columns side by side."""
+    rows = [("", "plain loop", "session")]
+    for label, key in (("copied bytes per call", "copied_bytes_per_call"), ("peak tensor bytes", "peak_bytes")):
+        rows.append((label, f"{result[f'plain_{key}']:,}", f"{result[f'stream_{key}']:,}"))
+    rows.append(("ms per call", str(result["plain_ms_per_call"]), str(result["stream_ms_per_call"])))
+    for label, plain, stream in rows:
+        print(f"{label:<24}{plain:>18}{stream:>18}")
+    print(f"frames bitwise equal: {result['frames_equal']}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a diffusers-layout folder; default: the tiny random model")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    options = parser.parse_args()
+    if options.blocks < 2:
+        parser.error(f"--blocks is {options.blocks}: at least 2 are needed, the first has no state to copy.")
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or str(write_tiny_model(Path(folder) / "tiny"))
+        default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline = materialise(Recipe(model=model, device=options.device), default_device=default)
+        settings = StreamSettings(width=options.width, height=options.height, blocks=options.blocks)
+        with session_loop(pipeline, settings) as call:
+            call(0)  # loads the components and warms the kernels up, for both
+        plain = measure(plain_loop, pipeline, settings)
+        stream = measure(session_loop, pipeline, settings)
+    result = summarise(plain, stream)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print_table(result)
+
+
+if __name__ == "__main__":
+    main()

