@@ -96,6 +96,23 @@ def decoded(video: Path) -> list[bytes]:
         return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
 
 
+def test_stock_nodes_take_the_video(comfyui_server: ComfyUIServer) -> None:
+    path = ROOT / "example_workflows/text_to_video_stream.json"
+    prompt = convert_workflow(json.loads(path.read_text()), comfyui_server.object_info())
+    sampler_id = next(key for key, node in prompt.items() if node["class_type"] == "StreamBlocksSampler")
+    prompt[sampler_id]["inputs"] |= {"blocks": 2, "width": 64, "height": 64, "steps": 1, "keep_frames": "all"}
+    prompt["parts"] = {"class_type": "GetVideoComponents", "inputs": {"video": [sampler_id, 0]}}
+    prompt["frames"] = {"class_type": "PreviewImage", "inputs": {"images": ["parts", 0]}}
+    prompt["kept"] = {"class_type": "PreviewImage", "inputs": {"images": [sampler_id, 1]}}
+    prompt["saved"] = {
+        "class_type": "SaveVideo",
+        "inputs": {"video": [sampler_id, 0], "filename_prefix": "stock", "format": "mp4", "format.codec": "auto"},
+    }
+    outputs = comfyui_server.run(prompt)["outputs"]
+    assert len(outputs["frames"]["images"]) == len(outputs["kept"]["images"]) == 21
+    assert decoded_frames(comfyui_server.base / "output" / outputs["saved"]["images"][0]["filename"]) == 21
+
+
 def cancel_after_a_block(server: ComfyUIServer, prompt: dict[str, Any]) -> Path:
     """Queue an endless stream, cancel it when its first block is on the disk; the file that is left."""
     before = set(server.base.glob("temp/streamblocks_*.mp4"))
