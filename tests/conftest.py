@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from streamblocks.stream.materialise import release_materialised
 from streamblocks.wan.tiny_model import write_tiny_model
 
 from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
+
+# The tensors here are tiny: more threads only wait for each other, for minutes when other programs run beside.
+torch.set_num_threads(1)
 
 PACK_ROOT = Path(__file__).resolve().parent.parent
 # Nothing may depend on the name of the folder: users clone, copy and rename it.
