@@ -17,6 +17,8 @@ from PIL import Image
 from server import PromptServer
 from torch import nn
 
+from .memory.tensor_bytes import module_bytes
+
 try:
     from comfy_execution.graph_utils import ExecutionBlocker
 except ImportError:
@@ -230,6 +232,15 @@ class ComfyResidency:
         # ComfyUI keeps weak references only; whoever loads a model keeps its patcher alive.
         self._patchers: dict[str, WholeModelPatcher] = {}
 
+    def available_bytes(self, device: torch.device) -> int | None:
+        """Free memory of `device`, and what ComfyUI's models hold there: they leave when asked."""
+        held = sum(
+            entry.model_memory() - entry.model_offloaded_memory()
+            for entry in comfy.model_management.current_loaded_models
+            if entry.device == device and not entry.is_dead()
+        )
+        return int(comfy.model_management.get_free_memory(device)) + held
+
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Ask other models to leave `device` until `weight_bytes` are free."""
         if device.type != "cpu":
@@ -242,13 +253,17 @@ class ComfyResidency:
         comfy.model_management.load_models_gpu(patchers, memory_required=working_bytes, force_full_load=True)
 
     def release(self) -> None:
-        """Forget all patchers; ComfyUI drops its entries when the modules are deleted."""
+        """Take all patchers off ComfyUI's list, without moving weights that are about to be deleted."""
+        ours = {id(patcher) for patcher in self._patchers.values()}
+        loaded = comfy.model_management.current_loaded_models
+        loaded[:] = [entry for entry in loaded if id(entry.model) not in ours]
         self._patchers.clear()
 
     def _patcher(self, name: str, module: nn.Module, device: torch.device) -> WholeModelPatcher:
         patcher = self._patchers.get(name)
         if patcher is None or patcher.model is not module:
-            size = sum(p.numel() * p.element_size() for p in module.parameters())
+            # ComfyUI's own count takes quantized tensors at their logical size.
+            size = module_bytes(module)
             patcher = WholeModelPatcher(module, load_device=device, offload_device=torch.device("cpu"), size=size)
             self._patchers[name] = patcher
         return patcher

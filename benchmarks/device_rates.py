@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +61,7 @@ def measure_rates(
     device: torch.device,
     *,
     attention: AttentionShape,
-    backends: Mapping[str, None] | list[str],
+    backends: list[str],
     linears: list[tuple[int, int, int]],
 ) -> DeviceRates:
     """Measure everything once; what fails is noted in `failures`. Small sizes are used on a CPU."""
@@ -67,13 +69,14 @@ def measure_rates(
     on_cuda = device.type == "cuda"
     square = 8192 if on_cuda else 256
     for name, product in _PRODUCTS.items():
-        _note(rates, f"matrix {name}", rates.matrix, name, lambda p=product: _product_rate(p, device, (square,) * 3))
+        large = partial(_product_rate, product, device, (square, square, square))
+        _note(rates, f"matrix {name}", rates.matrix, name, large)
         for shape in linears if name in rates.matrix else []:
             label = f"{name} {'x'.join(map(str, shape))}"
-            _note(rates, label, rates.linear, label, lambda p=product, s=shape: _product_rate(p, device, s))
+            _note(rates, label, rates.linear, label, partial(_product_rate, product, device, shape))
     for backend in backends:
         label = f"{backend} {attention.queries}x{attention.keys}"
-        _note(rates, label, rates.attention, label, lambda b=backend: _attention_rate(b, device, attention))
+        _note(rates, label, rates.attention, label, partial(_attention_rate, backend, device, attention))
     rates.copy = _copy_rate(device, 2**32 if on_cuda else 2**24)
     return rates
 
@@ -90,7 +93,7 @@ def time_call(call: Callable[[], Any], device: torch.device, repeats: int = 15) 
         call()
         mark.record()
     torch.cuda.synchronize(device)
-    return statistics.median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)) / 1000.0
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks)) / 1000.0
 
 
 def _host_seconds(call: Callable[[], Any]) -> float:

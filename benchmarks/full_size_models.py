@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import streamblocks_path  # noqa: F401
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-import streamblocks_path  # noqa: F401
 from streamblocks.wan.components import keep_fp32_parts
 from streamblocks.wan.fused_projections import fuse_self_attention
 from streamblocks.wan.weights import destination_dtype
@@ -59,12 +59,8 @@ _FULL_VAE: Mapping[str, Any] = {"base_dim": 96, "z_dim": 16}
 SIZES: Mapping[str, ModelSize] = {
     size.name: size
     for size in (
-        ModelSize(
-            "14B", {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}, _FULL_VAE, _UMT5_XXL
-        ),
-        ModelSize(
-            "1.3B", {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, _FULL_VAE, _UMT5_XXL
-        ),
+        ModelSize("14B", {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}, _FULL_VAE, _UMT5_XXL),
+        ModelSize("1.3B", {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, _FULL_VAE, _UMT5_XXL),
         ModelSize(
             "tiny",
             {
@@ -88,16 +84,14 @@ def build_transformer_skeleton(size: ModelSize) -> WanTransformer3DModel:
     with META, torch.random.fork_rng(devices=[]):
         transformer = WanTransformer3DModel(**size.transformer)
     fuse_self_attention(transformer)
-    keep = keep_fp32_parts(WanTransformer3DModel, torch.bfloat16)
-    for name, parameter in transformer.named_parameters():
-        parameter.data = parameter.data.to(destination_dtype(name, parameter.dtype, torch.bfloat16, keep))
-    return _frozen(transformer)
+    return _frozen(_as_loaded(transformer, torch.bfloat16))
 
 
 def build_vae_skeleton(size: ModelSize) -> AutoencoderKLWan:
-    """The VAE on the meta device."""
+    """The VAE on the meta device, in float16."""
     with META, torch.random.fork_rng(devices=[]):
-        return _frozen(AutoencoderKLWan(**size.vae))
+        vae = AutoencoderKLWan(**size.vae)
+    return _frozen(_as_loaded(vae, torch.float16))
 
 
 def build_transformer(
@@ -170,9 +164,7 @@ def fill_randomly(
     return module
 
 
-def _random_values(
-    name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype, seed: int
-) -> torch.Tensor:
+def _random_values(name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype, seed: int) -> torch.Tensor:
     """Gains near 1, biases near 0, weights by fan-in: activations keep their size through norms and residuals."""
     generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     mean, std = _distribution(name, shape)
@@ -197,6 +189,14 @@ def _distribution(name: str, shape: torch.Size) -> tuple[float, float]:
 def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, module)
+
+
+def _as_loaded(module: ModuleT, dtype: torch.dtype) -> ModuleT:
+    """Parameters on the meta device in the dtypes that a load as `dtype` gives them."""
+    keep = keep_fp32_parts(type(module), dtype)
+    for name, parameter in module.named_parameters():
+        parameter.data = parameter.data.to(destination_dtype(name, parameter.dtype, dtype, keep))
+    return module
 
 
 def _frozen(module: ModuleT) -> ModuleT:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import streamblocks_path  # noqa: F401
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.modular_pipelines import PipelineState
+from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
 from torch import nn
 
-import streamblocks_path  # noqa: F401
-from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
@@ -50,9 +50,7 @@ class RandomPipeline:
     There is no tokenizer: the prompt's embeddings are put into the state before the call.
     """
 
-    def __init__(
-        self, size: ModelSize, options: PipelineOptions, replace_linear: ReplaceLinear | None = None
-    ) -> None:
+    def __init__(self, size: ModelSize, options: PipelineOptions, replace_linear: ReplaceLinear | None = None) -> None:
         self.recipe = Recipe(model=f"random {size.name}")
         self.device = options.device
         self.options = options
@@ -114,8 +112,7 @@ class RandomPipeline:
             shape = (1, _PROMPT_TOKENS, self.text_dim)
             embeds[:, :_PROMPT_TOKENS] = torch.randn(shape, device=self.device, generator=generator)
             return embeds
-        shape = (1, DEFAULT_TEXT_TOKENS)
-        ids = torch.randint(2, self.vocabulary, shape, device=self.device, generator=generator)
+        ids = torch.randint(2, self.vocabulary, (1, DEFAULT_TEXT_TOKENS), device=self.device, generator=generator)
         mask = (torch.arange(DEFAULT_TEXT_TOKENS, device=self.device) < _PROMPT_TOKENS).long()[None]
         encoded = encoder(ids * mask, mask).last_hidden_state
         embeds[:, :_PROMPT_TOKENS] = encoded[:, :_PROMPT_TOKENS]

@@ -17,9 +17,7 @@ def register_package() -> None:
     """Make `import streamblocks` mean the folder above this one; nothing happens when it is imported already."""
     if PACKAGE in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     if spec is None or spec.loader is None:
         raise ImportError(f"{ROOT / '__init__.py'} is missing: keep benchmarks/ inside the repository.")
     module = importlib.util.module_from_spec(spec)

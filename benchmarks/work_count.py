@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import streamblocks_path  # noqa: F401
 import torch
+from full_size_models import META, ModelSize, build_transformer_skeleton, build_vae_skeleton
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import streamblocks_path  # noqa: F401
-from full_size_models import META, ModelSize, build_transformer_skeleton, build_vae_skeleton
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.attention import CausalPass, install_causal_attention
 from streamblocks.wan.causal_transformer import allocate_cross_cache, allocate_kv_cache, predict_velocity
@@ -66,7 +66,7 @@ class BlockWork:
         """The stages the settings' policy has, under the names of the printed table."""
         stages = {f"step {number}": self.step for number in range(settings.steps)}
         if settings.kv_policy == "recompute":
-            stages["context"] = self.context_pass + self.context_encode
+            stages |= {"context": self.context_pass, "encode": self.context_encode}
         else:
             stages["remember"] = self.remember
         return stages | {"decode": self.decode}
@@ -91,7 +91,7 @@ class _Counter:
         self.settings = settings
         self.transformer = build_transformer_skeleton(size)
         install_causal_attention(self.transformer)
-        self.vae = build_vae_skeleton(size).to(torch.float16)
+        self.vae = build_vae_skeleton(size)
         scale = self.vae.config.scale_factor_spatial
         self.latent_size = (settings.height // scale, settings.width // scale)
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def live_tensor_bytes(device_type: str | None = None) -> int:
@@ -31,9 +34,18 @@ def held_tensor_bytes(value: Any) -> int:  # noqa: ANN401
     return _storage_bytes(_tensors_in(value, set()), None)
 
 
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers as they are stored: quantized ones at their quantized size."""
+    return held_tensor_bytes([*module.parameters(), *module.buffers()])
+
+
 def _storage_bytes(tensors: Iterator[torch.Tensor], device_type: str | None) -> int:
     storages: dict[int, int] = {}
     for tensor in tensors:
+        if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
+            # A quantized tensor is a wrapper that states its logical size; its parts are tensors of their own.
+            # Fake tensors, which torch.compile leaves behind, hold nothing.
+            continue
         if tensor.is_meta or (device_type is not None and tensor.device.type != device_type):
             continue
         storage = tensor.untyped_storage()
@@ -46,7 +58,11 @@ def _tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:  # noqa: 
         return
     seen.add(id(value))
     if isinstance(value, torch.Tensor):
-        yield value
+        if is_traceable_wrapper_subclass(value):
+            for name in value.__tensor_flatten__()[0]:
+                yield from _tensors_in(getattr(value, name), seen)
+        else:
+            yield value
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors_in(item, seen)

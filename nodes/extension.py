@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .loader import LoadStreamingPipeline
+from .quantize import QuantizePipeline, SaveQuantizedModel
 from .save_stream import SaveStream
 from .stream_sampler import StreamingBlockSampler
 
@@ -14,4 +15,4 @@ class StreamBlocksExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes."""
-        return [LoadStreamingPipeline, StreamingBlockSampler, SaveStream]
+        return [LoadStreamingPipeline, QuantizePipeline, StreamingBlockSampler, SaveStream, SaveQuantizedModel]

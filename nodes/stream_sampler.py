@@ -226,6 +226,14 @@ class _NodeWatcher:
         self._settings = settings
         self._progress = progress
         self._blocks_done = 0
+        self._loading = ("", 0)
+
+    def while_loading(self, component: str, done: int, total: int) -> None:
+        host.throw_if_cancelled()
+        percent = 100 * done // max(total, 1)
+        if (component, percent // 5) != self._loading:
+            self._loading = (component, percent // 5)
+            self._progress.say(f"loading {component}: {percent} % of {total / 1e9:.2f} GB")
 
     def before_pass(self, index: int) -> None:
         # Context and clean passes count as none: what a user set is steps.

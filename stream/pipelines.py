@@ -11,8 +11,9 @@ import torch
 from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
+from ..ops.fp8_linear import fp8_notice
+from ..ops.quantization import summarise_plan
 from ..wan.attention import install_causal_attention
-from ..wan.causal_transformer import tokens_per_latent_frame
 from ..wan.causal_wan_blocks import make_causal_wan_pipeline
 from ..wan.components import (
     component_bytes,
@@ -20,14 +21,22 @@ from ..wan.components import (
     load_tokenizer,
     load_transformer,
     load_vae,
+    plan_for,
 )
-from ..wan.text_step import DEFAULT_TEXT_TOKENS, single_prompt
-from ..wan.working_memory import activation_bytes, cross_cache_bytes, decoder_bytes, kv_cache_bytes
+from ..wan.text_step import single_prompt
+from .estimate import MemoryEstimate, check_it_fits, estimate_memory, smaller_choices
 from .recipe import Recipe
 from .residency import Residency
 from .settings import StreamSettings
 
 BLOCK_COMPONENTS = ("transformer", "vae")
+
+# Component, bytes in place so far, bytes in all.
+LoadCallback = Callable[[str, int, int], None]
+
+
+def _ignore_load(component: str, done: int, total: int) -> None:
+    """Nobody watches the loading."""
 
 
 class StreamPipeline(Protocol):
@@ -36,6 +45,7 @@ class StreamPipeline(Protocol):
     recipe: Recipe
     pipe: ModularPipeline
     device: torch.device
+    on_load: LoadCallback
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """State entries the pipeline expects before block 0."""
@@ -46,11 +56,17 @@ class StreamPipeline(Protocol):
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Encode ahead of the call, if the pipeline lets a text encoder leave before the rest comes."""
 
+    def check_fit(self, settings: StreamSettings) -> None:
+        """Raise MemoryError, before anything is loaded, when a stream with `settings` cannot fit the device."""
+
     def bring_components(self, settings: StreamSettings) -> None:
         """Put on the device what a block needs, with room for what it allocates."""
 
     def is_resident(self) -> bool:
         """Whether what a block needs is on the device."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the user should know of how the pipeline was made, as JSON values."""
 
     def release(self) -> None:
         """Let go of all weights."""
@@ -75,15 +91,12 @@ class BuiltInPipeline:
         self.dtype = dtype
         self.vae_dtype = vae_dtype
         self.residency = residency
+        self.on_load: LoadCallback = _ignore_load
         self.pipe = make_causal_wan_pipeline()
         self.pipe.update_components(tokenizer=load_tokenizer(components))
+        self._estimates: dict[tuple[Recipe, StreamSettings], MemoryEstimate] = {}
         self._sources = {"transformer": model, "vae": components, "text_encoder": components}
         self._dtypes = {"transformer": dtype, "vae": vae_dtype, "text_encoder": dtype}
-        self._loaders: dict[str, Callable[[], nn.Module]] = {
-            "transformer": self._load_transformer,
-            "vae": lambda: load_vae(components, device=device, dtype=vae_dtype),
-            "text_encoder": lambda: load_text_encoder(components, device=device, dtype=dtype),
-        }
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """Nothing: the blocks make their own caches at block 0."""
@@ -92,6 +105,16 @@ class BuiltInPipeline:
     def make_generator(self, seed: int) -> torch.Generator:
         """A CPU generator, so that a seed gives the same noise on every device."""
         return torch.Generator().manual_seed(seed)
+
+    def check_fit(self, settings: StreamSettings) -> None:
+        """Estimate the stream's memory from headers and shapes, and compare with what the device can give."""
+        available = self.residency.available_bytes(self.device)
+        if available is None:
+            return
+        others = (
+            (text, self._estimate(recipe, changed)) for text, recipe, changed in smaller_choices(self.recipe, settings)
+        )
+        check_it_fits(self._estimate(self.recipe, settings), available, settings, others)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Run the text step alone when the prompt changed, so that 11 GB of text encoder can leave first."""
@@ -108,25 +131,26 @@ class BuiltInPipeline:
         """Transformer and VAE, with room for the stream's caches and activations."""
         for name in BLOCK_COMPONENTS:
             self._load(name)
-        self._bring(BLOCK_COMPONENTS, working_bytes=self.working_bytes(settings))
+        self._bring(BLOCK_COMPONENTS, working_bytes=self._estimate(self.recipe, settings).streaming)
 
     def is_resident(self) -> bool:
         """Whether transformer and VAE are on the device."""
         return _all_on_device([getattr(self.pipe, name) for name in BLOCK_COMPONENTS], self.device)
 
-    def working_bytes(self, settings: StreamSettings) -> int:
-        """Bytes a stream with these settings needs beside the weights; needs the components' configs."""
-        config = self.pipe.transformer.config
-        scale = self.pipe.vae.config.scale_factor_spatial
-        per_frame = tokens_per_latent_frame(self.pipe.transformer, settings.height // scale, settings.width // scale)
-        frames = settings.context_frames + settings.frames_per_block
-        widest_pass = max(settings.context_frames, settings.frames_per_block) * per_frame
-        return (
-            kv_cache_bytes(config, frames=frames, tokens_per_frame=per_frame, dtype=self.dtype)
-            + cross_cache_bytes(config, text_tokens=DEFAULT_TEXT_TOKENS, dtype=self.dtype)
-            + activation_bytes(config, tokens=widest_pass, dtype=self.dtype)
-            + decoder_bytes(self.pipe.vae.config, height=settings.height, width=settings.width, dtype=self.vae_dtype)
-        )
+    def describe(self) -> dict[str, Any]:
+        """Plan of each quantized component, and whether this device gains speed from it."""
+        plans = [
+            plan_for(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
+            for name in ("transformer", "text_encoder")
+        ]
+        plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
+        notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
+        return {"quantization": [summarise_plan(plan) for plan in plans], "notices": sorted(notices - {""})}
+
+    def transformer(self) -> nn.Module:
+        """The transformer, read from disk if it is not there."""
+        self._load("transformer")
+        return self.pipe.transformer
 
     def release(self) -> None:
         """Delete every component."""
@@ -136,15 +160,46 @@ class BuiltInPipeline:
 
     def _load(self, name: str) -> None:
         if getattr(self.pipe, name) is None:
-            self.residency.make_room(component_bytes(self._sources[name], name, self._dtypes[name]), self.device)
-            self.pipe.update_components(**{name: self._loaders[name]()})
+            weight_bytes = component_bytes(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
+            self.residency.make_room(weight_bytes, self.device)
+            self.pipe.update_components(**{name: self._read(name, weight_bytes)})
+
+    def _estimate(self, recipe: Recipe, settings: StreamSettings) -> MemoryEstimate:
+        key = (recipe, settings)
+        if key not in self._estimates:
+            self._estimates[key] = estimate_memory(
+                recipe,
+                settings,
+                model=self._sources["transformer"],
+                components=self._sources["vae"],
+                device=self.device,
+                dtype=self.dtype,
+                vae_dtype=self.vae_dtype,
+            )
+        return self._estimates[key]
 
     def _bring(self, names: Sequence[str], working_bytes: int) -> None:
         components = {name: getattr(self.pipe, name) for name in names}
         self.residency.bring(components, self.device, working_bytes)
 
-    def _load_transformer(self) -> nn.Module:
-        transformer = load_transformer(self._sources["transformer"], device=self.device, dtype=self.dtype)
+    def _read(self, name: str, weight_bytes: int) -> nn.Module:
+        placed = 0
+
+        def on_tensor(_: str, tensor_bytes: int) -> None:
+            nonlocal placed
+            placed += tensor_bytes
+            self.on_load(name, placed, weight_bytes)
+
+        source, dtype, quantization = self._sources[name], self._dtypes[name], self.recipe.quantization
+        if name == "vae":
+            return load_vae(source, device=self.device, dtype=dtype, on_tensor=on_tensor)
+        if name == "text_encoder":
+            return load_text_encoder(
+                source, device=self.device, dtype=dtype, quantization=quantization, on_tensor=on_tensor
+            )
+        transformer = load_transformer(
+            source, device=self.device, dtype=dtype, quantization=quantization, on_tensor=on_tensor
+        )
         install_causal_attention(transformer, self.recipe.attention_backend)
         return transformer
 
@@ -157,6 +212,7 @@ class ForeignPipeline:
         self.pipe = pipe
         self.device = device
         self.residency = residency
+        self.on_load: LoadCallback = _ignore_load
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """`frame_cache_context`, a deque of the length the repository's config names (if it does)."""
@@ -166,6 +222,9 @@ class ForeignPipeline:
     def make_generator(self, seed: int) -> torch.Generator:
         """A generator on the pipeline's device, which foreign blocks may require."""
         return torch.Generator(self.device).manual_seed(seed)
+
+    def check_fit(self, settings: StreamSettings) -> None:
+        """Nothing: what foreign blocks allocate is not known."""
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Nothing: the repository's own text encoder step runs inside the call."""
@@ -183,6 +242,10 @@ class ForeignPipeline:
         self.residency.release()
         for name in self.pipe.component_names:
             setattr(self.pipe, name, None)
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing: foreign blocks are not quantized here."""
+        return {}
 
     def _modules(self) -> dict[str, nn.Module]:
         return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}

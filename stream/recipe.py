@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..memory.cleanup import StateRule
+from ..ops.quantization import QuantizationSpec
 
 BUILT_IN_BLOCKS = "built-in causal Wan"
 REPOSITORY_BLOCKS = "the repository's own"
@@ -45,6 +46,7 @@ class Recipe:
         device: "auto" or a torch device.
         attention_backend: one of `ATTENTION_BACKENDS`.
         state_rules: additions to the table of state keys, for foreign pipelines.
+        quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
         stamp: changes with the files of `model`, so that a replaced checkpoint is loaded anew.
     """
 
@@ -57,6 +59,7 @@ class Recipe:
     device: str = "auto"
     attention_backend: str = "native"
     state_rules: tuple[StateRule, ...] = ()
+    quantization: QuantizationSpec | None = None
     stamp: str = ""
 
     def __post_init__(self) -> None:
@@ -70,6 +73,11 @@ class Recipe:
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        if self.quantization is not None and self.blocks != BUILT_IN_BLOCKS:
+            raise ValueError(
+                f"quantization is {self.quantization.format}: weights are quantized for the blocks "
+                f"{BUILT_IN_BLOCKS!r} only; choose those, or no quantization."
+            )
         if self.trust_remote_code and self.is_hub_id and not _COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"revision is {self.revision!r}: remote code of {self.model} runs only from a pinned commit; "

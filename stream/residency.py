@@ -8,9 +8,14 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from ..memory.cleanup import read_card_memory
+
 
 class Residency(Protocol):
     """Moves components to the device and makes room for them."""
+
+    def available_bytes(self, device: torch.device) -> int | None:
+        """What `device` could give to a stream once everything that may leave has left; None when unknown."""
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Free device memory for weights about to be read from disk."""
@@ -24,6 +29,11 @@ class Residency(Protocol):
 
 class PlainResidency:
     """Residency without ComfyUI: components are moved to the device and stay."""
+
+    def available_bytes(self, device: torch.device) -> int | None:
+        """Free memory of a CUDA card and what this process holds of it; unknown for other devices."""
+        memory = read_card_memory(device)
+        return None if memory is None else memory.free + memory.reserved
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Nothing to free."""

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 class StreamWatcher(Protocol):
     """Sees a stream go by, and may stop it by raising."""
 
+    def while_loading(self, component: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of a component are in place."""
+
     def before_pass(self, index: int) -> None:
         """Before pass 0, 1, ... of the transformer within a block."""
 
@@ -37,16 +40,19 @@ class StreamReport:
         pictures: pictures in the sinks.
         seconds: wall time, with loading what was not loaded yet.
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
+        described: how the pipeline was made; see `StreamPipeline.describe`.
     """
 
     blocks_made: int
     pictures: int
     seconds: float
     notices: tuple[str, ...]
+    described: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for text output."""
-        return asdict(self) | {"seconds": round(self.seconds, 3), "notices": list(self.notices)}
+        values = asdict(self) | {"seconds": round(self.seconds, 3), "notices": list(self.notices)}
+        return values | values.pop("described")
 
 
 def run_stream(
@@ -69,12 +75,16 @@ def run_stream(
         watcher: sees progress; what it raises (cancel) stops the stream.
 
     Raises:
+        MemoryError: the stream cannot fit the device; nothing was loaded.
         BlockFailedError: already the first block came out unusable.
         torch.OutOfMemoryError: the device ran out of memory, with what to change.
         OSError: a sink's disk is full.
     """
     began = time.perf_counter()
-    notices: list[str] = []
+    pipeline.check_fit(settings)
+    pipeline.on_load = watcher.while_loading
+    described = pipeline.describe()
+    notices: list[str] = [*described.pop("notices", [])]
     blocks_made = pictures = 0
     try:
         with Session(pipeline, settings, on_pass=watcher.before_pass) as session:
@@ -98,7 +108,7 @@ def run_stream(
         ) from error
     finally:
         _close_all(sinks)
-    return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices))
+    return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
 
 
 def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:

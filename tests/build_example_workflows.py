@@ -36,7 +36,16 @@ TEXT_TO_VIDEO: tuple[list[Node], list[Wire]] = (
     ],
     [(0, "pipeline", 1, "pipeline"), (1, "video", 2, "video")],
 )
-WORKFLOWS = {"text_to_video_stream": TEXT_TO_VIDEO}
+QUANTIZED: tuple[list[Node], list[Wire]] = (
+    [
+        ("StreamBlocksLoadPipeline", (60, 120), 340, {}),
+        ("StreamBlocksQuantizePipeline", (440, 120), 340, {}),
+        ("StreamBlocksSampler", (820, 120), 420, SMALL_AND_SHORT),
+        ("StreamBlocksSaveStream", (1280, 120), 420, {}),
+    ],
+    [(0, "pipeline", 1, "pipeline"), (1, "pipeline", 2, "pipeline"), (2, "video", 3, "video")],
+)
+WORKFLOWS = {"text_to_video_stream": TEXT_TO_VIDEO, "quantized_stream": QUANTIZED}
 
 BUILD = """
 async ([nodes, wires]) => {

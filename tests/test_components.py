@@ -120,7 +120,7 @@ def test_tied_embeddings_are_one_tensor_whichever_name_is_stored(tiny, tmp_path)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_component_bytes_is_what_loading_takes(tiny, dtype):
-    loaders = {"transformer": load_transformer, "vae": load_vae, "text_encoder": load_text_encoder}
+    loaders: dict[str, Any] = {"transformer": load_transformer, "vae": load_vae, "text_encoder": load_text_encoder}
     for component, load in loaders.items():
         state = load(tiny, device="cpu", dtype=dtype)
         taken = sum(parameter.nbytes for parameter in state.parameters())

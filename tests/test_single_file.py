@@ -166,7 +166,7 @@ def _wider_input(state):
         (lambda s: s.update({"vace_blocks.0.before_proj.weight": torch.zeros(4)}), "is a VACE transformer"),
         (lambda s: s.pop("patch_embedding.weight"), "holds no Wan transformer"),
         (lambda s: s.pop("time_embedding.0.weight"), "neither Wan's names"),
-        (lambda s: s.update({"blocks.0.self_attn.q.comfy_quant": torch.zeros(4)}), "quantized already"),
+        (lambda s: s.update({"blocks.0.self_attn.q.comfy_quant": torch.zeros(4)}), "metadata that cannot be read"),
         (lambda s: s.update({"head.head.weight": torch.zeros(4)}), r"proj_out\.weight is \[4\]"),
         (lambda s: s.update({"patch_embedding.weight": torch.zeros(200, 16, 1, 2, 2)}), "no multiple of 128"),
         (lambda s: [s.pop(name) for name in list(s) if name.startswith("blocks.0.")], r"blocks\.0\."),
@@ -191,9 +191,9 @@ def test_what_is_not_a_plain_text_to_video_transformer_is_refused(original, tmp_
     assert str(path) in str(caught.value)
 
 
-def test_quantization_metadata_is_refused(original, tmp_path):
+def test_unreadable_quantization_metadata_is_refused(original, tmp_path):
     path = _write(tmp_path / "wan.safetensors", original, metadata={"_quantization_metadata": "{}"})
-    with pytest.raises(CheckpointError, match="quantized already"):
+    with pytest.raises(CheckpointError, match="metadata that cannot be read"):
         recognise_single_file(path)
 
 

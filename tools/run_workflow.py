@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", type=Path, default=None, help="a ComfyUI models folder")
     for name, (node, key, kind) in OVERRIDES.items():
         parser.add_argument(f"--{name}", type=kind, default=None, help=f"{key} of {node}")
+    formats = parser.add_mutually_exclusive_group()
+    for name in ("fp8", "int8"):
+        formats.add_argument(
+            f"--{name}", dest="format", action="store_const", const=name, help="format of StreamBlocksQuantizePipeline"
+        )
     parser.add_argument(
         "--set",
         action="append",
@@ -83,6 +88,8 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str, object]]:
         value = getattr(options, name)
         if value is not None:
             wanted.append((node, key, value))
+    if options.format is not None:
+        wanted.append(("StreamBlocksQuantizePipeline", "format", options.format))
     for text in options.set:
         place, _, value = text.partition("=")
         node, _, key = place.partition(".")

@@ -14,10 +14,13 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from .checkpoint_files import CheckpointError, TensorSource, index_tensors, list_component_files, read_json
+from ..ops.quantization import QuantizationPlan, QuantizationSpec
+from ..ops.weight_filling import replace_layer
+from .checkpoint_files import CheckpointError, index_tensors, list_component_files, read_json
 from .fused_projections import fuse_self_attention, fused_rows
+from .quantized_weights import ComponentWeights, make_fillings, plan_component
 from .single_file import recognise_single_file
-from .weights import destination_dtype, load_weights, read_headers, without_tied
+from .weights import NO_FUSION, load_weights, without_tied
 
 PIPELINE_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -45,26 +48,26 @@ def check_pipeline_folder(folder: Path, components: Collection[str] = PIPELINE_C
 
 
 def load_transformer(
-    source: Path, *, device: torch.device | str, dtype: torch.dtype, on_tensor: OnTensor | None = None
+    source: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantization: QuantizationSpec | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> WanTransformer3DModel:
     """The transformer of a pipeline folder or of a single `.safetensors` file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
-    modulation) are float32. Raises CheckpointError for anything but a Wan text-to-video transformer.
+    modulation) are float32. With `quantization` the layers of `plan_transformer` are quantized as they are read, on
+    `device`; a file that is quantized already comes out as it is stored. Raises CheckpointError for anything but a
+    Wan text-to-video transformer and for quantizing twice, ValueError for what cannot be quantized as asked.
     """
-    config, sources = _transformer_parts(source)
+    weights = _component_weights(source, "transformer")
+    plan = _plan(weights, "transformer", dtype, quantization)
     with _empty_weights():
-        transformer = WanTransformer3DModel.from_config(config)
+        transformer = WanTransformer3DModel.from_config(dict(weights.config))
     fuse_self_attention(transformer)
-    load_weights(
-        transformer,
-        sources,
-        device=device,
-        dtype=dtype,
-        keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
-        fused=fused_rows(transformer),
-        on_tensor=on_tensor,
-    )
+    _fill(transformer, weights, plan, device, dtype, on_tensor, fused=fused_rows(transformer))
     return _frozen(transformer)
 
 
@@ -75,14 +78,23 @@ def load_vae(
     config = _config(folder, "vae", "AutoencoderKLWan")
     with _empty_weights():
         vae = AutoencoderKLWan.from_config(config)
-    _fill(vae, folder / "vae", device, dtype, on_tensor)
+    weights = _component_weights(folder, "vae")
+    _fill(vae, weights, _plan(weights, "vae", dtype, None), device, dtype, on_tensor)
     return _frozen(vae)
 
 
 def load_text_encoder(
-    folder: Path, *, device: torch.device | str, dtype: torch.dtype, on_tensor: OnTensor | None = None
+    folder: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantization: QuantizationSpec | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> UMT5EncoderModel:
-    """The UMT5 encoder of the pipeline `folder`; raises CheckpointError when it cannot be loaded."""
+    """The UMT5 encoder of the pipeline `folder`, quantized as it is read where `quantization` names it.
+
+    Raises CheckpointError when it cannot be loaded, ValueError for what cannot be quantized as asked.
+    """
     config = _config(folder, "text_encoder")
     if config.get("model_type") != "umt5":
         raise CheckpointError(
@@ -91,7 +103,8 @@ def load_text_encoder(
         )
     with _empty_weights():
         encoder = UMT5EncoderModel(UMT5Config.from_dict(config))
-    _fill(encoder, folder / "text_encoder", device, dtype, on_tensor)
+    weights = _component_weights(folder, "text_encoder")
+    _fill(encoder, weights, _plan(weights, "text_encoder", dtype, quantization), device, dtype, on_tensor)
     return _frozen(encoder)
 
 
@@ -112,27 +125,36 @@ def load_scheduler_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "scheduler" / "scheduler_config.json")
 
 
-def component_bytes(source: Path, component: str, dtype: torch.dtype) -> int:
-    """Bytes of a component's parameters and persistent buffers once loaded as `dtype`, from headers only.
+def component_bytes(
+    source: Path, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None = None
+) -> int:
+    """Bytes of a component's parameters and persistent buffers once loaded so, from headers only.
 
     `component` is `transformer`, `vae` or `text_encoder`; `source` is what its loader takes. Tied weights
     count once. Raises ValueError for another component, CheckpointError for an unusable source.
     """
+    return plan_for(source, component, dtype, quantization).bytes_after
+
+
+def plan_transformer(
+    source: Path, quantization: QuantizationSpec | None, dtype: torch.dtype = torch.bfloat16
+) -> QuantizationPlan:
+    """What `load_transformer` would do with each layer, from headers only; raises what it would raise for that."""
+    return plan_for(source, "transformer", dtype, quantization)
+
+
+def plan_for(
+    source: Path, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None
+) -> QuantizationPlan:
+    """`plan_transformer` for any of `transformer`, `vae` and `text_encoder`; ValueError for another component."""
     if component not in _CLASSES:
         raise ValueError(f"component is {component!r}, allowed are {', '.join(_CLASSES)}: name one of them.")
-    cls = _CLASSES[component]
-    if component == "transformer":
-        sources: Mapping[str, TensorSource] = _transformer_parts(source)[1]
-    else:
-        check_pipeline_folder(source, [component])
-        sources = index_tensors(list_component_files(source / component))
-    tied = getattr(cls, "_tied_weights_keys", None)
-    sources = without_tied(sources, tied if isinstance(tied, Mapping) else {})
-    keep = keep_fp32_parts(cls, dtype)
-    return sum(
-        header.elements * destination_dtype(name, header.dtype, dtype, keep).itemsize
-        for name, header in read_headers(sources).items()
-    )
+    return _plan(_component_weights(source, component), component, dtype, quantization)
+
+
+def component_config(source: Path, component: str) -> dict[str, Any]:
+    """The config a component is built from: its config.json, or for a single file what its shapes say."""
+    return dict(_component_weights(source, component).config)
 
 
 def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
@@ -146,20 +168,31 @@ def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
     return frozenset(getattr(cls, "_keep_in_fp32_modules", None) or ()) if needed else frozenset()
 
 
-def _transformer_parts(source: Path) -> tuple[dict[str, Any], Mapping[str, TensorSource]]:
-    """Config and tensor sources of a transformer in a pipeline folder or a single file."""
-    if not source.is_dir():
+def _component_weights(source: Path, component: str) -> ComponentWeights:
+    """Config and tensor sources of a component in a pipeline folder, or of a transformer in a single file."""
+    if component == "transformer" and not source.is_dir():
         if not source.exists():
             raise CheckpointError(f"{source} does not exist: give a pipeline folder or a .safetensors file.")
-        checkpoint = recognise_single_file(source)
-        return dict(checkpoint.config), checkpoint.sources
-    config = _config(source, "transformer", "WanTransformer3DModel")
-    if config.get("image_dim") is not None or config.get("in_channels", 16) != config.get("out_channels", 16):
+        file = recognise_single_file(source)
+        return ComponentWeights(source, file.config, file.sources, file.stored, file.spec)
+    config = _config(source, component, "WanTransformer3DModel" if component == "transformer" else None)
+    if component == "transformer" and (
+        config.get("image_dim") is not None or config.get("in_channels", 16) != config.get("out_channels", 16)
+    ):
         raise CheckpointError(
             f"{source / 'transformer'} is an image-to-video transformer with {config.get('in_channels')} "
             "input channels: give a text-to-video one."
         )
-    return config, index_tensors(list_component_files(source / "transformer"))
+    tied = getattr(_CLASSES[component], "_tied_weights_keys", None)
+    sources = index_tensors(list_component_files(source / component))
+    return ComponentWeights(source, config, without_tied(sources, tied if isinstance(tied, Mapping) else {}))
+
+
+def _plan(
+    weights: ComponentWeights, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None
+) -> QuantizationPlan:
+    keep = keep_fp32_parts(_CLASSES[component], dtype)
+    return plan_component(weights, component, quantization, dtype=dtype, keep_fp32=keep)
 
 
 def _config(folder: Path, component: str, class_name: str | None = None) -> dict[str, Any]:
@@ -176,19 +209,32 @@ def _config(folder: Path, component: str, class_name: str | None = None) -> dict
 
 def _fill(
     module: nn.Module,
-    folder: Path,
+    weights: ComponentWeights,
+    plan: QuantizationPlan,
     device: torch.device | str,
     dtype: torch.dtype,
     on_tensor: OnTensor | None,
+    fused: Mapping[str, tuple[str, slice]] = NO_FUSION,
 ) -> None:
+    """Load `weights` into the empty `module` and put its quantized layers in, as planned."""
+    fillings = make_fillings(weights, plan, device=device, dtype=dtype)
     load_weights(
         module,
-        index_tensors(list_component_files(folder)),
+        weights.sources,
         device=device,
         dtype=dtype,
         keep_fp32=keep_fp32_parts(type(module), dtype),
+        fused=fused,
+        fillings=fillings,
+        stored=weights.stored,
         on_tensor=on_tensor,
     )
+    with torch.inference_mode(False), torch.no_grad():
+        for name in plan.quantized_names:
+            filling = fillings.pop(f"{name}.weight")
+            linear = module.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            replace_layer(module, name, filling.finish(linear))
 
 
 @contextmanager

@@ -5,24 +5,20 @@ Everything is decided from the header: renaming works on names, and the config i
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from .checkpoint_files import (
-    CheckpointError,
-    TensorSource,
-    index_tensors,
-    open_checkpoint,
-    read_headers,
-    refuse_pickled,
-)
+from ..ops.quantization import QuantizationSpec
+from .checkpoint_files import CheckpointError, TensorSource, index_tensors, read_headers, refuse_pickled
+from .comfy_format import StoredWeight, file_metadata, split_quantized
 
 HEAD_DIM = 128
 
@@ -39,7 +35,8 @@ _OTHER_MODELS = (
     "text_encoders.",
     "vae.",
 )
-_QUANTIZED_SUFFIXES = (".comfy_quant", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input")
+# The header field with what ComfyUI's format has no place for, in the files that this pack writes.
+OWN_METADATA_KEY = "streamblocks"
 _ORIGINAL_MARK = "time_embedding.0.weight"
 _DIFFUSERS_MARK = "condition_embedder.time_embedder.linear_1.weight"
 _VARIANTS = {
@@ -56,13 +53,21 @@ _KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B"}
 class SingleFileCheckpoint:
     """What a single file holds: `config` for WanTransformer3DModel and where each parameter is stored.
 
-    `sources` maps diffusers' parameter names; `prefix` is what stood before the names in the file.
+    `sources` maps diffusers' parameter names; `prefix` is what stood before the names in the file. `stored`
+    has those weights which the file holds quantized, and `own` what this pack wrote about its own files.
     """
 
     path: Path
     prefix: str
     config: Mapping[str, Any]
     sources: Mapping[str, TensorSource]
+    stored: Mapping[str, StoredWeight] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> QuantizationSpec | None:
+        """How this pack quantized the file; None for files of others and unquantized ones."""
+        return QuantizationSpec.from_dict(self.own["quantization"]) if self.own.get("quantization") else None
 
     @property
     def name(self) -> str:
@@ -75,22 +80,28 @@ class SingleFileCheckpoint:
 def recognise_single_file(path: Path) -> SingleFileCheckpoint:
     """Read the header of `path` and say which Wan text-to-video transformer it holds.
 
-    Raises CheckpointError for pickled, absent, corrupt or quantized files, for other Wan transformers
-    (image-to-video, VACE and so on), and for anything else.
+    Raises CheckpointError for pickled, absent or corrupt files, for quantized ones in other formats than ComfyUI's
+    FP8 and INT8 or without their scales, for other Wan transformers (image-to-video, VACE and so on), and for
+    anything else.
     """
     refuse_pickled(path)
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path} has no .safetensors suffix: give a Wan transformer in that format.")
     stored = index_tensors([path])
-    _refuse_quantized(path, stored)
     prefix = _prefix(path, stored)
-    sources = _diffusers_names(path, _strip(stored, prefix))
+    split = split_quantized(path, _strip(stored, prefix), prefix)
+    own = _own_metadata(path)
+    originals = _diffusers_names(path, split.plain)
+    sources = {name: split.plain[original] for name, original in originals.items()}
+    quantized = {name: split.stored[original] for name, original in originals.items() if original in split.stored}
+    if "config" in own:
+        return SingleFileCheckpoint(path, prefix, own["config"], MappingProxyType(sources), quantized, own)
     shapes = {name: header.shape for name, header in read_headers(sources).items()}
     try:
         config = config_from_shapes(shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources))
+    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), quantized, own)
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -144,13 +155,18 @@ def _layers(shapes: Iterable[str]) -> int:
     return len(numbers)
 
 
-def _refuse_quantized(path: Path, keys: Iterable[str]) -> None:
-    with open_checkpoint(path) as opened:
-        metadata = opened.metadata() or {}
-    marked = [key for key in keys if key.endswith((*_QUANTIZED_SUFFIXES, "scaled_fp8"))]
-    if marked or "_quantization_metadata" in metadata:
-        mark = marked[0] if marked else "_quantization_metadata"
-        raise CheckpointError(f"{path} is quantized already ({mark}): give the BF16, FP16 or FP32 file of the model.")
+def _own_metadata(path: Path) -> dict[str, Any]:
+    """What this pack wrote into the header of `path`; empty for files of others."""
+    text = file_metadata(path).get(OWN_METADATA_KEY)
+    if text is None:
+        return {}
+    try:
+        own = json.loads(text)
+        return {**own, "config": dict(own["config"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} has a header field {OWN_METADATA_KEY} that cannot be read ({error!r}): save the model again."
+        ) from error
 
 
 def _prefix(path: Path, keys: Iterable[str]) -> str:
@@ -183,8 +199,8 @@ def _strip(stored: Mapping[str, TensorSource], prefix: str) -> dict[str, TensorS
     return kept
 
 
-def _diffusers_names(path: Path, sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """`sources` under diffusers' names, whichever of the two namings it has."""
+def _diffusers_names(path: Path, sources: Mapping[str, TensorSource]) -> dict[str, str]:
+    """The names of `sources` by diffusers' names for them, whichever of the two namings they are in."""
     for variant, marks in _VARIANTS.items():
         mark = next((mark for mark in marks if any(mark in name for name in sources)), None)
         if mark is not None:
@@ -192,7 +208,7 @@ def _diffusers_names(path: Path, sources: Mapping[str, TensorSource]) -> dict[st
                 f"{path} is {variant} ({mark.strip('.')}): give a text-to-video transformer of Wan 2.1."
             )
     if _DIFFUSERS_MARK in sources:
-        return dict(sources)
+        return {name: name for name in sources}
     if _ORIGINAL_MARK not in sources:
         raise CheckpointError(
             f"{path} has neither Wan's names ({_ORIGINAL_MARK}) nor diffusers' ({_DIFFUSERS_MARK}): give a "
@@ -200,4 +216,4 @@ def _diffusers_names(path: Path, sources: Mapping[str, TensorSource]) -> dict[st
         )
     # diffusers' renaming only moves values from key to key, so names can stand in for tensors.
     renamed: dict[str, str] = convert_wan_transformer_to_diffusers({name: name for name in sources})
-    return {name: sources[original] for name, original in renamed.items()}
+    return renamed

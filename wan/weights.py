@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..ops.weight_filling import WeightFilling
 from .checkpoint_files import (
     CheckpointError,
     TensorHeader,
@@ -23,6 +25,8 @@ from .checkpoint_files import (
     open_checkpoint,
     read_headers,
 )
+from .comfy_format import StoredWeight
+from .tensor_reading import dequantized, fill_quantized, observe_all, read_rows
 
 __all__ = [
     "CheckpointError",
@@ -37,6 +41,8 @@ __all__ = [
 ]
 
 NO_FUSION: Mapping[str, tuple[str, slice]] = MappingProxyType({})
+NO_FILLINGS: Mapping[str, WeightFilling] = MappingProxyType({})
+NOTHING_STORED: Mapping[str, StoredWeight] = MappingProxyType({})
 _NAMES_SHOWN = 3
 
 
@@ -50,6 +56,21 @@ class _Slot:
     floating: bool
 
 
+@dataclass(frozen=True)
+class _Loading:
+    """What placing a tensor needs to know: `load_weights`' arguments."""
+
+    module: nn.Module
+    sources: Mapping[str, TensorSource]
+    headers: Mapping[str, TensorHeader]
+    slots: Mapping[str, _Slot]
+    device: torch.device | str
+    dtype: torch.dtype
+    keep_fp32: Collection[str]
+    fillings: Mapping[str, WeightFilling]
+    stored: Mapping[str, StoredWeight]
+
+
 def load_weights(
     module: nn.Module,
     sources: Mapping[str, TensorSource],
@@ -58,6 +79,8 @@ def load_weights(
     dtype: torch.dtype,
     keep_fp32: Collection[str] = (),
     fused: Mapping[str, tuple[str, slice]] = NO_FUSION,
+    fillings: Mapping[str, WeightFilling] = NO_FILLINGS,
+    stored: Mapping[str, StoredWeight] = NOTHING_STORED,
     on_tensor: Callable[[str, int], None] | None = None,
 ) -> None:
     """Fill `module`, built under `init_empty_weights(include_buffers=False)`, from `sources`.
@@ -65,26 +88,27 @@ def load_weights(
     Parameters and persistent buffers are allocated on `device`; floating-point ones in `dtype`, or in
     float32 where a dotted part of the name is in `keep_fp32`; integers and bools as stored. `fused` sends a
     source's name to rows of another parameter. Parameters tied to one another become one tensor, whichever
-    of their names `sources` has. Non-persistent buffers are moved to `device` as they are. All
-    parameters come out with `requires_grad=False`. `on_tensor(name, nbytes)` is called after each tensor with
-    the bytes it takes in the module.
+    of their names `sources` has. Parameters in `fillings` are filled quantized and stay meta tensors in the module:
+    the caller puts the finished layers in. Sources in `stored` are quantized in their file: a filling takes them as
+    they are, elsewhere they are dequantized. Non-persistent buffers are moved to `device`. Parameters come out with
+    `requires_grad=False`. `on_tensor(name, nbytes)` is called after each tensor with the bytes it takes.
 
-    Raises CheckpointError for missing or unexpected names, wrong shapes, and integers where
-    floating-point weights belong (or the reverse), before anything is allocated.
+    Raises CheckpointError for missing or unexpected names, wrong shapes, and integers where floating-point
+    weights belong (or the reverse), before anything is allocated; ValueError for inf or NaN in what is quantized.
     """
     aliases = _aliases(module)
     sources = without_tied(sources, aliases)
     slots = _slots(module, aliases, fused)
     _check_names(slots, sources)
     headers = read_headers(sources)
-    _check_headers(slots, sources, headers)
+    _check_headers(slots, sources, headers, stored)
+    loading = _Loading(module, sources, headers, slots, device, dtype, keep_fp32, fillings, stored)
     # Under ComfyUI this runs in inference mode, whose tensors could never be changed outside of it (LoRA).
     with torch.inference_mode(False), torch.no_grad():
         for file, names in by_file(sources).items():
             with open_checkpoint(file, device) as opened:
                 for name in names:
-                    final = destination_dtype(slots[name].name, headers[name].dtype, dtype, keep_fp32)
-                    placed = _place(module, slots[name], opened.get_tensor(sources[name].key), device, final)
+                    placed = _place(loading, name, opened)
                     if on_tensor is not None:
                         on_tensor(name, placed)
         _tie(module, aliases)
@@ -108,15 +132,29 @@ def without_tied(sources: Mapping[str, TensorSource], aliases: Mapping[str, str]
     return renamed
 
 
-def _place(module: nn.Module, slot: _Slot, tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> int:
-    """Convert the tensor just read and put it where it belongs; the bytes it takes there.
+def _place(loading: _Loading, name: str, opened: Any) -> int:  # noqa: ANN401
+    """Read the tensor `name`, convert it and put it where it belongs; the bytes it takes there.
 
-    The one place every tensor passes through. It is always copied into memory of our own: on the CPU
-    `tensor` is a view of the mapped file, which would change with the file.
+    The one place every tensor passes through. It is always copied: on the CPU what is read is a view of the file.
     """
-    target = _allocated(module, slot.name, device, dtype)
+    slot, source, header = loading.slots[name], loading.sources[name], loading.headers[name]
+    stored, filling = loading.stored.get(name), loading.fillings.get(slot.name)
+    if filling is not None:
+        if filling.must_observe and stored is None:
+            parts = [part for part, other in loading.slots.items() if other.name == slot.name]
+            observe_all(filling, [(loading.sources[part], loading.headers[part]) for part in parts])
+        start = slot.rows.start if slot.rows is not None else 0
+        same_file = stored is not None and stored.scale.file == source.file
+        return fill_quantized(
+            filling, start, read_rows(opened, source.key, header), stored, opened if same_file else None
+        )
+    kind = header.dtype if stored is None else torch.float32
+    final = destination_dtype(slot.name, kind, loading.dtype, loading.keep_fp32)
+    target = _allocated(loading.module, slot.name, loading.device, final)
     part = target if slot.rows is None else target[slot.rows]
-    part.copy_(tensor)
+    chunks = read_rows(opened, source.key, header)
+    for rows, values in chunks if stored is None else dequantized(chunks, stored):
+        part[rows].copy_(values)
     return part.numel() * part.element_size()
 
 
@@ -201,7 +239,10 @@ def _check_names(slots: Mapping[str, _Slot], sources: Mapping[str, TensorSource]
 
 
 def _check_headers(
-    slots: Mapping[str, _Slot], sources: Mapping[str, TensorSource], headers: Mapping[str, TensorHeader]
+    slots: Mapping[str, _Slot],
+    sources: Mapping[str, TensorSource],
+    headers: Mapping[str, TensorHeader],
+    stored: Collection[str],
 ) -> None:
     wrong = [
         f"{name} {list(headers[name].shape)} instead of {list(slot.shape)}"
@@ -214,9 +255,9 @@ def _check_headers(
             "model's config belongs to."
         )
     kinds = [
-        f"{name} as {headers[name].dtype}"
-        for name, slot in slots.items()
-        if headers[name].dtype.is_floating_point != slot.floating
+        f"{name} as {header.dtype}"
+        for name, header in headers.items()
+        if name not in stored and header.dtype.is_floating_point != slots[name].floating
     ]
     if kinds:
         raise CheckpointError(

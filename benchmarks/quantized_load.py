@@ -1,0 +1,147 @@
+"""Peak bytes of quantizing while loading, beside loading and then quantizing.
+
+    python benchmarks/quantized_load.py [--device cuda] [--megabytes 600] [--json]
+
+A synthetic Wan transformer is written to a temporary folder in shards and loaded from there. On a GPU the peak is
+the allocator's own (`torch.cuda.max_memory_allocated`), on a CPU the bytes of all tensors alive at once; pages of the
+mapped shards are the system's file cache and do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamblocks_path  # noqa: F401
+import torch
+from diffusers import WanTransformer3DModel
+
+from streamblocks.memory.peak_meter import PeakMeter
+from streamblocks.memory.tensor_bytes import module_bytes
+from streamblocks.ops.quantization import FORMATS, QuantizationSpec
+from streamblocks.ops.weight_filling import quantize_model
+from streamblocks.wan.components import load_transformer, plan_transformer
+
+SLACK_BYTES = 64 * 2**20
+DTYPE = torch.bfloat16
+# The 14B's proportions at a third of its width; layers are added until the model is large enough.
+HEADS, HEAD_DIM, FFN_DIM = 14, 128, 4864
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way of loading took."""
+
+    model_bytes: int
+    peak_bytes: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; 1 when a promised bound does not hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--megabytes", type=int, default=600, help="size of the model in BF16, at least 500")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    if options.megabytes < 500:
+        parser.error(f"--megabytes is {options.megabytes}: give 500 or more.")
+    with tempfile.TemporaryDirectory() as folder:
+        write_transformer(Path(folder), options.megabytes * 10**6)
+        result = compare(Path(folder), torch.device(options.device))
+    print(json.dumps(result) if options.json else table(result))
+    return 0 if all(_holds(result, name) for name in FORMATS) else 1
+
+
+def write_transformer(folder: Path, least_bytes: int) -> None:
+    """Write a random BF16 transformer of at least `least_bytes` into `folder / "transformer"`, in shards."""
+
+    def build(layers: int, device: str) -> WanTransformer3DModel:
+        with torch.device(device):
+            return WanTransformer3DModel(
+                num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, ffn_dim=FFN_DIM, num_layers=layers
+            )
+
+    sizes = [sum(parameter.numel() * 2 for parameter in build(layers, "meta").parameters()) for layers in (1, 2)]
+    layers = 1 + max(0, math.ceil((least_bytes - sizes[0]) / (sizes[1] - sizes[0])))
+    transformer = build(layers, "cpu").to(DTYPE)
+    transformer.save_pretrained(folder / "transformer", max_shard_size=f"{least_bytes // 5000}KB")
+
+
+def compare(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Load the transformer of `folder` in each way, and measure."""
+    plain = plan_transformer(folder, QuantizationSpec("fp8"), DTYPE)
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "bf16_model_bytes": measure(lambda: load_transformer(folder, device=device, dtype=DTYPE), device).model_bytes,
+        "largest_layer_bytes": max(math.prod(layer.shape) * DTYPE.itemsize for layer in plain.layers),
+    }
+    for format_ in FORMATS:
+        spec = QuantizationSpec(format_)
+        on_the_way = measure(partial(load_transformer, folder, device=device, dtype=DTYPE, quantization=spec), device)
+        afterwards = measure(partial(_load_then_quantize, folder, spec, device), device)
+        result[format_] = {
+            "model_bytes": on_the_way.model_bytes,
+            "peak_bytes": on_the_way.peak_bytes,
+            "load_then_quantize_peak_bytes": afterwards.peak_bytes,
+        }
+    return result
+
+
+def measure(load: Callable[[], torch.nn.Module], device: torch.device) -> Measured:
+    """The bytes of the module that `load` makes, and the peak while it does."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        module = load()
+        torch.cuda.synchronize(device)
+        return Measured(module_bytes(module), torch.cuda.max_memory_allocated(device) - before)
+    with PeakMeter() as meter:
+        module = load()
+    return Measured(module_bytes(module), meter.peak_bytes)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    mega = 1e6
+    lines = [
+        f"{result['device']}: BF16 model {result['bf16_model_bytes'] / mega:.1f} MB, largest layer "
+        f"{result['largest_layer_bytes'] / mega:.1f} MB",
+        f"{'':8}{'model MB':>10}{'peak MB':>10}{'bound MB':>10}  {'holds':5}{'load, then quantize MB':>24}",
+    ]
+    for name in FORMATS:
+        row = result[name]
+        lines.append(
+            f"{name:8}{row['model_bytes'] / mega:10.1f}{row['peak_bytes'] / mega:10.1f}"
+            f"{_bound(result, name) / mega:10.1f}  {'yes' if _holds(result, name) else 'NO':5}"
+            f"{row['load_then_quantize_peak_bytes'] / mega:24.1f}"
+        )
+    return "\n".join(lines)
+
+
+def _load_then_quantize(folder: Path, spec: QuantizationSpec, device: torch.device) -> torch.nn.Module:
+    transformer = load_transformer(folder, device=device, dtype=DTYPE)
+    quantize_model(transformer, plan_transformer(folder, spec, DTYPE))
+    return transformer
+
+
+def _bound(result: dict[str, Any], name: str) -> int:
+    return int(result[name]["model_bytes"]) + int(result["largest_layer_bytes"]) + SLACK_BYTES
+
+
+def _holds(result: dict[str, Any], name: str) -> bool:
+    return int(result[name]["peak_bytes"]) <= _bound(result, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

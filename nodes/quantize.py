@@ -1,0 +1,150 @@
+"""Quantize Pipeline and Save Quantized Model: weights in FP8 or INT8."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from .. import host
+from ..ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
+from ..stream.recipe import Recipe
+from .loader import RecipeType
+
+NOT_QUANTIZED = "none"
+# "static" is left to Python: it needs a calibration run that a graph has no place for.
+NODE_ACTIVATIONS = ("dynamic per row", "dynamic per tensor", "none")
+
+
+class QuantizePipeline(io.ComfyNode):
+    """Says how a pipeline's weights are quantized while they are loaded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="StreamBlocksQuantizePipeline",
+            display_name="Quantize Pipeline",
+            category="StreamBlocks",
+            description=(
+                "Quantizes the model on the way in: each layer as it is read, so the unquantized model never has to "
+                "fit. Nothing is loaded here; changing it and running again drops the old weights first."
+            ),
+            inputs=[
+                RecipeType.Input("pipeline", tooltip="From Load Streaming Pipeline."),
+                io.Combo.Input(
+                    "format",
+                    options=["fp8", "int8", NOT_QUANTIZED],
+                    default="fp8",
+                    tooltip=(
+                        "FP8 halves the weights and is faster on cards with FP8 units (RTX 40 and newer, H100). INT8 "
+                        "halves them on any card and needs torchao."
+                    ),
+                ),
+                io.Combo.Input(
+                    "weight_granularity",
+                    options=list(WEIGHT_GRANULARITIES),
+                    default="per row",
+                    tooltip="One scale per output feature is more exact; one per tensor saves in ComfyUI's format.",
+                ),
+                io.Combo.Input(
+                    "activations",
+                    options=list(NODE_ACTIVATIONS),
+                    default="dynamic per row",
+                    tooltip=(
+                        "How the layers' inputs are quantized. Per row goes with outliers best; 'none' quantizes "
+                        "weights only: exact inputs, no gain in speed."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "fast_accumulation",
+                    default=True,
+                    tooltip="FP8: faster sums of fewer bits in the tensor cores. No difference was seen in pictures.",
+                ),
+                io.Boolean.Input(
+                    "text_encoder",
+                    default=False,
+                    tooltip="Quantize the text encoder too (11 GB in bfloat16). The VAE never is.",
+                ),
+                io.String.Input(
+                    "skip",
+                    default="",
+                    multiline=True,
+                    tooltip=(
+                        "Layers that stay as they are, one pattern a line, such as blocks.0.* or *.ffn.*; for the "
+                        "text encoder with text_encoder: in front."
+                    ),
+                ),
+            ],
+            outputs=[RecipeType.Output(display_name="pipeline", tooltip="The pipeline, to be quantized when loaded.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        pipeline: Recipe,
+        format: str,
+        weight_granularity: str,
+        activations: str,
+        fast_accumulation: bool,
+        text_encoder: bool,
+        skip: str,
+    ) -> io.NodeOutput:
+        """Make the new recipe."""
+        if format == NOT_QUANTIZED:
+            return io.NodeOutput(replace(pipeline, quantization=None))
+        if pipeline.quantization is not None:
+            raise ValueError(
+                f"pipeline is quantized already ({pipeline.quantization.format}): use one Quantize Pipeline node, or "
+                f"set the first one to '{NOT_QUANTIZED}'."
+            )
+        spec = QuantizationSpec(
+            format=format,
+            weight_granularity=weight_granularity,
+            activations=activations,
+            fast_accumulation=fast_accumulation,
+            components=("transformer", "text_encoder") if text_encoder else ("transformer",),
+            skip=tuple(line.strip() for line in skip.splitlines() if line.strip()),
+        )
+        return io.NodeOutput(replace(pipeline, quantization=spec))
+
+
+class SaveQuantizedModel(io.ComfyNode):
+    """Writes the quantized transformer to one file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="StreamBlocksSaveQuantizedModel",
+            display_name="Save Quantized Model",
+            category="StreamBlocks",
+            description=(
+                "Saves the quantized transformer as one .safetensors file in ComfyUI's own quantized format. Load "
+                "Streaming Pipeline and ComfyUI's Load Diffusion Model both read it."
+            ),
+            inputs=[
+                RecipeType.Input("pipeline", tooltip="From Quantize Pipeline."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="diffusion_models/streamblocks",
+                    tooltip="Below the output folder. ComfyUI also looks for models in output/diffusion_models.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, pipeline: Recipe, filename_prefix: str) -> io.NodeOutput:
+        """Load, quantize and save."""
+        if pipeline.quantization is None:
+            raise ValueError("pipeline is not quantized: put a Quantize Pipeline node in front of this one.")
+        # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
+        from ..stream.materialise import materialise
+        from ..stream.save_quantized import save_quantized_pipeline
+
+        materialised = materialise(pipeline, residency=host.ComfyResidency(), default_device=host.default_device())
+        path, _ = host.new_output_file(filename_prefix, ".safetensors", width=0, height=0)
+        save_quantized_pipeline(materialised, path)
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})

@@ -1,0 +1,231 @@
+"""A linear layer with float8_e4m3fn weights: `torch._scaled_mm` on FP8 units, dequantize-then-matmul elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .quantization import QuantizationSpec
+
+FP8_DTYPE = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8_DTYPE).max
+# A scale below this would be a denormal number, by which a GPU may divide as by 0. Rows of zeros get it too.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+FIRST_CAPABILITY = (8, 9)
+
+
+def supports_fp8_matmul(device: torch.device | str) -> bool:
+    """Whether `torch._scaled_mm` runs on FP8 units there: CUDA of compute capability 8.9 (Ada) or more."""
+    device = torch.device(device)
+    if device.type != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY
+
+
+def fp8_notice(device: torch.device | str) -> str:
+    """One sentence for the user when FP8 saves memory but no time on `device`; empty when it saves both."""
+    if supports_fp8_matmul(device):
+        return ""
+    return f"{device} has no FP8 units: FP8 saves memory there and not time, because weights are dequantized for use."
+
+
+def largest_magnitude(values: torch.Tensor, granularity: str) -> torch.Tensor:
+    """max |values| in float32, [rows, 1] "per row" or [1, 1] "per tensor", in one pass without a copy of `values`."""
+    dim = -1 if granularity == "per row" else (0, 1)
+    return torch.linalg.vector_norm(values, ord=float("inf"), dim=dim, keepdim=True, dtype=torch.float32)
+
+
+def fp8_scale(magnitude: torch.Tensor) -> torch.Tensor:
+    """The scale that maps `magnitude` onto 448, the largest e4m3fn number; computed in `magnitude`'s memory."""
+    return magnitude.div_(FP8_MAX).clamp_(min=SMALLEST_SCALE)
+
+
+def check_finite(magnitude: torch.Tensor, name: str) -> None:
+    """Raise ValueError that names the layer when a largest magnitude is inf or NaN."""
+    if not bool(torch.isfinite(magnitude).all()):
+        raise ValueError(
+            f"The weight of {name} holds inf or NaN, which no scale can express: give a sound checkpoint, or skip the "
+            "layer."
+        )
+
+
+def round_to_fp8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`values` / `scale`, clamped to what e4m3fn holds and rounded to nearest even."""
+    return values.to(torch.float32, copy=True).div_(scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8_DTYPE)
+
+
+def quantize_weight(
+    weight: torch.Tensor, granularity: str, *, name: str = "the layer"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize a weight [out, in] of any float dtype.
+
+    Returns:
+        float8_e4m3fn [out, in], and the float32 scale as `torch._scaled_mm` takes it for its second operand:
+        [1, out] "per row", [1, 1] "per tensor". weight = fp8 * scale.T; scale = max |weight| / 448.
+
+    Raises:
+        ValueError: the weight holds inf or NaN.
+    """
+    magnitude = largest_magnitude(weight, granularity)
+    check_finite(magnitude, name)
+    scale = fp8_scale(magnitude)
+    return round_to_fp8(weight, scale), scale.t().contiguous()
+
+
+class FP8Linear(nn.Module):
+    """y = x W^T + b with W in float8_e4m3fn.
+
+    On FP8 units the input is quantized too, as `activations` says, unless that is "none"; elsewhere the weight
+    is dequantized for the length of one forward. Which of the two is decided when weights are placed or moved,
+    never in a forward. On FP8 units one forward allocates the quantized input, its scale where it is dynamic,
+    and the output.
+
+    Attributes:
+        weight: float8_e4m3fn [out_features, in_features], not trainable.
+        weight_scale: float32, [1, out_features] (per row) or [1, 1] (per tensor).
+        input_scale: float32 [1, 1] for calibrated static quantization, or None. Without it "static" works as
+            "dynamic per tensor".
+        bias: [out_features] or None.
+        activations: one of `quantization.ACTIVATIONS`.
+        fast_accumulation: see `QuantizationSpec`.
+    """
+
+    weight: nn.Parameter
+    weight_scale: torch.Tensor
+    input_scale: torch.Tensor | None
+    kernel_scale: torch.Tensor
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        activations: str,
+        fast_accumulation: bool = True,
+        input_scale: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.activations = activations
+        self.fast_accumulation = fast_accumulation
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("kernel_scale", None, persistent=False)
+        self.decide_compute()
+
+    @classmethod
+    def from_float(
+        cls, weight: torch.Tensor, bias: torch.Tensor | None, spec: QuantizationSpec, *, name: str = "the layer"
+    ) -> FP8Linear:
+        """Quantize `weight` [out, in]; raises ValueError for inf or NaN in it."""
+        with torch.no_grad():
+            quantized, scale = quantize_weight(weight, spec.weight_granularity, name=name)
+        return cls(quantized, scale, bias, activations=spec.activations, fast_accumulation=spec.fast_accumulation)
+
+    def decide_compute(self) -> None:
+        """Choose kernel and scales for the device that the weights are on. Called when they are placed or moved."""
+        device = self.weight.device
+        self._scaled = self.activations != "none" and supports_fp8_matmul(device)
+        per_row_weight = self.weight_scale.numel() > 1
+        self._row_wise = self.activations == "dynamic per row"
+        # The kernel takes either one scale on both sides or a scale per row on both sides. Weights per row with one
+        # scale for the input: the kernel runs unscaled on the weight's side and the rows of the output are scaled.
+        self._rescale = per_row_weight and not self._row_wise
+        self._saturate = self.activations == "static" and self._scaled and not _cast_saturates(device)
+        if self._rescale:
+            self.kernel_scale = torch.ones((1, 1), dtype=torch.float32, device=device)
+        elif self._row_wise:
+            self.kernel_scale = self.weight_scale.expand(1, self.out_features).contiguous()
+        else:
+            self.kernel_scale = self.weight_scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] of any float dtype to [..., out_features] of the same dtype."""
+        if not self._scaled:
+            return F.linear(x, self.dequantized_weight(x.dtype), self.bias)
+        shape = (*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)
+        if rows.shape[0] == 0:
+            return x.new_empty(shape)
+        return self._matmul(rows).view(shape)
+
+    def dequantized_weight(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """The weight as the layer computes with it, `dtype` [out_features, in_features]."""
+        return self.weight.to(dtype).mul_(self.weight_scale.t())
+
+    def extra_repr(self) -> str:
+        """Sizes and scheme, for `print(model)`."""
+        weights = "per row" if self.weight_scale.numel() > 1 else "per tensor"
+        return f"{self.in_features}, {self.out_features}, weights {weights}, activations {self.activations}"
+
+    def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, in_features] to [rows, out_features] on FP8 units."""
+        quantized, scale = self._quantize_input(rows)
+        # Row-wise scaling and rescaled rows exist, or stay in range, in bfloat16 only.
+        wide = self._row_wise or self._rescale or rows.dtype == torch.float32
+        out_dtype = torch.bfloat16 if wide else rows.dtype
+        fused_bias = self.bias is not None and self.bias.dtype == out_dtype and not self._rescale
+        out = torch._scaled_mm(
+            quantized,
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.kernel_scale,
+            bias=self.bias if fused_bias else None,
+            out_dtype=out_dtype,
+            use_fast_accum=self.fast_accumulation,
+        )
+        if self._rescale:
+            out.mul_(self.weight_scale)
+        if self.bias is not None and not fused_bias:
+            out.add_(self.bias)
+        return out.to(rows.dtype)
+
+    def _quantize_input(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[rows, in_features] as float8_e4m3fn with its scale, float32 [rows, 1] or [1, 1]."""
+        if self.activations == "static" and self.input_scale is not None:
+            scale = self.input_scale
+        else:
+            scale = fp8_scale(largest_magnitude(rows, "per row" if self._row_wise else "per tensor"))
+        quantized = torch.empty(rows.shape, dtype=FP8_DTYPE, device=rows.device)
+        # Straight into FP8: a quotient of its own would be a tensor four times as large. A dynamic scale keeps it
+        # within 448; beyond a static one it has to be clamped.
+        torch.div(rows, scale, out=quantized)
+        if self._saturate:
+            _saturate(quantized)
+        return quantized, scale
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FP8Linear:
+        """Move as any module, but keep weight and scales in their dtypes: `.to(bfloat16)` is for the others."""
+        kept = {id(tensor) for tensor in (self.weight, self.weight_scale, self.input_scale)}
+        self.kernel_scale = self.weight_scale
+
+        def keeping_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            if id(tensor) in kept and moved.dtype != tensor.dtype:
+                return tensor.to(moved.device)
+            return moved
+
+        super()._apply(keeping_dtype, recurse)
+        self.decide_compute()
+        return self
+
+
+def _cast_saturates(device: torch.device) -> bool:
+    """Whether a cast to e4m3fn clamps there, as in newer torch, or makes NaN of numbers beyond 448."""
+    return not bool(torch.full((1,), 2 * FP8_MAX, device=device).to(FP8_DTYPE).isnan().item())
+
+
+def _saturate(quantized: torch.Tensor) -> None:
+    """Replace e4m3fn's two NaNs, which an overflowing cast makes, by +448 and -448, in place.
+
+    Their bytes are 0x7F and 0xFF, and those of +448 and -448 one less: as signed numbers a clamp at 126 catches
+    the first, as unsigned ones a clamp at 254 the second.
+    """
+    quantized.view(torch.int8).clamp_(max=126)
+    quantized.view(torch.uint8).clamp_(max=254)

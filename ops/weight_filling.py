@@ -1,0 +1,223 @@
+"""Quantized weights filled a few rows at a time, so that no whole weight exists in BF16 while a model loads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from .fp8_linear import (
+    FP8_DTYPE,
+    FP8Linear,
+    check_finite,
+    fp8_scale,
+    largest_magnitude,
+    round_to_fp8,
+)
+from .int8 import int8_parameter, int8_tensor_scale, quantize_int8_rows
+from .quantization import QuantizationPlan, QuantizationSpec
+
+# One chunk is 4 MB in float32, and a handful of them are alive while it is quantized.
+CHUNK_ELEMENTS = 2**20
+
+
+def row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Consecutive slices of at most `CHUNK_ELEMENTS` elements (at least one row) that cover `rows`."""
+    step = max(1, CHUNK_ELEMENTS // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+class WeightFilling(ABC):
+    """The quantized weight of one linear layer while it is filled.
+
+    Weights "per row" are written in one pass. Weights "per tensor" need two: all rows through `observe`, then all
+    through `write`. Already quantized rows go through `copy_rows` with their scale.
+
+    Attributes:
+        name: of the layer, for messages.
+        spec: how it is quantized.
+        dtype: of the unquantized weight; values are rounded to it first, as a loaded weight would be.
+        shape: [out, in].
+        device: where the quantized weight lies.
+        input_scale: float32 [1, 1], for static activations, or None.
+    """
+
+    data_dtype: torch.dtype
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        spec: QuantizationSpec,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.dtype = dtype
+        self.shape = shape
+        self.device = torch.device(device)
+        self.input_scale: torch.Tensor | None = None
+        self._magnitude: torch.Tensor | None = None
+        self._scale_counted = False
+
+    @cached_property
+    def data(self) -> torch.Tensor:
+        """The quantized weight [out, in]; its memory is taken when it is first asked for."""
+        return torch.empty(self.shape, dtype=self.data_dtype, device=self.device)
+
+    @cached_property
+    def scale(self) -> torch.Tensor:
+        """float32 [out, 1] or [1, 1]."""
+        rows = self.shape[0] if self.spec.weight_granularity == "per row" else 1
+        return torch.zeros((rows, 1), dtype=torch.float32, device=self.device)
+
+    @property
+    def must_observe(self) -> bool:
+        """Whether all rows have to be observed before the first is written."""
+        return self.spec.weight_granularity == "per tensor" and self._magnitude is None
+
+    def observe(self, values: torch.Tensor) -> None:
+        """Take `values` [rows, in] into the largest magnitude; raises ValueError for inf or NaN."""
+        magnitude = largest_magnitude(values.to(self.dtype), "per tensor")
+        check_finite(magnitude, self.name)
+        self._magnitude = magnitude if self._magnitude is None else torch.maximum(self._magnitude, magnitude)
+
+    def write(self, start: int, values: torch.Tensor) -> None:
+        """Quantize `values` [rows, in] into the rows from `start`; raises ValueError for inf or NaN."""
+        values = values.to(self.dtype)
+        rows = slice(start, start + values.shape[0])
+        if self.spec.weight_granularity == "per row":
+            magnitude = largest_magnitude(values, "per row")
+            check_finite(magnitude, self.name)
+            self.data[rows], self.scale[rows] = self._quantize_rows(values, magnitude)
+            return
+        if self._magnitude is None:
+            raise RuntimeError(f"{self.name} has one scale: observe all of its rows before writing any.")
+        self.scale.copy_(self._tensor_scale(self._magnitude))
+        self.data[rows] = self._quantize_with(values, self.scale)
+
+    def copy_rows(self, start: int, stored: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take rows that are quantized already, with their float32 scale of 1 or `rows` elements."""
+        rows = slice(start, start + stored.shape[0])
+        self.data[rows].copy_(stored)
+        scale = scale.reshape(-1, 1)
+        if self.scale.shape[0] == 1:
+            self.scale.copy_(scale)
+        else:
+            self.scale[rows] = scale.expand(stored.shape[0], 1)
+
+    def bytes_of(self, rows: int) -> int:
+        """Bytes that `rows` rows take, with their scales; one scale of the tensor counts with the first rows."""
+        per_scale = 4 + self._extra_bytes_per_scale
+        scales = rows if self.scale.shape[0] > 1 else int(not self._scale_counted)
+        self._scale_counted = True
+        return rows * self.data.shape[1] * self.data.element_size() + scales * per_scale
+
+    @abstractmethod
+    def finish(self, linear: nn.Linear) -> nn.Module:
+        """The quantized layer, with the bias of `linear`."""
+
+    _extra_bytes_per_scale = 0
+
+    @abstractmethod
+    def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @abstractmethod
+    def _tensor_scale(self, magnitude: torch.Tensor) -> torch.Tensor: ...
+
+    @abstractmethod
+    def _quantize_with(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor: ...
+
+
+class FP8Filling(WeightFilling):
+    """Fills the weight of an `FP8Linear`."""
+
+    data_dtype = FP8_DTYPE
+
+    def finish(self, linear: nn.Linear) -> FP8Linear:
+        """An `FP8Linear` in place of `linear`."""
+        return FP8Linear(
+            self.data,
+            self.scale.view(1, -1),
+            linear.bias,
+            activations=self.spec.activations,
+            fast_accumulation=self.spec.fast_accumulation,
+            input_scale=self.input_scale,
+        ).train(linear.training)
+
+    def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = fp8_scale(magnitude)
+        return round_to_fp8(values, scale), scale
+
+    def _tensor_scale(self, magnitude: torch.Tensor) -> torch.Tensor:
+        return fp8_scale(magnitude.clone())
+
+    def _quantize_with(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return round_to_fp8(values, scale)
+
+
+class Int8Filling(WeightFilling):
+    """Fills a torchao INT8 weight; the numbers are torchao's own."""
+
+    data_dtype = torch.int8
+    # torchao keeps a zero point beside each scale, which is 0 here.
+    _extra_bytes_per_scale = 1
+
+    def finish(self, linear: nn.Linear) -> nn.Linear:
+        """`linear` itself, with the INT8 weight."""
+        linear.weight = int8_parameter(self.data, self.scale, self.spec, self.dtype)
+        return linear
+
+    def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return quantize_int8_rows(values, self.spec, None)
+
+    def _tensor_scale(self, magnitude: torch.Tensor) -> torch.Tensor:
+        return int8_tensor_scale(magnitude, self.spec, self.dtype)
+
+    def _quantize_with(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return quantize_int8_rows(values, self.spec, scale)[0]
+
+
+FILLINGS: dict[str, type[WeightFilling]] = {"fp8": FP8Filling, "int8": Int8Filling}
+
+
+@torch.no_grad()
+def quantize_model(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Quantize the planned layers of a loaded `model` in place, one layer at a time.
+
+    The result equals quantizing while loading. For INT8 `int8.quantize_int8` gives the same numbers.
+
+    Raises:
+        ValueError: no quantization in the plan, a layer is quantized already, or its weight holds inf or NaN.
+    """
+    if plan.spec is None:
+        raise ValueError("The plan has no quantization: make it with a QuantizationSpec.")
+    for name in plan.quantized_names:
+        linear = model.get_submodule(name)
+        if type(linear) is not nn.Linear or type(linear.weight.data) is not torch.Tensor:
+            raise ValueError(f"{name} is quantized already: load the model in BF16, FP16 or FP32 and quantize once.")
+        replace_layer(model, name, _filled(name, linear, plan.spec).finish(linear))
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` in the place of the sub-module `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _filled(name: str, linear: nn.Linear, spec: QuantizationSpec) -> WeightFilling:
+    weight = linear.weight
+    rows, columns = weight.shape
+    filling = FILLINGS[spec.format](name, (rows, columns), spec, device=weight.device, dtype=weight.dtype)
+    if filling.must_observe:
+        for chunk in row_chunks(rows, columns):
+            filling.observe(weight[chunk])
+    for chunk in row_chunks(rows, columns):
+        filling.write(chunk.start, weight[chunk])
+    return filling

@@ -1,0 +1,119 @@
+"""Quantizing in a graph: formats, switching, saving; in the embedded host and in real ComfyUI."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamblocks.tools.workflow_to_prompt import convert_workflow
+
+from comfyui_server import ComfyUIServer
+from embedded_program import needs_embedded_host, run_in_host
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@needs_embedded_host
+def test_switching_formats_leaves_no_old_weights(tmp_path):
+    facts = run_in_host(
+        tmp_path,
+        """
+import gc, importlib, torch
+live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_tensor_bytes
+live, frames, models, kinds = [], [], [], []
+for choice in ("none", "fp8", "int8", "none"):
+    quantize["format"] = choice
+    frames.append(run(keep_frames="all")[0][1].clone())
+    live.append(live_tensor_bytes() - sum(f.untyped_storage().nbytes() for f in frames))
+    transformers = [o for o in gc.get_objects() if type(o).__name__ == "WanTransformer3DModel"]
+    models.append(len(transformers))
+    weight = transformers[0].blocks[0].attn1.to_qkv.weight
+    kinds.append(type(weight.data).__name__ + " " + str(weight.dtype))
+    del transformers, weight
+report(live=live, models=models, kinds=kinds, same=torch.equal(frames[0], frames[3]),
+       differs=[not torch.equal(frames[0], f) for f in frames[1:3]])
+""",
+    )
+    assert facts["models"] == [1, 1, 1, 1]
+    assert facts["live"][0] == facts["live"][3]
+    assert max(facts["live"][1:3]) < facts["live"][0]
+    assert facts["kinds"][1] == "Tensor torch.float8_e4m3fn"
+    assert facts["kinds"][2].startswith("Int8Tensor")
+    assert facts["same"]
+    assert facts["differs"] == [True, True]
+
+
+@needs_embedded_host
+@pytest.mark.parametrize("choice", ["fp8", "int8"])
+def test_a_saved_model_streams_the_same_pictures(tmp_path, choice):
+    facts = run_in_host(
+        tmp_path,
+        f"""
+import torch
+quantize |= {{"format": {choice!r}, "weight_granularity": "per tensor", "activations": "dynamic per tensor"}}
+expected = run(keep_frames="all")[0][1].clone()
+prompt["saver"] = {{"class_type": "StreamBlocksSaveQuantizedModel",
+                    "inputs": {{"pipeline": sampler["pipeline"], "filename_prefix": "diffusion_models/tiny"}}}}
+run()
+path = next((host.output / "diffusion_models").glob("tiny_*.safetensors"))
+del prompt["saver"]
+target = host.models / "diffusion_models" / "saved.safetensors"
+target.parent.mkdir(exist_ok=True, parents=True)
+path.rename(target)
+folder = host.models / "diffusers" / "tiny"
+folder.parent.mkdir(exist_ok=True)
+import shutil
+shutil.copytree(host.temp / "streamblocks_tiny_model", folder)
+loader |= {{"model": "diffusion_models/saved.safetensors", "components": "diffusers/tiny"}}
+quantize["format"] = "none"
+again = run(keep_frames="all")[0][1]
+report(equal=torch.equal(expected, again))
+""",
+    )
+    assert facts["equal"]
+
+
+@needs_embedded_host
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ("quantize['skip'] = 'nothing.*'", "skip pattern 'nothing.*' matches no layer"),
+        ("quantize['skip'] = 'blocks.*'", "leaves no layer of the transformer to quantize"),
+        ("quantize |= {'format': 'int8', 'activations': 'static'}", "activations is 'static'"),
+        (
+            "prompt['twice'] = {'class_type': 'StreamBlocksQuantizePipeline', "
+            "'inputs': quantize | {'pipeline': sampler['pipeline']}}; sampler['pipeline'] = ['twice', 0]",
+            "pipeline is quantized already (fp8)",
+        ),
+        (
+            "quantize['format'] = 'none'; prompt['saver'] = {'class_type': 'StreamBlocksSaveQuantizedModel', "
+            "'inputs': {'pipeline': sampler['pipeline'], 'filename_prefix': 'x'}}",
+            "pipeline is not quantized",
+        ),
+    ],
+)
+def test_bad_quantization_is_one_sentence(tmp_path, changes, sentence):
+    program = f"""
+quantize["format"] = "fp8"
+{changes}
+try:
+    run()
+except Exception as error:
+    report(message=str(error))
+else:
+    report(message="no error")
+"""
+    message = run_in_host(tmp_path, program)["message"]
+    assert sentence in message
+    assert "\n" not in message
+
+
+def test_formats_switch_in_one_server_session(comfyui_server: ComfyUIServer) -> None:
+    path = ROOT / "example_workflows/quantized_stream.json"
+    prompt = convert_workflow(json.loads(path.read_text()), comfyui_server.object_info())
+    by_class = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    by_class["StreamBlocksSampler"] |= {"blocks": 1, "width": 64, "height": 64, "steps": 1}
+    for choice in ("none", "fp8", "int8", "none"):
+        by_class["StreamBlocksQuantizePipeline"]["format"] = choice
+        assert len(comfyui_server.output_files(comfyui_server.run(prompt))) == 1
+    assert "memory leak" not in comfyui_server.log_text()
