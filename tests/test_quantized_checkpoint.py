@@ -236,13 +236,25 @@ for name, module in patcher.model.diffusion_model.named_modules():
     weight = getattr(module, "weight", None)
     if getattr(module, "quant_format", None) is not None:
         weights[name] = weight.data.dequantize().float().contiguous()
+import comfy.sample
+from comfy_extras.nodes_ar_video import SamplerARVideo
+sampler = SamplerARVideo.execute(num_frame_per_block=3).result[0]
+generator = torch.Generator().manual_seed(0)
+text = torch.randn(1, 8, patcher.model.diffusion_model.text_embedding[0].in_features, generator=generator)
+noise = torch.randn(1, 16, 6, 4, 6, generator=generator)
+conditioning, sigmas = [[text, {}]], torch.tensor([1.0, 0.9, 0.6, 0.0])
+with torch.no_grad():
+    weights["sampled"] = comfy.sample.sample_custom(
+        patcher, noise, 1.0, sampler, sigmas, conditioning, conditioning, torch.zeros_like(noise),
+        disable_pbar=True, seed=1,
+    ).float().contiguous()
 save_file(weights, result, {"model": type(patcher.model).__name__})
 """
 
 
 @pytest.mark.skipif(not comfyui_found(), reason=f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
 @pytest.mark.parametrize("spec", [SCHEMES[0], SCHEMES[2], SCHEMES[3]], ids=["fp8", "int8 per row", "int8 per tensor"])
-def test_the_real_comfyui_reads_our_files(tiny_folder, tmp_path, spec):
+def test_the_real_comfyui_reads_and_samples_our_files(tiny_folder, tmp_path, spec):
     saved = _load(tiny_folder, spec)
     path = save_quantized_transformer(saved, tmp_path / "ours.safetensors")
     result = tmp_path / "weights.safetensors"
@@ -256,6 +268,9 @@ def test_the_real_comfyui_reads_our_files(tiny_folder, tmp_path, spec):
     with safe_open(result, "pt") as opened:
         assert opened.metadata()["model"] == "WAN21_CausalAR"
     theirs = load_file(result)
+    sampled = theirs.pop("sampled")
+    assert sampled.shape == (1, 16, 6, 4, 6)
+    assert torch.isfinite(sampled).all() and sampled.std() > 0.1
     plan = plan_transformer(path, None)
     assert len(theirs) == len(plan.quantized_names) + 2 * 2  # q, k and v instead of qkv, in two layers
     for name in plan.quantized_names:
