@@ -4,8 +4,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.utils.torch_utils import randn_tensor
 
+from streamblocks.wan import attention as attention_module
+from streamblocks.wan import rope as rope_module
 from streamblocks.wan.attention import CausalPass, causal_attention_of, install_causal_attention, make_key_bias
+from streamblocks.wan.before_denoise_steps import draw_noise
 from streamblocks.wan.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
@@ -13,7 +17,8 @@ from streamblocks.wan.causal_transformer import (
     predict_velocity,
 )
 from streamblocks.wan.fused_projections import fuse_self_attention
-from streamblocks.wan.kv_cache import KVCache
+from streamblocks.wan.kv_cache import KVCache, write_block
+from streamblocks.wan.rope import apply_rotary
 from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame, denormalize_latents, encode_pixel_frame
 
 from golden_wan import build_golden_transformer, load_golden, relative_error
@@ -125,20 +130,92 @@ def test_attention_bias_equals_an_additive_mask_on_past_frames_but_the_first(gol
     assert relative_error(actual, unbiased) > 1e-4
 
 
+def diffusers_layout(table):
+    """Our two tables as diffusers' cos and sin, each value twice in a row."""
+    (cos, sin), (minus_sin, cos_again) = (half.unbind(-1) for half in table)
+    assert torch.equal(cos, cos_again) and torch.equal(sin, -minus_sin)
+    return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
+
+
 def test_rope_equals_diffusers_beyond_its_offset(golden, latents):
     reference = build_golden_transformer(golden, causal=False).rope
     rope = causal_attention_of(build_golden_transformer(golden)).rope
-    for ours, theirs in zip(rope(latents), reference(latents), strict=True):
+    for ours, theirs in zip(diffusers_layout(rope(latents)), reference(latents), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     rope.frame_offset = 6
-    for ours, theirs in zip(rope(latents[:, :, :3]), reference(latents), strict=True):
+    for ours, theirs in zip(diffusers_layout(rope(latents[:, :, :3])), reference(latents), strict=True):
         torch.testing.assert_close(ours, theirs[:, 6 * TOKENS :], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_is_the_product_of_complex_numbers_in_float32(golden, latents, dtype):
+    table = causal_attention_of(build_golden_transformer(golden)).rope(latents)
+    hidden = torch.randn((1, 9 * TOKENS, 2, 32), generator=torch.Generator().manual_seed(3)).to(dtype)
+    pairs = torch.view_as_complex(hidden.float().unflatten(-1, (-1, 2)))
+    expected = torch.view_as_real(pairs * torch.view_as_complex(table[0])).flatten(-2)
+    actual = apply_rotary(hidden, *table)
+    assert actual.dtype is torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_rope_has_no_last_frame(golden, latents):
     rope = causal_attention_of(build_golden_transformer(golden)).rope
     rope.frame_offset = 1_000_000
     assert torch.isfinite(rope(latents)[0]).all()
+
+
+def test_rotary_tables_are_made_once_per_place_and_two_are_kept(golden, latents, monkeypatch):
+    made = []
+
+    def spy(place, axis_dims):
+        made.append(place[0])
+        return make(place, axis_dims)
+
+    make = rope_module._make_table
+    monkeypatch.setattr(rope_module, "_make_table", spy)
+    transformer = build_golden_transformer(golden)
+    cross = cross_cache_for(transformer, golden)
+    cache = allocate_kv_cache(transformer, frames=6, latent_height=HEIGHT, latent_width=WIDTH)
+    for offset in (0, 3, 0, 3, 6, 6, 3, 0):
+        predict_velocity(transformer, latents[:, :, :3], 400.0, CausalPass(cache, cross, offset))
+    assert made == [0, 3, 6, 0]
+    assert [place[0] for place in cache.rotary.kept] == [3, 0]
+    predict_velocity(transformer, latents[:, :, :6], 400.0, CausalPass(cache, cross, 3))
+    assert made == [0, 3, 6, 0, 3]  # another number of frames is another place
+    assert causal_attention_of(transformer).rope.tables is None
+
+
+def test_attention_reads_the_cache_in_place(golden, latents, monkeypatch):
+    seen = []
+
+    def spy(query, key, value, **kwargs):
+        seen.append((key, value))
+        return dispatch(query, key, value, **kwargs)
+
+    dispatch = attention_module.dispatch_attention_fn
+    monkeypatch.setattr(attention_module, "dispatch_attention_fn", spy)
+    transformer = build_golden_transformer(golden)
+    cross = cross_cache_for(transformer, golden)
+    cache = allocate_kv_cache(transformer, frames=9, latent_height=HEIGHT, latent_width=WIDTH)
+    cache.commit(3 * TOKENS)
+    predict_velocity(transformer, latents[:, :, :6], 0.0, CausalPass(cache, cross, 3, causal_tokens=3 * TOKENS))
+    own = [pair for pair in zip(cache.keys, cache.values, strict=True) for _ in range(2)]
+    text = list(zip(cross.keys, cross.values, strict=True))
+    expected = [*own[:2], text[0], *own[2:], text[1]]
+    for (key, value), (keys, values) in zip(seen, expected, strict=True):
+        assert key.data_ptr() == keys.data_ptr() and value.data_ptr() == values.data_ptr()
+        # SDPA's own layout is a permutation; heads and their values lie as a fused kernel reads them.
+        assert key.stride() == keys.stride() and key.stride(-1) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 3, 4, 6), (1, 3, 5), (3,)])
+def test_noise_drawn_ahead_equals_noise_drawn_one_after_another(shape):
+    ours, theirs = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
+    first = draw_noise(shape, count=1, generator=ours, device=torch.device("cpu"))
+    others = draw_noise(shape, count=3, generator=ours, device=torch.device("cpu"))
+    assert draw_noise(shape, count=0, generator=ours, device=torch.device("cpu")).shape == (0, *shape)
+    for noise in (*first, *others):
+        assert torch.equal(noise, randn_tensor(shape, generator=theirs, dtype=torch.float32))
 
 
 def test_kv_cache_keeps_the_sink_and_the_newest_frames():
@@ -155,7 +232,7 @@ def test_kv_cache_keeps_the_sink_and_the_newest_frames():
     for start in range(0, 12, 3):
         cache.begin_block(3)
         frames = torch.arange(start, start + 3, dtype=torch.float32).view(1, 3, 1, 1)
-        keys, values = cache.write(0, frames, frames)
+        keys, values = write_block(cache.keys[0], cache.values[0], cache.length, frames, frames)
         cache.commit(3)
     assert keys.flatten().tolist() == values.flatten().tolist() == [0, 7, 8, 9, 10, 11]
 

@@ -1,7 +1,8 @@
 """Attention processors that give diffusers' `WanTransformer3DModel` a KV cache.
 
 The transformer's own forward stays diffusers'. What a pass needs beyond its arguments (which cache, where the
-frames stand in time, which past keys are biased) is a `CausalPass`, bound for the length of one forward.
+frames stand in time, which past keys are biased) is a `CausalPass`, bound for the length of one forward: each
+layer's processor is handed its own buffers, so that layers differ in tensors only and share one compiled graph.
 Without a bound pass the processors compute what diffusers' own would.
 """
 
@@ -11,16 +12,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-from .kv_cache import CrossAttentionCache, KVCache
-from .rope import FrameOffsetRotaryEmbedding, apply_rotary
-
-RotaryAngles = tuple[torch.Tensor, torch.Tensor]
+from .kv_cache import CrossAttentionCache, KVCache, write_block
+from .rope import FrameOffsetRotaryEmbedding, RotaryTable, apply_rotary
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,63 @@ class CausalPass:
     key_bias: torch.Tensor | None = None
 
 
+class SelfAttentionPass(NamedTuple):
+    """One layer's part of a `CausalPass`: all that its self-attention reads, and nothing that a compiled layer
+    would be compiled again for (an index, the place in time)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    past: int
+    causal_tokens: int | None
+    key_bias: torch.Tensor | None
+
+
 class CausalAttention:
-    """The link between a transformer's processors and the pass being made; one per transformer."""
+    """The link between a transformer's processors and the pass being made; one per transformer.
+
+    Attributes:
+        rope: the transformer's.
+        backend: of every attention.
+        layers: the processors of self- and cross-attention, by layer.
+    """
 
     def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName) -> None:
         self.rope = rope
         self.backend = backend
-        self.current: CausalPass | None = None
+        self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
 
     @contextmanager
     def bind(self, causal_pass: CausalPass) -> Iterator[None]:
         """Use `causal_pass` for every forward inside the `with` block; always released behind it."""
-        self.current = causal_pass
-        self.rope.frame_offset = causal_pass.frame_offset
         try:
+            self._hand_out(causal_pass)
             yield
         finally:
-            self.current = None
-            self.rope.frame_offset = 0
+            self._release()
+
+    def _hand_out(self, causal_pass: CausalPass) -> None:
+        own, text = causal_pass.kv_cache, causal_pass.cross_cache
+        self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
+        buffers = zip(self.layers, own.keys, own.values, text.keys, text.values, strict=True)
+        for (self_attention, cross_attention), keys, values, text_keys, text_values in buffers:
+            self_attention.bound = SelfAttentionPass(
+                keys, values, own.length, causal_pass.causal_tokens, causal_pass.key_bias
+            )
+            cross_attention.bound = (text_keys, text_values)
+
+    def _release(self) -> None:
+        self.rope.frame_offset, self.rope.tables = 0, None
+        for self_attention, cross_attention in self.layers:
+            self_attention.bound = None
+            cross_attention.bound = None
 
 
 class CausalSelfAttnProcessor:
     """Self-attention of one layer over the past frames in the cache and the current block."""
 
-    def __init__(self, layer: int, causal: CausalAttention) -> None:
-        self.layer = layer
+    def __init__(self, causal: CausalAttention) -> None:
         self.causal = causal
+        self.bound: SelfAttentionPass | None = None
 
     def __call__(
         self,
@@ -76,33 +107,31 @@ class CausalSelfAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        rotary_emb: RotaryAngles | None = None,
+        rotary_emb: RotaryTable | None = None,
     ) -> torch.Tensor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
         if rotary_emb is None:
-            raise ValueError("rotary_emb is None: causal self-attention needs the rotary angles of its tokens.")
+            raise ValueError("rotary_emb is None: causal self-attention needs the rotary tables of its tokens.")
         query, key, value = _project_qkv(attn, hidden_states)
-        query = apply_rotary(_split_heads(attn.norm_q(query), attn.heads), *rotary_emb)
+        query = apply_rotary(_split_heads(attn.norm_q(query), attn.heads), *rotary_emb).type_as(value)
         key = apply_rotary(_split_heads(attn.norm_k(key), attn.heads), *rotary_emb)
-        value = _split_heads(value, attn.heads)
-        attended = self._attend(query, key, value)
+        attended = self._attend(query, key, _split_heads(value, attn.heads))
         return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        current = self.causal.current
+        bound = self.bound
         backend = self.causal.backend
-        if current is None:
-            return dispatch_attention_fn(query, key, value, backend=backend)
-        past = current.kv_cache.length
-        keys, values = current.kv_cache.write(self.layer, key, value)
-        if current.causal_tokens is None or current.causal_tokens >= query.shape[1]:
-            return dispatch_attention_fn(query, keys, values, attn_mask=current.key_bias, backend=backend)
+        if bound is None:
+            return dispatch_attention_fn(query, key.type_as(query), value, backend=backend)
+        keys, values = write_block(bound.keys, bound.values, bound.past, key, value)
+        if bound.causal_tokens is None or bound.causal_tokens >= query.shape[1]:
+            return dispatch_attention_fn(query, keys, values, attn_mask=bound.key_bias, backend=backend)
         # A block-causal mask, as one unmasked attention per block of queries: exact, without a tokens x tokens
         # mask, and open to backends that take no mask.
         parts = []
-        for start in range(0, query.shape[1], current.causal_tokens):
-            stop = min(start + current.causal_tokens, query.shape[1])
-            visible = past + stop
+        for start in range(0, query.shape[1], bound.causal_tokens):
+            stop = min(start + bound.causal_tokens, query.shape[1])
+            visible = bound.past + stop
             parts.append(
                 dispatch_attention_fn(query[:, start:stop], keys[:, :visible], values[:, :visible], backend=backend)
             )
@@ -112,9 +141,9 @@ class CausalSelfAttnProcessor:
 class CachedCrossAttnProcessor:
     """Cross-attention of one layer to the prompt's cached keys and values."""
 
-    def __init__(self, layer: int, causal: CausalAttention) -> None:
-        self.layer = layer
+    def __init__(self, causal: CausalAttention) -> None:
         self.causal = causal
+        self.bound: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(
         self,
@@ -122,13 +151,12 @@ class CachedCrossAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        rotary_emb: RotaryAngles | None = None,
+        rotary_emb: RotaryTable | None = None,
     ) -> torch.Tensor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
         query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
-        current = self.causal.current
-        if current is not None:
-            key, value = current.cross_cache.keys[self.layer], current.cross_cache.values[self.layer]
+        if self.bound is not None:
+            key, value = self.bound
         elif encoder_hidden_states is not None:
             key, value = project_text(attn, encoder_hidden_states)
         else:
@@ -151,9 +179,11 @@ def install_causal_attention(transformer: WanTransformer3DModel, backend: str = 
     rope = FrameOffsetRotaryEmbedding(config.attention_head_dim, tuple(config.patch_size))
     causal = CausalAttention(rope, AttentionBackendName(backend))
     transformer.rope = rope
-    for layer, block in enumerate(transformer.blocks):
-        block.attn1.set_processor(CausalSelfAttnProcessor(layer, causal))
-        block.attn2.set_processor(CachedCrossAttnProcessor(layer, causal))
+    for block in transformer.blocks:
+        processors = (CausalSelfAttnProcessor(causal), CachedCrossAttnProcessor(causal))
+        block.attn1.set_processor(processors[0])
+        block.attn2.set_processor(processors[1])
+        causal.layers.append(processors)
     return causal
 
 

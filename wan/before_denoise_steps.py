@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
-from diffusers.utils.torch_utils import randn_tensor
 
 from .attention import CausalPass
 from .causal_transformer import (
@@ -34,6 +33,30 @@ State = tuple[ModularPipeline, PipelineState]
 def frame_cache_length(context_frames: int) -> int:
     """Pixel frames that `context_frames` latent frames stand for: 1 + (context - 1) * 4."""
     return 1 + (context_frames - 1) * 4
+
+
+def draw_noise(
+    shape: tuple[int, ...], *, count: int, generator: torch.Generator | None, device: torch.device
+) -> torch.Tensor:
+    """Draw `count` noise tensors one after another; the host does not wait for the device.
+
+    Args:
+        shape: of one.
+        count: how many.
+        generator: draws on its own device, a CPU one the same values for every device; None draws on `device`.
+        device: where they are needed.
+
+    Returns:
+        Float32 [count, *shape]. Float32 because sigma * noise sums in bfloat16 would lose the last steps' detail.
+    """
+    source = device if generator is None else generator.device
+    # From pageable memory the copy would wait for everything queued on the device.
+    pinned = source.type == "cpu" and device.type == "cuda"
+    noise = torch.empty((count, *shape), dtype=torch.float32, device=source, pin_memory=pinned)
+    for one in noise:
+        # One at a time: a single draw of all has other values unless a tensor's size is a multiple of 16.
+        one.normal_(generator=generator)
+    return noise.to(device, non_blocking=pinned)
 
 
 class SetScheduleStep(ModularPipelineBlocks):
@@ -178,6 +201,7 @@ class RefillContextStep(ModularPipelineBlocks):
             InputParam("num_frames_per_block", type_hint=int, default=3),
             InputParam("kv_cache", required=True, type_hint=KVCache),
             InputParam("crossattn_cache", required=True, type_hint=CrossAttentionCache),
+            InputParam("decoder_cache", required=True, type_hint=DecoderCache),
             InputParam("frame_cache_context", required=True, type_hint=deque),
             InputParam("current_denoised_latents", type_hint=torch.Tensor),
         ]
@@ -209,14 +233,17 @@ class RefillContextStep(ModularPipelineBlocks):
         context = block_state.current_denoised_latents[:, :, -block_state.context_frames :]
         if past_frames > block_state.context_frames:
             oldest = block_state.frame_cache_context[0].unsqueeze(2)
-            first = encode_pixel_frame(components.vae, oldest).to(context.device)
+            statistics = block_state.decoder_cache.statistics
+            first = encode_pixel_frame(components.vae, oldest, statistics).to(context.device)
             context = torch.cat([first, context[:, :, 1:]], dim=2)
         cache: KVCache = block_state.kv_cache
+        block_tokens = block_state.num_frames_per_block * cache.tokens_per_frame
         causal_pass = CausalPass(
             cache,
             block_state.crossattn_cache,
             frame_offset=0,
-            causal_tokens=block_state.num_frames_per_block * cache.tokens_per_frame,
+            # None where the context is one block: a compiled layer then shares the graph of the stream's first block.
+            causal_tokens=block_tokens if context.shape[2] > block_state.num_frames_per_block else None,
         )
         predict_velocity(components.transformer, context, 0.0, causal_pass)
         cache.commit(context.shape[2] * cache.tokens_per_frame)
@@ -263,12 +290,7 @@ class PrepareNoiseStep(ModularPipelineBlocks):
             block_state.height // scale,
             block_state.width // scale,
         )
-        # Float32 between the steps: sigma * noise sums in bfloat16 would lose the last steps' detail.
-        block_state.latents = randn_tensor(
-            shape,
-            generator=block_state.generator,
-            device=weight_device(components.transformer),
-            dtype=torch.float32,
-        )
+        device = weight_device(components.transformer)
+        block_state.latents = draw_noise(shape, count=1, generator=block_state.generator, device=device)[0]
         self.set_block_state(state, block_state)
         return components, state

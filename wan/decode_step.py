@@ -14,7 +14,7 @@ from .streaming_vae import DecoderCache, decode_latent_frame
 
 
 class DecodeBlockStep(ModularPipelineBlocks):
-    """Decode the block frame by frame with the stream's decoder cache; pictures leave the GPU as made."""
+    """Decode the block frame by frame with the stream's decoder cache; its pictures leave the device at once."""
 
     model_name = MODEL_NAME
 
@@ -54,12 +54,23 @@ class DecodeBlockStep(ModularPipelineBlocks):
                 # Cloned: a view in the deque would keep all frames of its chunk.
                 frame_cache.append(frame.clone())
             pictures.append(to_uint8_pictures(pixels))
-        block_state.videos = torch.cat(pictures, dim=1)
+        block_state.videos = copy_to_host(torch.cat(pictures, dim=1))
         self.set_block_state(state, block_state)
         return components, state
 
 
 def to_uint8_pictures(pixels: torch.Tensor) -> torch.Tensor:
-    """From [batch, 3, F, height, width] in -1..1 to uint8 [batch, F, height, width, 3] on the CPU."""
+    """From [batch, 3, F, height, width] in -1..1 to uint8 [batch, F, height, width, 3], on the same device."""
     scaled = pixels.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 4, 1).contiguous().cpu()
+    return scaled.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def copy_to_host(pictures: torch.Tensor) -> torch.Tensor:
+    """Copy to the CPU; on CUDA through pinned memory, with the block's one wait for the device."""
+    if pictures.device.type != "cuda":
+        return pictures.cpu()
+    staging = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
+    staging.copy_(pictures, non_blocking=True)
+    torch.cuda.current_stream(pictures.device).synchronize()
+    # Sinks may keep pictures for long: pinned memory goes back to its pool, theirs is ordinary.
+    return staging.clone()

@@ -6,10 +6,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
-from diffusers.utils.torch_utils import randn_tensor
 
 from .attention import CausalPass, make_key_bias
-from .before_denoise_steps import MODEL_NAME, RECOMPUTE, ROLLING, State
+from .before_denoise_steps import MODEL_NAME, RECOMPUTE, ROLLING, State, draw_noise
 from .causal_transformer import predict_velocity
 from .kv_cache import CrossAttentionCache, KVCache
 
@@ -66,19 +65,19 @@ class DenoiseBlockStep(ModularPipelineBlocks):
             ),
         )
         schedule = block_state.schedule
-        for step, (timestep, sigma) in enumerate(zip(schedule.timesteps, schedule.sigmas, strict=True)):
-            velocity = predict_velocity(components.transformer, latents, timestep, causal_pass)
-            denoised = latents - sigma * velocity
-            if step + 1 == len(schedule.sigmas):
-                break
-            next_sigma = schedule.sigmas[step + 1]
-            noise = randn_tensor(
-                tuple(denoised.shape),
-                generator=block_state.generator,
-                device=denoised.device,
-                dtype=denoised.dtype,
-            )
-            latents = (1.0 - next_sigma) * denoised + next_sigma * noise
+        velocity = predict_velocity(components.transformer, latents, schedule.timesteps[0], causal_pass)
+        denoised = latents - schedule.sigmas[0] * velocity
+        # The noise of all later steps, drawn while the device is busy with the first.
+        noises = draw_noise(
+            tuple(latents.shape),
+            count=len(schedule.sigmas) - 1,
+            generator=block_state.generator,
+            device=latents.device,
+        )
+        for timestep, sigma, noise in zip(schedule.timesteps[1:], schedule.sigmas[1:], noises, strict=True):
+            noised = (1.0 - sigma) * denoised + sigma * noise
+            velocity = predict_velocity(components.transformer, noised, timestep, causal_pass)
+            denoised = noised - sigma * velocity
         block_state.latents = denoised
         self.set_block_state(state, block_state)
         return components, state

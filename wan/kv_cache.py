@@ -6,15 +6,17 @@ Layout of one layer of the self-attention cache, in tokens (a latent frame is `t
       0..sink        ..length            ..length + block       ..capacity
 
 Keys are stored after RoPE. Protocol per block: `begin_block` once (makes room by dropping the oldest past
-frames behind the sink), then any number of passes that each `write` the block's slots again, then, where the
-policy keeps them, `commit`.
+frames behind the sink), then any number of passes that each write the block's slots again (`write_block`, layer
+by layer), then, where the policy keeps them, `commit`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from .rope import RotaryTables
 
 
 @dataclass
@@ -27,6 +29,7 @@ class KVCache:
         tokens_per_frame: patches of one latent frame.
         sink_tokens: tokens at the front that never leave.
         length: tokens of past frames that are valid.
+        rotary: tables of RoPE at the places in time the keys were last written for.
     """
 
     keys: list[torch.Tensor]
@@ -34,6 +37,7 @@ class KVCache:
     tokens_per_frame: int
     sink_tokens: int = 0
     length: int = 0
+    rotary: RotaryTables = field(default_factory=RotaryTables)
 
     @classmethod
     def allocate(
@@ -87,22 +91,6 @@ class KVCache:
         if surplus > 0:
             self._drop_oldest(surplus)
 
-    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one layer of the current block and return all that it may attend to.
-
-        Args:
-            layer: index of the transformer block.
-            key: [batch, block tokens, heads, head_dim], after RoPE.
-            value: the same shape.
-
-        Returns:
-            Views on keys and values [batch, length + block tokens, heads, head_dim].
-        """
-        end = self.length + key.shape[1]
-        self.keys[layer][:, self.length : end].copy_(key)
-        self.values[layer][:, self.length : end].copy_(value)
-        return self.keys[layer][:, :end], self.values[layer][:, :end]
-
     def commit(self, tokens: int) -> None:
         """Count the block's tokens, as last written, among the past frames."""
         self.length += tokens
@@ -115,6 +103,29 @@ class KVCache:
             moved = buffer[:, first_kept : self.length].clone()
             buffer[:, self.sink_tokens : self.sink_tokens + kept].copy_(moved)
         self.length -= surplus
+
+
+def write_block(
+    keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Store one layer of the current block and return all that it may attend to.
+
+    Takes one layer's buffers, not the cache and an index: a compiled layer would be compiled again for each index.
+
+    Args:
+        keys: the layer's buffer [batch, capacity tokens, heads, head_dim].
+        values: the same for values.
+        past: tokens of past frames in front of the block.
+        key: [batch, block tokens, heads, head_dim], after RoPE; cast to the buffer's dtype on the way.
+        value: the same shape.
+
+    Returns:
+        Views on keys and values [batch, past + block tokens, heads, head_dim].
+    """
+    end = past + key.shape[1]
+    keys[:, past:end].copy_(key)
+    values[:, past:end].copy_(value)
+    return keys[:, :end], values[:, :end]
 
 
 @dataclass

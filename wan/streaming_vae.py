@@ -14,16 +14,43 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
 
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of a VAE's latents, float32 [1, z_dim, 1, 1, 1].
+
+    On the device from the start of a stream: made from the config's lists, they would be a copy that the host
+    waits for at each latent frame.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @classmethod
+    def of(cls, vae: AutoencoderKLWan) -> LatentStatistics:
+        """From the VAE's config, on its device."""
+        mean, std = (
+            torch.tensor(values, device=vae_device(vae), dtype=torch.float32).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        return cls(mean, std)
+
+    def to(self, device: torch.device) -> LatentStatistics:
+        """On `device`; nothing is done where they are there."""
+        return LatentStatistics(self.mean.to(device), self.std.to(device))
+
+
 @dataclass
 class DecoderCache:
     """What the decoder's causal convolutions remember of the past frames.
 
     Attributes:
+        statistics: of the VAE's latents.
         features: one entry per convolution: None, a tensor [batch, channels, <=2, height, width], or diffusers'
             mark "Rep" for a temporal upsampler that has seen one frame.
         latent_frames: how many latent frames were decoded.
     """
 
+    statistics: LatentStatistics
     features: list[torch.Tensor | str | None] = field(default_factory=list)
     latent_frames: int = 0
 
@@ -31,7 +58,7 @@ class DecoderCache:
     def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
         """An empty cache for the start of a stream."""
         convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-        return cls(features=[None] * convolutions)
+        return cls(LatentStatistics.of(vae), features=[None] * convolutions)
 
 
 @torch.no_grad()
@@ -47,7 +74,7 @@ def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: Deco
         Pixels in -1..1, the VAE's dtype, [batch, 3, F, 8 * height, 8 * width]; F is 1 for the first latent
         frame of a stream and 4 for every other.
     """
-    z = vae.post_quant_conv(denormalize_latents(vae, latent))
+    z = vae.post_quant_conv(denormalize_latents(vae, latent, cache.statistics))
     first = cache.latent_frames == 0
     pixels = vae.decoder(z, feat_cache=cache.features, feat_idx=[0], first_chunk=first)
     cache.latent_frames += 1
@@ -57,26 +84,38 @@ def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: Deco
 
 
 @torch.no_grad()
-def encode_pixel_frame(vae: AutoencoderKLWan, frame: torch.Tensor) -> torch.Tensor:
+def encode_pixel_frame(
+    vae: AutoencoderKLWan, frame: torch.Tensor, statistics: LatentStatistics | None = None
+) -> torch.Tensor:
     """Encode one picture as the first latent frame of a video.
 
     Args:
         vae: Wan's VAE.
         frame: [batch, 3, 1, height, width] in -1..1.
+        statistics: of the VAE's latents; None reads them from its config.
 
     Returns:
         Float32 latents as the transformer works on them [batch, z_dim, 1, height / 8, width / 8]; the mode of
         the distribution, so that a stream repeats exactly.
     """
     latent = vae.encode(frame.to(vae_device(vae), vae_dtype(vae))).latent_dist.mode()
-    mean, std = _latent_statistics(vae, latent.device)
-    return (latent.float() - mean) / std
+    known = (statistics or LatentStatistics.of(vae)).to(latent.device)
+    return (latent.float() - known.mean) / known.std
 
 
-def denormalize_latents(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """From the transformer's latents to the VAE's: x * std + mean, in the VAE's dtype and on its device."""
-    mean, std = _latent_statistics(vae, vae_device(vae))
-    return (latents.to(vae_device(vae), torch.float32) * std + mean).to(vae_dtype(vae))
+def denormalize_latents(
+    vae: AutoencoderKLWan, latents: torch.Tensor, statistics: LatentStatistics | None = None
+) -> torch.Tensor:
+    """From the transformer's latents to the VAE's: x * std + mean, in the VAE's dtype and on its device.
+
+    Args:
+        vae: Wan's VAE.
+        latents: [batch, z_dim, latent frames, height, width].
+        statistics: of the VAE's latents; None reads them from its config.
+    """
+    device = vae_device(vae)
+    known = (statistics or LatentStatistics.of(vae)).to(device)
+    return (latents.to(device, torch.float32) * known.std + known.mean).to(vae_dtype(vae))
 
 
 def vae_dtype(vae: AutoencoderKLWan) -> torch.dtype:
@@ -87,10 +126,3 @@ def vae_dtype(vae: AutoencoderKLWan) -> torch.dtype:
 def vae_device(vae: AutoencoderKLWan) -> torch.device:
     """The device the VAE's weights are on."""
     return vae.post_quant_conv.weight.device
-
-
-def _latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=device, dtype=torch.float32).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=device, dtype=torch.float32).view(shape)
-    return mean, std

@@ -1,0 +1,131 @@
+"""Compiled transformer blocks: how many graphs a stream needs, and that they compute the same. Counts, no timing."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.modular_pipelines import PipelineState
+from torch._dynamo.utils import counters
+
+from streamblocks.wan.attention import install_causal_attention
+from streamblocks.wan.causal_wan_blocks import make_causal_wan_pipeline
+from streamblocks.wan.fused_projections import fuse_self_attention
+
+from golden_wan import relative_error
+
+LAYERS, BLOCKS, TEXT_DIM = 4, 6, 48
+CHANGED_AT = 3
+
+
+@pytest.fixture(scope="module")
+def components():
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=32,
+        text_dim=TEXT_DIM,
+        freq_dim=32,
+        ffn_dim=128,
+        num_layers=LAYERS,
+    )
+    vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1)
+    return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def make_pipeline(components, *, backend=None, fused=True, device="cpu"):
+    transformer, vae = (copy.deepcopy(component).to(device) for component in components)
+    if fused:
+        fuse_self_attention(transformer)
+    install_causal_attention(transformer)
+    if backend is not None:
+        for block in transformer.blocks:
+            block.compile(backend=backend, fullgraph=True, dynamic=False)
+    pipe = make_causal_wan_pipeline()
+    pipe.update_components(transformer=transformer, vae=vae)
+    return pipe
+
+
+@torch.no_grad()
+def stream(pipe, before_block=lambda index: None, **settings):
+    """Latents of each block, and the graphs compiled up to its end; the prompt changes on the way."""
+    state = PipelineState()
+    prompts = torch.randn((2, 1, 16, TEXT_DIM), generator=torch.Generator().manual_seed(1))
+    prompts = prompts.to(pipe.transformer.device)
+    inputs = {"height": 32, "width": 48, "num_inference_steps": 3, "generator": torch.Generator().manual_seed(2)}
+    state.values |= inputs | settings
+    steps = [step for name, step in pipe.blocks.sub_blocks.items() if name != "text_encoder"]
+    made, graphs = [], []
+    for index in range(BLOCKS):
+        prompt = int(index >= CHANGED_AT)
+        state.values |= {"block_idx": index, "prompt_embeds": prompts[prompt], "encoded_prompt": f"prompt {prompt}"}
+        before_block(index)
+        for step in steps:
+            step(pipe, state)
+        made.append(state.get("current_denoised_latents"))
+        graphs.append(counters["stats"]["unique_graphs"])
+    return made, graphs
+
+
+# One graph for a block without a past, one with; then nothing new, for any number of layers and blocks.
+CASES = {
+    "recompute": ({"kv_policy": "recompute"}, [1, 2, 2, 2, 2, 2]),
+    "rolling": ({"kv_policy": "rolling"}, [1, 2, 2, 2, 2, 2]),
+    # The sink leaves room for three past frames, then four.
+    "rolling with sink": ({"kv_policy": "rolling", "sink_frames": 1, "context_frames": 4}, [1, 2, 3, 3, 3, 3]),
+    # The context pass over two blocks is a shape of its own, and so are the steps behind it.
+    "six context frames": ({"kv_policy": "recompute", "context_frames": 6}, [1, 2, 4, 4, 4, 4]),
+    # Biased steps differ from the context pass, which has no bias.
+    "biased recompute": ({"kv_policy": "recompute", "attention_bias": 0.3}, [1, 2, 2, 2, 2, 2]),
+    # And from the clean pass.
+    "biased rolling": ({"kv_policy": "rolling", "attention_bias": 0.3}, [1, 3, 3, 3, 3, 3]),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("settings", "expected"), CASES.values(), ids=CASES.keys())
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_layers_share_graphs_and_nothing_is_compiled_after_block_2(components, backend, settings, expected):
+    plain, _ = stream(make_pipeline(components), **settings)
+    assert not counters["stats"]["unique_graphs"]
+    # Within dynamo's default limits: past them it would go back to eager, or fail under fullgraph.
+    compiled, graphs = stream(make_pipeline(components, backend=backend), **settings)
+    assert graphs == expected
+    assert not counters["graph_break"]
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert relative_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_second_stream_compiles_nothing(components):
+    pipe = make_pipeline(components, backend="eager", fused=False)
+    first, graphs = stream(pipe, kv_policy="rolling")
+    again, graphs_again = stream(pipe, kv_policy="rolling")
+    assert graphs[-1] == 2 and graphs_again == [2] * BLOCKS
+    for ours, theirs in zip(again, first, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("policy", ["recompute", "rolling"])
+def test_no_operation_of_a_block_makes_the_host_wait(components, policy):
+    """The wait for the pictures is one that the decode step asks for; torch counts only those nobody asked for."""
+    pipe = make_pipeline(components, device="cuda")
+
+    def watch(index):
+        # Block 0 makes the caches and copies the VAE's latent statistics.
+        torch.cuda.set_sync_debug_mode("error" if index else "default")
+
+    try:
+        made, _ = stream(pipe, before_block=watch, kv_policy=policy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(latents).all() for latents in made)
