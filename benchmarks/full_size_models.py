@@ -115,11 +115,13 @@ def build_transformer(
     transformer = build_transformer_skeleton(size)
     keep = keep_fp32_parts(WanTransformer3DModel, dtype)
     if replace_linear is not None:
-        for name, layer in list(transformer.named_modules()):
-            if isinstance(layer, nn.Linear):
-                fill_randomly(layer, device, dtype, keep, seed=seed, prefix=name)
-                _set_module(transformer, name, replace_linear(name, layer))
-                del layer
+        # Names, not modules: a list of modules would keep every layer that was replaced.
+        names = [name for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)]
+        for name in names:
+            layer = transformer.get_submodule(name)
+            fill_randomly(layer, device, dtype, keep, seed=seed, prefix=name)
+            _set_module(transformer, name, replace_linear(name, layer))
+            del layer
     return fill_randomly(transformer, device, dtype, keep, seed=seed)
 
 

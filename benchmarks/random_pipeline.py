@@ -10,11 +10,11 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.modular_pipelines import PipelineState
 from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
-from torch import nn
 
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.acceleration import put_channels_last
 from streamblocks.wan.attention import causal_attention_of, install_causal_attention
 from streamblocks.wan.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.text_step import DEFAULT_TEXT_TOKENS
@@ -117,11 +117,3 @@ class RandomPipeline:
         encoded = encoder(ids * mask, mask).last_hidden_state
         embeds[:, :_PROMPT_TOKENS] = encoded[:, :_PROMPT_TOKENS]
         return embeds
-
-
-def put_channels_last(module: nn.Module) -> None:
-    """Lay convolution weights out with channels last, 4-D and 5-D ones each in their own format."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in module.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])

@@ -7,6 +7,9 @@ from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _check_attention_backend_requirements,
 )
+from torch.utils._triton import has_triton
+
+from .recipe import COMPILE_NOTHING
 
 _ANY_DEVICE = frozenset({"native", "_native_math", "flex"})
 _NO_MASK = frozenset({"flash", "_flash_3", "_native_flash", "sage"})
@@ -62,6 +65,19 @@ def check_attention_backend(name: str, device: torch.device, attention_bias: flo
         raise ValueError(
             f"attention_bias is {attention_bias}: the attention backend {name!r} takes no bias; "
             "choose 'native' in the loader, or a bias of 1."
+        )
+
+
+def check_compile(choice: str, device: torch.device) -> None:
+    """Check that torch.compile can make kernels for the device.
+
+    Raises:
+        ValueError: it needs Triton, which is not installed.
+    """
+    if choice != COMPILE_NOTHING and device.type == "cuda" and not has_triton():
+        raise ValueError(
+            f"compile is {choice!r}: torch.compile needs the package triton (triton-windows on Windows), which is not "
+            "installed; install it or choose 'off'."
         )
 
 

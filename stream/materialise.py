@@ -10,7 +10,7 @@ import torch
 from ..memory.cleanup import release_cached_memory
 from ..wan.checkpoint_files import CheckpointError, refuse_pickled
 from ..wan.components import check_pipeline_folder
-from .device_choice import check_attention_backend, choose_device, choose_dtype, choose_vae_dtype
+from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
 from .foreign import load_foreign_pipeline
 from .hub import fetch_pipeline_folder
 from .pipelines import BuiltInPipeline, ForeignPipeline, StreamPipeline
@@ -69,6 +69,7 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device) ->
     dtype = choose_dtype(recipe.dtype, device)
     vae_dtype = choose_vae_dtype(dtype, device)
     check_attention_backend(recipe.attention_backend, device)
+    check_compile(recipe.compile, device)
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)

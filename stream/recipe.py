@@ -29,6 +29,9 @@ ATTENTION_BACKENDS = (
     "flex",
 )
 
+COMPILE_NOTHING, COMPILE_TRANSFORMER, COMPILE_ALL = "off", "transformer", "transformer and VAE"
+COMPILE_CHOICES = (COMPILE_NOTHING, COMPILE_TRANSFORMER, COMPILE_ALL)
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -45,6 +48,7 @@ class Recipe:
         dtype: one of `DTYPES`; "auto" is bfloat16 where the device computes in it, else float32.
         device: "auto" or a torch device.
         attention_backend: one of `ATTENTION_BACKENDS`.
+        compile: one of `COMPILE_CHOICES`; built-in blocks only.
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
         stamp: changes with the files of `model`, so that a replaced checkpoint is loaded anew.
@@ -58,6 +62,7 @@ class Recipe:
     dtype: str = "auto"
     device: str = "auto"
     attention_backend: str = "native"
+    compile: str = COMPILE_NOTHING
     state_rules: tuple[StateRule, ...] = ()
     quantization: QuantizationSpec | None = None
     stamp: str = ""
@@ -72,6 +77,7 @@ class Recipe:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("compile", self.compile, COMPILE_CHOICES)
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         if self.quantization is not None and self.blocks != BUILT_IN_BLOCKS:
             raise ValueError(
