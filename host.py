@@ -18,6 +18,7 @@ from server import PromptServer
 from torch import nn
 
 from .memory.tensor_bytes import module_bytes
+from .stream.residency import move_module
 
 try:
     from comfy_execution.graph_utils import ExecutionBlocker
@@ -159,6 +160,12 @@ def video_from_file(path: Path) -> Any:  # noqa: ANN401
     return video_class(str(path))
 
 
+def is_trimmed(video: Any) -> bool:  # noqa: ANN401
+    """Whether a VIDEO shows only a part of its file."""
+    window = getattr(video, "get_active_trim_window", None)
+    return window is not None and tuple(window()) != (0.0, 0.0)
+
+
 # --- progress -----------------------------------------------------------------------------------------------
 
 
@@ -220,9 +227,12 @@ class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
         return self.model
 
     def to(self, device: torch.device) -> None:
-        """Move the module, unless it is there."""
-        if self.current_loaded_device() != device:
-            self.model.to(device)
+        """Move the module as a whole; what a full device stopped half-way goes back."""
+        try:
+            move_module(self.model, device)
+        except torch.OutOfMemoryError:
+            move_module(self.model, self.offload_device)
+            raise
 
 
 class ComfyResidency:

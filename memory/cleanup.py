@@ -32,6 +32,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("videos", Handling.DROP, "the block's pictures; the sinks have them"),
     StateRule("video", Handling.DROP, "input video of the block just made"),
     StateRule("video_stream", Handling.DROP, "input frames of the block just made"),
+    StateRule("pictures_finite", Handling.DROP, "of the block just made; the session has looked"),
     StateRule("latents", Handling.DROP, "noise, then result, of the block just made"),
     StateRule("kv_cache", Handling.SHARE, "past keys and values; overwritten in place"),
     StateRule("crossattn_cache", Handling.SHARE, "the prompt's keys and values; refilled in place"),
@@ -119,20 +120,17 @@ def read_card_memory(device: torch.device) -> CardMemory | None:
     )
 
 
-def cleanup_pays(memory: CardMemory, next_block_bytes: int) -> bool:
-    """Whether unused reserved memory is a large share of the card, or the next block needs it back."""
-    if memory.unused > UNUSED_SHARE_LIMIT * memory.total:
-        return True
-    return memory.free < next_block_bytes and memory.unused > 0
+def cleanup_pays(memory: CardMemory) -> bool:
+    """Whether unused reserved memory is a large share of the card; less than that the allocator reuses by itself."""
+    return memory.unused > UNUSED_SHARE_LIMIT * memory.total
 
 
-def clean_up_after_block(policy: CleanupPolicy, device: torch.device, next_block_bytes: int = 0) -> bool:
+def clean_up_after_block(policy: CleanupPolicy, device: torch.device) -> bool:
     """Give cached memory back if the policy says so.
 
     Args:
         policy: the user's choice.
         device: the stream's device.
-        next_block_bytes: what the next block is expected to allocate on top of what is allocated now.
 
     Returns:
         Whether memory was given back.
@@ -140,7 +138,7 @@ def clean_up_after_block(policy: CleanupPolicy, device: torch.device, next_block
     if policy is CleanupPolicy.NEVER:
         return False
     memory = read_card_memory(device)
-    if policy is CleanupPolicy.WHEN_IT_PAYS and (memory is None or not cleanup_pays(memory, next_block_bytes)):
+    if policy is CleanupPolicy.WHEN_IT_PAYS and (memory is None or not cleanup_pays(memory)):
         return False
     release_cached_memory(device)
     return True

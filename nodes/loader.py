@@ -80,7 +80,9 @@ class LoadStreamingPipeline(io.ComfyNode):
                     "dtype",
                     options=list(DTYPES),
                     default="auto",
-                    tooltip="What the model computes in. Auto: bfloat16 where the card has it, float32 on a CPU.",
+                    tooltip=(
+                        "What the model computes in. Auto: bfloat16 where a card has it, else float16; float32 on a CPU."
+                    ),
                 ),
                 io.Combo.Input(
                     "attention_backend",
@@ -140,9 +142,10 @@ class LoadStreamingPipeline(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, hub_id: str, **_: object) -> str:
-        """Run again when the files of the chosen model changed."""
-        return "" if model in (TINY_MODEL, HUB_MODEL) else stamp_files(host.resolve_model(model))
+    def fingerprint_inputs(cls, model: str, components: str, **_: object) -> str:
+        """Run again when the files of the chosen model or components changed."""
+        paths = [host.resolve_model(name) for name in (model, components) if "/" in name]
+        return " ".join(stamp_files(path) for path in paths)
 
     @classmethod
     def execute(
@@ -161,10 +164,11 @@ class LoadStreamingPipeline(io.ComfyNode):
     ) -> io.NodeOutput:
         """Make the recipe."""
         path = _model_path(model, hub_id.strip())
+        parts = None if components == FROM_MODEL else host.resolve_model(components)
         return io.NodeOutput(
             Recipe(
                 model=path,
-                components=None if components == FROM_MODEL else host.resolve_model(components),
+                components=parts,
                 revision=revision.strip() or None,
                 blocks=blocks_from,
                 trust_remote_code=trust_remote_code,
@@ -173,7 +177,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                 attention_backend=attention_backend,
                 compile=compile,
                 state_rules=parse_state_rules(state_rules),
-                stamp=stamp_files(path),
+                stamp=" ".join(stamp_files(place) for place in (path, parts) if place is not None),
             )
         )
 

@@ -46,6 +46,8 @@ class SaveStream(io.ComfyNode):
         source = video.get_stream_source()
         if not isinstance(source, str):
             raise ValueError("video is held in memory, not in a file: use ComfyUI's own Save Video node for it.")
+        if host.is_trimmed(video):
+            raise ValueError("video was trimmed, which needs re-encoding: use ComfyUI's own Save Video node for it.")
         hidden = cls.hidden
         metadata = {} if hidden is None else host.workflow_metadata(hidden.prompt, hidden.extra_pnginfo)
         shown = save_video(

@@ -41,11 +41,13 @@ class GrowingMp4:
         wanted = _FRAGMENT if self.blocks else _FILE_HEADER + _FRAGMENT
         boxes = b"".join(data for kind, data in split_boxes(self._mux(packets)) if kind in wanted)
         mode = "ab" if self.blocks else "wb"
-        with self.path.open(mode) as file:
+        # Unbuffered: what a full disk refuses must not wait in a buffer, to be written by the truncation.
+        with self.path.open(mode, buffering=0) as file:
             end = file.tell()
+            rest = memoryview(boxes)
             try:
-                file.write(boxes)
-                file.flush()
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError:
                 file.truncate(end)
                 raise

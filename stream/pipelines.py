@@ -13,6 +13,7 @@ import torch
 from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
+from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import summarise_plan
 from ..wan.acceleration import compile_decoder, compile_transformer_blocks, put_channels_last
@@ -40,7 +41,7 @@ BLOCK_COMPONENTS = ("transformer", "vae")
 LoadCallback = Callable[[str, int, int], None]
 
 
-def _ignore_load(component: str, done: int, total: int) -> None:
+def ignore_load(component: str, done: int, total: int) -> None:
     """Nobody watches the loading."""
 
 
@@ -96,7 +97,7 @@ class BuiltInPipeline:
         self.dtype = dtype
         self.vae_dtype = vae_dtype
         self.residency = residency
-        self.on_load: LoadCallback = _ignore_load
+        self.on_load: LoadCallback = ignore_load
         self.pipe = make_causal_wan_pipeline()
         self.pipe.update_components(tokenizer=load_tokenizer(components))
         self._estimates: dict[tuple[Recipe, StreamSettings], MemoryEstimate] = {}
@@ -168,10 +169,12 @@ class BuiltInPipeline:
             weight_bytes = component_bytes(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
             self.residency.make_room(weight_bytes, self.device)
             self.pipe.update_components(**{name: self._read(name, weight_bytes)})
+            # Known to the residency at once: weights nobody knows of could never be asked to leave.
+            self._bring([name], working_bytes=0)
 
     def _estimate(self, recipe: Recipe, settings: StreamSettings) -> MemoryEstimate:
         # What changes no size must not cost another rehearsal: a new seed comes with nearly every run.
-        settings = replace(settings, seed=0, blocks=1, steps=min(settings.steps, 2))
+        settings = replace(settings, seed=0, blocks=1, steps=min(settings.steps, 2), cleanup=CleanupPolicy.NEVER)
         key = (recipe, settings)
         if key not in self._estimates:
             self._estimates[key] = estimate_memory(
@@ -229,7 +232,7 @@ class ForeignPipeline:
         self.pipe = pipe
         self.device = device
         self.residency = residency
-        self.on_load: LoadCallback = _ignore_load
+        self.on_load: LoadCallback = ignore_load
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """`frame_cache_context`, a deque of the length the repository's config names (if it does)."""
@@ -269,4 +272,4 @@ class ForeignPipeline:
 
 
 def _all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:
-    return all(module is not None and next(module.parameters()).device == device for module in modules)
+    return all(module is not None and all(p.device == device for p in module.parameters()) for module in modules)

@@ -45,13 +45,13 @@ class Recipe:
         revision: commit, branch or tag of the hub repository; None for its default.
         blocks: one of `BLOCK_SOURCES`.
         trust_remote_code: the user allowed the repository's own Python code.
-        dtype: one of `DTYPES`; "auto" is bfloat16 where the device computes in it, else float32.
+        dtype: one of `DTYPES`; "auto" is bfloat16 where a GPU computes in it, else float16; float32 on a CPU.
         device: "auto" or a torch device.
         attention_backend: one of `ATTENTION_BACKENDS`.
         compile: one of `COMPILE_CHOICES`; built-in blocks only.
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
-        stamp: changes with the files of `model`, so that a replaced checkpoint is loaded anew.
+        stamp: changes with the files of `model` and `components`, so that a replaced checkpoint is loaded anew.
     """
 
     model: str

@@ -9,7 +9,7 @@ import av
 
 
 def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Copy the video stream of `source` into a plain mp4 with its index in front.
+    """Copy the video and audio streams of `source` into a plain mp4 with its index in front.
 
     Args:
         source: any mp4, also a fragmented one.
@@ -27,13 +27,13 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
         ):
             for key, value in (metadata or {}).items():
                 writer.metadata[key] = value
-            video = reader.streams.video[0]
-            copy = writer.add_stream_from_template(video)
-            for packet in reader.demux(video):
+            kept = [stream for stream in reader.streams if stream.type in ("video", "audio")]
+            copies = {stream.index: writer.add_stream_from_template(stream) for stream in kept}
+            for packet in reader.demux(kept):
                 # The demuxer ends with an empty packet that marks the flush.
                 if packet.dts is None:
                     continue
-                packet.stream = copy
+                packet.stream = copies[packet.stream.index]
                 writer.mux(packet)
     except BaseException:
         target.unlink(missing_ok=True)

@@ -11,6 +11,12 @@ from torch import nn
 from ..memory.cleanup import read_card_memory
 
 
+def move_module(module: nn.Module, device: torch.device) -> None:
+    """Move a module; outside of inference mode, in which quantized tensors of torchao refuse to be moved."""
+    with torch.inference_mode(False), torch.no_grad():
+        module.to(device)
+
+
 class Residency(Protocol):
     """Moves components to the device and makes room for them."""
 
@@ -41,7 +47,7 @@ class PlainResidency:
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
         """Move each component."""
         for component in components.values():
-            component.to(device)
+            move_module(component, device)
 
     def release(self) -> None:
         """Nothing is held."""

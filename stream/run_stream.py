@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .pipelines import StreamPipeline
+from .pipelines import StreamPipeline, ignore_load
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
 from .sinks import FrameSink
@@ -107,7 +108,8 @@ def run_stream(
             f"fewer context frames ({error})"
         ) from error
     finally:
-        _close_all(sinks)
+        pipeline.on_load = ignore_load
+        _close_all(sinks, quietly=sys.exc_info()[1] is not None)
     return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
 
 
@@ -118,14 +120,14 @@ def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
             notices.append(notice)
 
 
-def _close_all(sinks: Sequence[FrameSink]) -> None:
-    """Close every sink, also when one of them fails; the first failure is raised."""
-    failure: OSError | None = None
+def _close_all(sinks: Sequence[FrameSink], *, quietly: bool) -> None:
+    """Close every sink, also when one fails; the first failure is raised unless there is one to raise already."""
+    failure: Exception | None = None
     for sink in sinks:
         try:
             sink.close()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s", error)
             failure = failure or error
-    if failure is not None:
+    if failure is not None and not quietly:
         raise failure

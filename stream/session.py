@@ -105,7 +105,7 @@ class Session:
             self.pipeline.bring_components(self.settings)
         with self._watched_passes():
             self._state = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
-        self._check_latents()
+        self._check_finite()
         frames = self._take_frames()
         clean_up_after_block(self.settings.cleanup, self.pipeline.device)
         block = StreamBlock(
@@ -166,13 +166,19 @@ class Session:
         finally:
             hook.remove()
 
-    def _check_latents(self) -> None:
+    def _check_finite(self) -> None:
         latents = self._state.get("current_denoised_latents")
+        pictures_finite = self._state.get("pictures_finite")
         if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
-            raise BlockFailedError(
-                f"block {self.next_block} has NaN or infinite latents: the {self.next_block} blocks before it are "
-                "kept; try dtype bfloat16 or float32, or another attention backend."
-            )
+            what = "latents"
+        elif pictures_finite is not None and not pictures_finite:
+            what = "pictures"
+        else:
+            return
+        raise BlockFailedError(
+            f"block {self.next_block} has NaN or infinite {what}: the {self.next_block} blocks before it are "
+            "kept; try dtype bfloat16 or float32, or another attention backend."
+        )
 
     def _take_frames(self) -> torch.Tensor:
         videos = self._state.values.pop("videos", None)

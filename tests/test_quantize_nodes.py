@@ -86,6 +86,11 @@ report(equal=torch.equal(expected, again))
             "pipeline is quantized already (fp8)",
         ),
         (
+            "prompt['saver'] = {'class_type': 'StreamBlocksSaveQuantizedModel', "
+            "'inputs': {'pipeline': sampler['pipeline'], 'filename_prefix': 'x'}}",
+            "weight_granularity is 'per row'",
+        ),
+        (
             "quantize['format'] = 'none'; prompt['saver'] = {'class_type': 'StreamBlocksSaveQuantizedModel', "
             "'inputs': {'pipeline': sampler['pipeline'], 'filename_prefix': 'x'}}",
             "pipeline is not quantized",

@@ -9,8 +9,11 @@ from diffusers.modular_pipelines import PipelineState
 
 from streamblocks.memory.cleanup import Handling, handling_table, parse_state_rules
 from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, held_tensor_bytes, live_tensor_bytes
+from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
+from streamblocks.stream.residency import move_module
+from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.session import BlockFailedError, Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import Mp4Sink
@@ -177,6 +180,61 @@ def test_nan_in_latents_stops_the_stream(tiny_folder):
         weight.data.fill_(float("nan"))
         with pytest.raises(BlockFailedError, match="block 1 has NaN"):
             session.run_block("a cat")
+
+
+def test_nan_in_pictures_stops_the_stream(tiny_folder):
+    pipeline = materialise(Recipe(model=str(tiny_folder)))
+    with Session(pipeline, small()) as session:
+        session.run_block("a cat")
+        pipeline.pipe.vae.decoder.conv_out.weight.data.fill_(float("nan"))
+        with pytest.raises(BlockFailedError, match="block 1 has NaN or infinite pictures"):
+            session.run_block("a cat")
+
+
+@pytest.mark.parametrize("format_", ["fp8", "int8"])
+def test_quantized_weights_move_under_inference_mode(tiny_folder, format_):
+    # As ComfyUI runs each prompt: its model management moves our weights from there.
+    pipeline = materialise(Recipe(model=str(tiny_folder), dtype="bfloat16", quantization=QuantizationSpec(format_)))
+    with torch.inference_mode():
+        stream_frames(pipeline, small(), ["a cat"])
+        transformer = pipeline.pipe.transformer
+        move_module(transformer, torch.device("meta"))
+        assert {p.device.type for p in transformer.parameters()} == {"meta"}
+        assert not pipeline.is_resident()
+
+
+class FailingSink:
+    def write(self, frames):
+        pass
+
+    def close(self):
+        raise OSError("no room")
+
+
+class Watcher:
+    def __init__(self, stop):
+        self.stop = stop
+
+    def while_loading(self, component, done, total):
+        assert 0 < done <= total
+
+    def before_pass(self, index):
+        if self.stop:
+            raise Cancelled
+
+    def after_block(self, block):
+        pass
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(True, Cancelled), (False, OSError)])
+def test_a_failing_sink_hides_no_other_error(tiny_folder, tmp_path, stop, expected):
+    pipeline = materialise(Recipe(model=str(tiny_folder)))
+    video = Mp4Sink(tmp_path / "a.mp4")
+    with pytest.raises(expected):
+        run_stream(pipeline, small(blocks=1), lambda _: "a cat", [FailingSink(), video], Watcher(stop))
+    # The sinks behind the failing one are finished all the same.
+    assert video.frames_written == (0 if stop else 9)
+    assert not list(tmp_path.glob("*.plain.mp4"))
 
 
 def test_long_prompt_is_said_and_cut(tiny_folder, caplog):

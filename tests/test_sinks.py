@@ -92,6 +92,23 @@ def test_saving_copies_packets_and_embeds_the_workflow(tmp_path):
     assert (tmp_path / "a.mp4").is_file()
 
 
+def test_saving_keeps_the_sound(tmp_path):
+    with av.open(str(tmp_path / "talkie.mp4"), "w") as container:
+        video = container.add_stream("libx264", rate=16)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        sound = container.add_stream("aac", rate=16000)
+        for picture in pictures(8).numpy():
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        silence = av.AudioFrame(format="fltp", layout="mono", samples=8000)
+        silence.sample_rate = 16000
+        container.mux(sound.encode(silence))
+        container.mux([*video.encode(None), *sound.encode(None)])
+    remux_mp4(tmp_path / "talkie.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as copied:
+        assert sorted(stream.type for stream in copied.streams) == ["audio", "video"]
+        assert sum(frame.samples for frame in copied.decode(audio=0)) >= 8000
+
+
 def test_a_vanished_source_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the sampler again"):
         save_video(tmp_path / "gone.mp4", lambda w, h: (tmp_path / "b.mp4", None), {})

