@@ -81,7 +81,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=list(DTYPES),
                     default="auto",
                     tooltip=(
-                        "What the model computes in. Auto: bfloat16 where a card has it, else float16; float32 on a CPU."
+                        "What it computes in. Auto: bfloat16 where a card has it, else float16; on a CPU float32."
                     ),
                 ),
                 io.Combo.Input(

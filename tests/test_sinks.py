@@ -101,6 +101,7 @@ def test_saving_keeps_the_sound(tmp_path):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         silence = av.AudioFrame(format="fltp", layout="mono", samples=8000)
         silence.sample_rate = 16000
+        silence.planes[0].update(bytes(silence.planes[0].buffer_size))
         container.mux(sound.encode(silence))
         container.mux([*video.encode(None), *sound.encode(None)])
     remux_mp4(tmp_path / "talkie.mp4", tmp_path / "out.mp4")
