@@ -1,0 +1,1 @@
+"""Trains the mini pipeline, from nothing, on clips drawn on the fly."""

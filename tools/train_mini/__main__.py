@@ -1,0 +1,61 @@
+"""Command line: `python -m streamblocks.tools.train_mini FOLDER [--device auto] [--seed 0]`.
+
+Run again after a kill it goes on where it was. FOLDER holds checkpoints and, at the end, the pipeline in `mini/`
+and `losses.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .latent_pool import make_pool
+from .mini_models import make_vae, write_pipeline
+from .train_options import TrainOptions
+from .train_transformer import train_transformer
+from .train_vae import train_vae
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description="Train the mini pipeline.")
+    parser.add_argument("folder", type=Path, help="checkpoints, losses and the finished pipeline go here")
+    parser.add_argument("--device", default="auto", help="auto: cuda where there is a card, else cpu")
+    parser.add_argument("--seed", type=int, default=TrainOptions.seed)
+    for name in ("vae_steps", "pool_clips", "transformer_steps", "vae_batch", "transformer_batch", "save_every"):
+        default = getattr(TrainOptions, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
+    chosen = vars(parser.parse_args(arguments))
+    device = chosen.pop("device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    train(TrainOptions(device=torch.device(device), **chosen))
+
+
+def train(options: TrainOptions) -> Path:
+    """Run both stages, or what is left of them; returns the folder of the finished pipeline."""
+    began = time.perf_counter()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    vae, vae_losses = train_vae(options)
+    pool = make_pool(vae, options)
+    model, transformer_losses = train_transformer(pool, options)
+    finished = make_vae(pool.mean, pool.std)
+    finished.load_state_dict(vae.state_dict())
+    folder = write_pipeline(
+        options.folder / "mini",
+        {"transformer": model.transformer, "text_encoder": model.text_encoder, "vae": finished},
+    )
+    losses = {"vae": vae_losses, "transformer": transformer_losses}
+    (options.folder / "losses.json").write_text(json.dumps(losses))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB, {(time.perf_counter() - began) / 60:.1f} min", flush=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

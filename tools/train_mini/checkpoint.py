@@ -1,0 +1,101 @@
+"""A training stage's state on disk: weights, their running average, Adam's moments, the step, the losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+@dataclass
+class TrainingState:
+    """What a stage needs to go on exactly where it stopped.
+
+    No random state: every step draws from a generator seeded with its own number.
+
+    Attributes:
+        module: being trained.
+        optimizer: Adam's kind, over `module`'s parameters.
+        average: exponential running average of each parameter.
+        step: steps done.
+        losses: (step, mean loss since the entry before), for the curves.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, torch.Tensor]
+    step: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, module: nn.Module, *, learning_rate: float, weight_decay: float) -> TrainingState:
+        """The state before the first step."""
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay
+        )
+        return cls(module, optimizer, {name: p.detach().clone() for name, p in module.named_parameters()})
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights; faster in the first steps, so that the start is forgotten."""
+        kept = min(decay, (1 + self.step) / (10 + self.step))
+        parameters = dict(self.module.named_parameters())
+        averages = list(self.average.values())
+        torch._foreach_lerp_(averages, [parameters[name] for name in self.average], 1.0 - kept)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the average in the module's place; training ends here."""
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(self.average[name])
+
+    def save(self, path: Path) -> None:
+        """Write everything to `path`; the file there is replaced only once the new one is whole."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            tensors[f"weight/{name}"] = parameter.detach()
+            tensors[f"average/{name}"] = self.average[name]
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = self.optimizer.state[parameter].get(key)
+                tensors[f"{key}/{name}"] = torch.zeros_like(parameter) if moment is None else moment
+        save_whole(path, tensors, {"step": str(self.step), "losses": json.dumps(self.losses)})
+
+    def load(self, path: Path) -> bool:
+        """Go on from `path`; False, and nothing done, where there is no such file."""
+        if not path.is_file():
+            return False
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        self.step = int(metadata["step"])
+        self.losses = [(step, loss) for step, loss in json.loads(metadata["losses"])]
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(tensors[f"weight/{name}"])
+                self.average[name].copy_(tensors[f"average/{name}"])
+                moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
+        return True
+
+
+def save_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {}))
+    unfinished.replace(path)
+
+
+def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """The CPU generator of one step: the same draws whenever, and on whatever device, the step is made."""
+    mixed = torch.tensor([seed, *stage.encode(), step], dtype=torch.int64)
+    number = 0
+    for value in mixed.tolist():
+        number = (number * 1_000_003 + value + 1) % (2**63 - 25)
+    return torch.Generator().manual_seed(number)
