@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKLWan
 
 from .checkpoint import TrainingState, step_generator
-from .clips import draw_clips, draw_plan
+from .clips import SIZE, draw_clips, draw_plan
 from .mini_models import make_vae
 from .progress import Progress
 from .train_options import TrainOptions, autocast, learning_rate_at
+from .vae_start import start_vae
 
-PEAK_RATE = 2e-3
+PEAK_RATE = 1e-3
 AVERAGE_DECAY = 0.99
-KL_WEIGHT = 1e-4
-# Pictures per clip and the share of the batch, by progress: the decoder must also learn how a stream goes on, when
-# its convolutions remember more than the first latent frames.
-_SHORT, _LONG, _LONG_FROM = 9, 17, 0.7
-_CHANGE_SHARE = 0.3
 CHECKPOINT = "vae_state.safetensors"
+# Noise on the latents, so that the decoder forgives what a transformer gets wrong, and what keeps them near unit size.
+_NOISE, _SIZE_WEIGHT = 0.1, 1e-4
+_CHANGE_SHARE = 0.3
+# Steep where Wan's norm divides by a small length; a few such steps would fill Adam's memory.
+_LARGEST_GRADIENT = 0.7
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a part of the training looks at.
+
+    Attributes:
+        until: progress at which the part ends.
+        window: side of the square cut out of each clip, in pixels.
+        pictures: per clip.
+        batch: clips per step, as a share of the option's.
+    """
+
+    until: float
+    window: int
+    pictures: int
+    batch: float
+
+
+# Convolutions learn from small windows at a quarter of the cost. Longer clips come later: the decoder must also learn
+# how a stream goes on, when its convolutions remember more than the first latent frames. Whole pictures come last, for
+# the attention in the middle of the VAE.
+LESSONS = (
+    Lesson(0.55, SIZE // 2, 5, 1.5),
+    Lesson(0.85, SIZE // 2, 13, 0.75),
+    Lesson(1.0, SIZE, 13, 0.5),
+)
 
 
 def train_vae(options: TrainOptions) -> tuple[AutoencoderKLWan, list[tuple[int, float]]]:
     """Train, or go on training; returns the averaged VAE, on the device, and its losses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        vae = make_vae().to(options.device)
+        vae = make_vae()
+        start_vae(vae)
+        vae.to(options.device)
     state = TrainingState.start(vae, learning_rate=PEAK_RATE, weight_decay=0.0)
     path = options.folder / CHECKPOINT
     state.load(path)
     progress = Progress("VAE", state.step, options.vae_steps)
     recent = torch.zeros((), device=options.device)
     while state.step < options.vae_steps:
-        recent += _make_step(state, options)
+        recent += _make_step(state, options, vae)
         state.step += 1
         state.update_average(AVERAGE_DECAY)
         if state.step % 20 == 0 or state.step == options.vae_steps:
@@ -47,26 +77,39 @@ def train_vae(options: TrainOptions) -> tuple[AutoencoderKLWan, list[tuple[int, 
     return vae.eval().requires_grad_(False), state.losses
 
 
-def _make_step(state: TrainingState, options: TrainOptions) -> torch.Tensor:
-    vae: Any = state.module
+def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """As `vae.decode`, which clamps to -1..1: a pixel beyond would learn nothing."""
+    features: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
+    z = vae.post_quant_conv(latents)
+    pictures = [
+        vae.decoder(frame, feat_cache=features, feat_idx=[0], first_chunk=index == 0)
+        for index, frame in enumerate(z.split(1, dim=2))
+    ]
+    return torch.cat(pictures, dim=2)
+
+
+def _make_step(state: TrainingState, options: TrainOptions, vae: AutoencoderKLWan) -> torch.Tensor:
     generator = step_generator(options.seed, "vae", state.step)
-    long = state.step >= _LONG_FROM * options.vae_steps
-    frames, clips = (_LONG, max(1, options.vae_batch // 2)) if long else (_SHORT, options.vae_batch)
-    cuts = [1 + 4 * latent for latent in range((frames - 1) // 4)]
-    plans = [draw_plan(generator, cuts=cuts, change_share=_CHANGE_SHARE) for _ in range(clips)]
-    clip = draw_clips(plans, frames, options.device)
+    lesson = next(lesson for lesson in LESSONS if state.step < lesson.until * options.vae_steps)
+    clip = _draw_windows(lesson, options, generator)
     with autocast(options.device):
-        posterior = vae.encode(clip).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(options.device)
-        rebuilt = vae.decode(posterior.mean + posterior.std * noise).sample
+        mean = vae.encode(clip).latent_dist.mean
+        noise = torch.randn(mean.shape, generator=generator).to(options.device)
+        rebuilt = decode_unclamped(vae, mean + _NOISE * noise)
     error = (rebuilt.float() - clip).abs().mean()
-    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
-    loss = error + KL_WEIGHT * divergence
+    loss = error + _SIZE_WEIGHT * mean.float().square().mean()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, options.vae_steps, PEAK_RATE)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(vae.parameters(), _LARGEST_GRADIENT)
     state.optimizer.step()
     return error.detach()
+
+
+def _draw_windows(lesson: Lesson, options: TrainOptions, generator: torch.Generator) -> torch.Tensor:
+    """[clips, 3, pictures, window, window]; shapes start anywhere, so one corner is as good as any."""
+    cuts = [1 + 4 * latent for latent in range((lesson.pictures - 1) // 4)]
+    count = max(1, round(lesson.batch * options.vae_batch))
+    plans = [draw_plan(generator, cuts=cuts, change_share=_CHANGE_SHARE) for _ in range(count)]
+    return draw_clips(plans, lesson.pictures, options.device)[..., : lesson.window, : lesson.window]
