@@ -1,0 +1,155 @@
+"""Who holds the memory: every byte of the device under the name of its holder."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .tensor_bytes import storages_of, tensors_in
+
+WEIGHTS = "weights"
+STATE = "state"
+MODULE = "module"
+MASKS = "block masks"
+PICTURES = "pictures"
+OTHER_MODELS = "other models"
+REST = "rest"
+
+_MODULE_INTERNALS = frozenset({"_parameters", "_buffers", "_modules"})
+_HOLDERS = (torch.Tensor, list, tuple, Mapping, deque)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Someone who holds memory.
+
+    Attributes:
+        kind: "weights", "state", "module" (a tensor a module keeps beside its weights), "block masks", "pictures",
+            "other models" (ComfyUI's) or "rest".
+        name: component and format of weights ("transformer float8_e4m3fn"), key of the state, component and
+            attribute of a module; empty for the rest.
+        bytes: that it holds and nobody before it in the list does.
+    """
+
+    kind: str
+    name: str
+    bytes: int
+
+    @property
+    def label(self) -> str:
+        """For legends and tables."""
+        return f"{self.kind}: {self.name}" if self.name else self.kind
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Where to look for tensors.
+
+    Attributes:
+        components: of the pipeline, by name; what is no module holds nothing.
+        state: entries of the stream's state, by key.
+        others: kind, then name, then any value with tensors inside.
+    """
+
+    components: Mapping[str, Any]
+    state: Mapping[str, Any]
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class OwnerLedger:
+    """Names the holder of each byte on one kind of device, each storage once.
+
+    Weights hardly ever change, and looking at the modules of a 14B takes some milliseconds. They are counted again
+    only when the modules are others, or the rest changed, which says that something moved unseen.
+
+    Args:
+        device_type: "cpu", "cuda", ...
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._modules: dict[str, int] = {}
+        self._fixed: list[tuple[str, str, dict[int, int]]] = []
+        self._rest: int | None = None
+
+    def count(self, holders: Holders, total: int | None) -> tuple[Owner, ...]:
+        """Owners by the order in which they claim shared storages: weights, state, others, modules' own, rest.
+
+        Args:
+            holders: where to look.
+            total: bytes in use on the device; None when nobody knows, then there is no rest and every module is
+                looked through.
+        """
+        modules = {name: id(value) for name, value in holders.components.items() if isinstance(value, nn.Module)}
+        known = bool(self._fixed) and modules == self._modules and total is not None
+        if known:
+            owners, rest = self._assign(holders, total)
+            if rest == self._rest:
+                return owners
+        self._modules = modules
+        self._fixed = list(self._look_through_modules(holders.components))
+        owners, self._rest = self._assign(holders, total)
+        return owners
+
+    def _assign(self, holders: Holders, total: int | None) -> tuple[tuple[Owner, ...], int | None]:
+        groups = [group for group in self._fixed if group[0] == WEIGHTS]
+        groups += [(STATE, key, self._storages(tensors_in(value))) for key, value in holders.state.items()]
+        for kind, values in holders.others.items():
+            groups += [(kind, name, self._storages(tensors_in(value))) for name, value in values.items()]
+        groups += [group for group in self._fixed if group[0] != WEIGHTS]
+        owners, taken = [], set()
+        for kind, name, storages in groups:
+            size = sum(size for address, size in storages.items() if address not in taken)
+            taken.update(storages)
+            if size:
+                owners.append(Owner(kind, name, size))
+        if total is None:
+            return tuple(owners), None
+        rest = total - sum(owner.bytes for owner in owners)
+        return (*owners, Owner(REST, "", rest)), rest
+
+    def _look_through_modules(self, components: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[int, int]]]:
+        for component, module in components.items():
+            if isinstance(module, nn.Module):
+                yield from self._weights_of(component, module)
+                yield from self._kept_by(component, module)
+
+    def _weights_of(self, component: str, module: nn.Module) -> Iterator[tuple[str, str, dict[int, int]]]:
+        by_format: dict[str, list[torch.Tensor]] = {}
+        for tensor in (*module.parameters(), *module.buffers()):
+            by_format.setdefault(_format_of(tensor), []).extend(tensors_in(tensor))
+        for format_, tensors in by_format.items():
+            yield WEIGHTS, f"{component} {format_}", self._storages(tensors)
+
+    def _kept_by(self, component: str, module: nn.Module) -> Iterator[tuple[str, str, dict[int, int]]]:
+        """Tensors in plain attributes of the module and its sub-modules, such as a VAE's `_feat_map`."""
+        by_attribute: dict[str, dict[int, int]] = {}
+        seen: set[int] = set()
+        for part in module.modules():
+            for name, value in vars(part).items():
+                if name in _MODULE_INTERNALS or name.endswith("_hooks") or isinstance(value, nn.Module):
+                    continue
+                if isinstance(value, _HOLDERS) or name == "processor":
+                    storages = self._storages(tensors_in(value, seen))
+                    if storages:
+                        by_attribute.setdefault(name, {}).update(storages)
+        for name, storages in by_attribute.items():
+            yield MODULE, f"{component}.{name}", storages
+
+    def _storages(self, tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+        return storages_of(tensors, self._device_type)
+
+
+def _format_of(tensor: torch.Tensor) -> str:
+    """The dtype that most of the tensor is stored in: of a quantized one its data's, not the one it stands for."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return str(tensor.dtype).removeprefix("torch.")
+    parts = list(tensors_in(tensor))
+    largest = max(parts, key=lambda part: part.untyped_storage().nbytes())
+    return str(largest.dtype).removeprefix("torch.")
