@@ -40,7 +40,8 @@ class Slope:
         return self.bytes >= NEGLIGIBLE_BYTES and self.bytes > _ERRORS_FROM_ZERO * self.error
 
     def __str__(self) -> str:
-        error = f" +- {format_bytes(self.error)}" if self.error else ""
+        # Below a thousandth of the slope it is the arithmetic's.
+        error = f" +- {format_bytes(self.error)}" if self.error > max(0.001 * abs(self.bytes), 0.05) else ""
         return f"{format_bytes(self.bytes)}{error}"
 
 
@@ -61,6 +62,18 @@ class Verdict:
     total: Slope | None = None
     owners: tuple[tuple[Owner, Slope], ...] = ()
     reserved: Slope | None = None
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words, for the title of a plot."""
+        if not self.grows or self.total is None:
+            return (
+                self.sentence.partition(":")[0] if self.word == "too short" else f"{self.word}: {self.total} per block"
+            )
+        if not self.total.is_growth:
+            return f"grows: reserved memory by {self.reserved} per block"
+        who = f", {self.owners[0][0].label}" if self.owners else ""
+        return f"grows: {self.total} per block{who}"
 
     @property
     def grows(self) -> bool:

@@ -86,16 +86,29 @@ class OwnerLedger:
             total: bytes in use on the device; None when nobody knows, then there is no rest and every module is
                 looked through.
         """
-        modules = {name: id(value) for name, value in holders.components.items() if isinstance(value, nn.Module)}
-        known = bool(self._fixed) and modules == self._modules and total is not None
-        if known:
+        if total is not None and not self._modules_are_others(holders):
             owners, rest = self._assign(holders, total)
             if rest == self._rest:
                 return owners
-        self._modules = modules
-        self._fixed = list(self._look_through_modules(holders.components))
+        self._look_through_modules(holders)
         owners, self._rest = self._assign(holders, total)
         return owners
+
+    def held(self, holders: Holders) -> int:
+        """Bytes of all owners; modules are looked through only when they are others than the last time."""
+        if self._modules_are_others(holders):
+            self._look_through_modules(holders)
+        return sum(owner.bytes for owner in self._assign(holders, None)[0])
+
+    def _modules_are_others(self, holders: Holders) -> bool:
+        return _identities(holders.components) != self._modules
+
+    def _look_through_modules(self, holders: Holders) -> None:
+        self._modules = _identities(holders.components)
+        self._fixed = []
+        for component, module in holders.components.items():
+            if isinstance(module, nn.Module):
+                self._fixed += [*self._weights_of(component, module), *self._kept_by(component, module)]
 
     def _assign(self, holders: Holders, total: int | None) -> tuple[tuple[Owner, ...], int | None]:
         groups = [group for group in self._fixed if group[0] == WEIGHTS]
@@ -103,7 +116,8 @@ class OwnerLedger:
         for kind, values in holders.others.items():
             groups += [(kind, name, self._storages(tensors_in(value))) for name, value in values.items()]
         groups += [group for group in self._fixed if group[0] != WEIGHTS]
-        owners, taken = [], set()
+        owners: list[Owner] = []
+        taken: set[int] = set()
         for kind, name, storages in groups:
             size = sum(size for address, size in storages.items() if address not in taken)
             taken.update(storages)
@@ -113,12 +127,6 @@ class OwnerLedger:
             return tuple(owners), None
         rest = total - sum(owner.bytes for owner in owners)
         return (*owners, Owner(REST, "", rest)), rest
-
-    def _look_through_modules(self, components: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[int, int]]]:
-        for component, module in components.items():
-            if isinstance(module, nn.Module):
-                yield from self._weights_of(component, module)
-                yield from self._kept_by(component, module)
 
     def _weights_of(self, component: str, module: nn.Module) -> Iterator[tuple[str, str, dict[int, int]]]:
         by_format: dict[str, list[torch.Tensor]] = {}
@@ -144,6 +152,10 @@ class OwnerLedger:
 
     def _storages(self, tensors: Iterable[torch.Tensor]) -> dict[int, int]:
         return storages_of(tensors, self._device_type)
+
+
+def _identities(components: Mapping[str, Any]) -> dict[str, int]:
+    return {name: id(value) for name, value in components.items() if isinstance(value, nn.Module)}
 
 
 def _format_of(tensor: torch.Tensor) -> str:

@@ -16,16 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
-def live_tensor_bytes(device_type: str | None = None) -> int:
+def live_tensor_bytes(device_type: str | None = None, *, collect: bool = True) -> int:
     """Bytes of all tensors alive in this process, each storage once.
 
-    Garbage in reference cycles is collected first, so that the figure says what is held. Tensors on the meta
-    device hold nothing and do not count.
+    Tensors on the meta device hold nothing and do not count.
 
     Args:
         device_type: "cpu", "cuda", ... to count one kind of device only.
+        collect: collect garbage in reference cycles first, so that the figure says what is held.
     """
-    gc.collect()
+    if collect:
+        gc.collect()
     found = (obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor))
     return _storage_bytes(found, device_type)
 

@@ -59,10 +59,10 @@ def leaking_repository(folder, tiny_folder):
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "by owners"])
 def test_a_planted_leak_is_named_with_its_slope(tmp_path, tiny_folder, exact):
     pipeline = materialise(leaking_repository(tmp_path / "leaking", tiny_folder))
-    timeline = record(pipeline, small(blocks=8), TimelineRecorder(CPU, exact=exact))
+    timeline = record(pipeline, small(blocks=6), TimelineRecorder(CPU, exact=exact))
     planted = 12 * 3 * 32 * 32 * 4
     verdict = judge_growth(timeline)
-    assert verdict.word == "grows"
+    assert verdict.word == "grows" and verdict.total is not None
     assert verdict.total.bytes == pytest.approx(planted, rel=0.01)
     owner, slope = verdict.owners[0]
     assert (owner.kind, owner.name) == (STATE, "all_frames")
@@ -81,7 +81,7 @@ def test_the_built_in_pipeline_is_flat_over_100_blocks(tiny_folder):
                 exact.append(live_tensor_bytes("cpu"))
     verdict = judge_growth(recorder.timeline())
     assert verdict.word == "flat", verdict.sentence
-    assert (verdict.total.bytes, verdict.total.error) == (0.0, 0.0)
+    assert verdict.total is not None and (verdict.total.bytes, verdict.total.error) == (0.0, 0.0)
     assert verdict.owners == ()
     # The same by the count of all live tensors, which the owners know nothing of.
     assert exact[0] == exact[1]
@@ -113,7 +113,7 @@ def test_named_owners_sum_to_all_live_tensors(tmp_path, tiny_folder, kind):
 
 def test_every_stage_has_a_record(tiny_folder):
     pipeline = materialise(Recipe(model=str(tiny_folder), quantization=QuantizationSpec("fp8", activations="none")))
-    seen = []
+    seen: list[StageRecord] = []
     recorder = TimelineRecorder(CPU, on_record=seen.append)
 
     class Watcher:
@@ -223,7 +223,7 @@ def test_an_endless_stream_keeps_a_bounded_timeline():
     assert BLOCKS_KEPT / 2 <= len(timeline.block_ends) <= BLOCKS_KEPT + 1
     # The slope is per block of the stream, not per block recorded.
     assert fit_slope(
-        [float(end.block) for end in timeline.block_ends], [end.reading.allocated for end in timeline.block_ends]
+        [float(end.block or 0) for end in timeline.block_ends], [end.reading.allocated for end in timeline.block_ends]
     ).bytes == pytest.approx(1000)
 
 
@@ -234,7 +234,7 @@ def test_a_module_that_keeps_tensors_is_named():
     total = 80
     assert ledger.count(Holders({"vae": module}, {}), total)[-1] == Owner(REST, "", 0)
     # Modules are looked through again only when the rest has changed.
-    module.inner._feat_map = [None, torch.zeros(8)]
+    setattr(module.inner, "_feat_map", [None, torch.zeros(8)])  # noqa: B010
     assert ledger.count(Holders({"vae": module}, {}), total + 32) == (
         Owner(WEIGHTS, "vae float32", 80),
         Owner(MODULE, "vae._feat_map", 32),
