@@ -41,16 +41,18 @@ def count_compile_caches() -> CompileCaches:
 
 
 def clear_compile_caches() -> CompileCaches:
-    """Forget everything torch.compile made in this process; what is compiled next is compiled anew, from disk caches.
+    """Forget everything torch.compile made in this process; what is used next is compiled anew, with the help
+    of inductor's cache on disk, which stays.
 
     Returns:
         What there was.
     """
     before = count_compile_caches()
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     if "torch._inductor.utils" in sys.modules:
-        from torch._inductor.utils import clear_caches
+        from torch._inductor.utils import clear_inductor_caches
 
         # torch.compiler.reset leaves the generated modules and inductor's lookup tables.
-        clear_caches()
+        clear_inductor_caches()
     return before

@@ -21,12 +21,15 @@ CLEAN_UP = "clean-up"
 BLOCKS_KEPT = 512
 
 OnRecord = Callable[[StageRecord], None]
-# Kind of owner to a function that gives, by name, values with tensors inside.
-OtherHolders = Mapping[str, Callable[[], Mapping[str, Any]]]
+# Gives, by name, values with tensors inside.
+HeldValues = Callable[[], Mapping[str, Any]]
 
 
 class NoRecording:
     """Takes the place of a recorder when nothing is recorded: no hook, no reading, no record."""
+
+    def hold(self, kind: str, give: HeldValues) -> None:
+        """Nothing."""
 
     def add(self, stage: str, event: str = "") -> None:
         """Nothing."""
@@ -74,13 +77,14 @@ class TimelineRecorder(NoRecording):
         device: torch.device,
         *,
         exact: bool = False,
-        others: OtherHolders | None = None,
+        others: Mapping[str, HeldValues] | None = None,
         on_record: OnRecord | None = None,
     ) -> None:
         self.own_seconds = 0.0
         self._device = device
         self._exact = exact
-        self._others = others or {}
+        self._others = dict(others or {})
+        self._stream_others: dict[str, HeldValues] = {}
         self._on_record = on_record
         self._ledger = OwnerLedger(device.type)
         self._hooks = StageHooks(self)
@@ -104,6 +108,10 @@ class TimelineRecorder(NoRecording):
             stride=self._stride,
             peak=self._peak,
         )
+
+    def hold(self, kind: str, give: HeldValues) -> None:
+        """Count what `give` gives as owners of `kind`, until `close`."""
+        self._stream_others[kind] = give
 
     def add(self, stage: str, event: str = "") -> None:
         """Record `stage`, which has just ended; `event` says what happened in it that may explain a step."""
@@ -139,6 +147,7 @@ class TimelineRecorder(NoRecording):
     def close(self) -> None:
         """The stream is over: let go of its pipeline and state. The records stay."""
         self._pipe, self._state = None, {}
+        self._stream_others.clear()
 
     def while_loading(self, component: str, done: int, total: int) -> None:
         """`done` of `total` bytes of a component are in place."""
@@ -198,7 +207,7 @@ class TimelineRecorder(NoRecording):
         return reading, self._ledger.count(holders, reading.held) if at_end else ()
 
     def _other_values(self, pictures: torch.Tensor | None) -> dict[str, dict[str, Any]]:
-        values = {kind: dict(give()) for kind, give in self._others.items()}
+        values = {kind: dict(give()) for kind, give in (self._others | self._stream_others).items()}
         if pictures is not None:
             values.setdefault(PICTURES, {})["of the block"] = pictures
         return values

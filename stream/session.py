@@ -14,7 +14,9 @@ from torch import nn
 
 from ..memory.cleanup import clean_up_after_block, handling_table, release_cached_memory
 from ..memory.compile_caches import clear_compile_caches
+from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
+from ..wan.attention import block_masks_of
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .pipelines import StreamPipeline
@@ -80,6 +82,7 @@ class Session:
         self.settings = settings
         self.on_pass = on_pass
         self.recorder = recorder or NoRecording()
+        self.recorder.hold(MASKS, lambda: block_masks_of(getattr(pipeline.pipe, "transformer", None)))
         self.next_block = 0
         self._generator = pipeline.make_generator(settings.seed)
         self._state = StreamState(handling=handling_table(pipeline.recipe.state_rules))

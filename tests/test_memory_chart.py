@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
 SCREENSHOTS = ROOT / "output/screenshots"
 CHART = ".streamblocks-memory-chart"
-BLOCKS = 40
+BLOCKS = 24
 
 USE_RENDERER = "async vue => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue) }"
 SET_WIDGETS = """values => {

@@ -3,11 +3,10 @@ import { app } from '/scripts/app.js'
 import { api } from '/scripts/api.js'
 
 import { findNode } from './execution_id.mjs'
-import { MemoryChart } from './memory_chart_view.mjs'
+import { MIN_HEIGHT, MemoryChart } from './memory_chart_view.mjs'
 
 const NODE_CLASS = 'StreamBlocksSampler'
 const WIDGET = 'memory_chart'
-const MIN_HEIGHT = 150
 
 /** Charts by node; a node that is gone takes its entry with it. */
 const charts = new WeakMap()

@@ -4,6 +4,9 @@ import { MemoryPoints, formatBytes } from './memory_points.mjs'
 const COLOURS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7']
 const SMALLER = '#9aa0a6'
 const LIMIT = '#d55e00'
+/** In the node's own pixels; Vue nodes read it from the element's style, classic ones from the widget. */
+export const MIN_HEIGHT = 180
+
 const FONT_SIZE = 11
 const LINE = 15
 const FEWEST_COLUMNS = 8
@@ -22,7 +25,7 @@ export class MemoryChart {
       position: 'relative',
       width: '100%',
       height: '100%',
-      minHeight: '120px',
+      minHeight: `${MIN_HEIGHT}px`,
       overflow: 'hidden',
       pointerEvents: 'none',
       color: 'var(--input-text, #ddd)'
