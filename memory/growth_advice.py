@@ -6,8 +6,8 @@ from .cleanup import STATE_RULES
 from .owners import MASKS, MODULE, OTHER_MODELS, PICTURES, STATE, WEIGHTS, Owner
 
 RESERVED_ADVICE = (
-    "choose cleanup 'every block', or start ComfyUI with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which "
-    "keeps cached memory from falling to pieces."
+    "choose cleanup 'every block', or start ComfyUI with --disable-cuda-malloc and the environment variable "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which keeps cached memory from falling to pieces."
 )
 
 _BY_KIND = {

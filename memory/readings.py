@@ -23,6 +23,7 @@ class MemoryReading:
         inactive_split: cached bytes in pieces of larger blocks, which cannot go back to the card: fragmentation.
         retries: how often, so far, the allocator emptied its cache because an allocation did not fit.
         ooms: how often, so far, it did not fit even so.
+        private_pools: of what is reserved, bytes in pools of their own: CUDA graphs keep their memory there.
         outside: of the card, in use but not by torch's allocator: CUDA's context and kernels, other programs.
     """
 
@@ -33,6 +34,7 @@ class MemoryReading:
     inactive_split: int | None = None
     retries: int | None = None
     ooms: int | None = None
+    private_pools: int | None = None
     outside: int | None = None
 
     @property
@@ -52,19 +54,23 @@ def read_cuda_memory(device: torch.device, *, with_outside: bool = False) -> Mem
     """
     stats = torch.cuda.memory_stats_as_nested_dict(device)
     torch.cuda.reset_peak_memory_stats(device)
+    allocated = _count(stats, "allocated_bytes")
     reserved = _count(stats, "reserved_bytes")
+    # With the allocator that ComfyUI chooses by default, cudaMallocAsync, what it does not count is 0.
+    counted = _count(stats, "requested_bytes") > 0 or allocated == 0
     outside = None
     if with_outside:
         free, total = torch.cuda.mem_get_info(device)
         outside = total - free - reserved
     return MemoryReading(
-        allocated=_count(stats, "allocated_bytes"),
-        requested=_count(stats, "requested_bytes"),
+        allocated=allocated,
+        requested=_count(stats, "requested_bytes") if counted else None,
         peak=_count(stats, "allocated_bytes", "peak"),
         reserved=reserved,
-        inactive_split=_count(stats, "inactive_split_bytes"),
-        retries=int(stats.get("num_alloc_retries", 0)),
-        ooms=int(stats.get("num_ooms", 0)),
+        inactive_split=_count(stats, "inactive_split_bytes") if counted else None,
+        retries=int(stats.get("num_alloc_retries", 0)) if counted else None,
+        ooms=int(stats.get("num_ooms", 0)) if counted else None,
+        private_pools=_private_pools(stats),
         outside=outside,
     )
 
@@ -82,6 +88,12 @@ def read_live_tensors(device: torch.device, *, collect: bool = True) -> MemoryRe
 def card_bytes(device: torch.device) -> int | None:
     """Memory of a CUDA card; None for other devices."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def _private_pools(stats: dict[str, Any]) -> int | None:
+    # torch 2.13 has this table, older ones may not.
+    pools = stats.get("reserved_bytes_by_private_pools")
+    return None if pools is None else sum(int(pool["all"]["current"]) for pool in pools.values())
 
 
 def _count(stats: dict[str, Any], name: str, which: str = "current") -> int:

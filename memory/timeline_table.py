@@ -71,6 +71,7 @@ def _counters(timeline: Timeline) -> str:
     last = timeline.block_ends[-1]
     named = (
         ("cached in pieces that cannot go back (inactive split)", last.reading.inactive_split, True),
+        ("reserved by CUDA graphs (private pools)", last.reading.private_pools, True),
         ("of the card in use outside torch's allocator", last.reading.outside, True),
         ("allocations that fit only after the cache was emptied", last.reading.retries, False),
         ("allocations that did not fit", last.reading.ooms, False),
