@@ -131,7 +131,7 @@ def write_headers(folder: Path, stem: str, model: nn.Module) -> None:
             filled = 0
         shards[-1].append((name, parameter))
         filled += 2 * parameter.numel()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = folder / f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
         write_header(file, shard)

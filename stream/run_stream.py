@@ -13,6 +13,7 @@ import torch
 
 from ..memory.recorder import NoRecording
 from .pipelines import LoadCallback, StreamPipeline, ignore_load
+from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
 from .sinks import FrameSink
@@ -87,7 +88,7 @@ def run_stream(
     began = time.perf_counter()
     pipeline.check_fit(settings)
     recorder = recorder or NoRecording()
-    pipeline.on_load = _both(recorder.while_loading, watcher.while_loading)
+    pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
     described = pipeline.describe()
     notices: list[str] = [*described.pop("notices", [])]
     blocks_made = pictures = 0
@@ -117,10 +118,14 @@ def run_stream(
     return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
 
 
-def _both(first: LoadCallback, second: LoadCallback) -> LoadCallback:
+def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) -> LoadCallback:
+    spec = recipe.quantization
+
     def call(component: str, done: int, total: int) -> None:
-        first(component, done, total)
-        second(component, done, total)
+        # Weights are quantized as they are read: loading and quantizing are one stage.
+        named = f"{component} as {spec.format}" if spec and component in spec.components else component
+        recorder.while_loading(named, done, total)
+        watcher.while_loading(component, done, total)
 
     return call
 

@@ -13,7 +13,7 @@ def size(current, peak=0):
 @pytest.fixture
 def counters(monkeypatch):
     stats: dict = {}
-    resets = []
+    resets: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))

@@ -132,7 +132,7 @@ def test_every_stage_has_a_record(tiny_folder):
     assert list(timeline.records) == seen
     block = ["refill_context", "prepare_noise", "step 0", "step 1", "denoise_block", "remember_block", "decode"]
     first = [r.stage for r in timeline.stages_of(0)]
-    assert first[:5] == ["load text_encoder", "text encode", "load transformer", "load vae", "bring components"]
+    assert first[:5] == ["load text_encoder", "text encode", "load transformer as fp8", "load vae", "bring components"]
     assert first[-9:] == [*block, "clean-up", BLOCK_END]
     second = timeline.stages_of(1)
     assert [r.stage for r in second][-10:] == ["context", *block, "clean-up", BLOCK_END]
