@@ -152,7 +152,8 @@ class TimelineRecorder(NoRecording):
     def while_loading(self, component: str, done: int, total: int) -> None:
         """`done` of `total` bytes of a component are in place."""
         if done >= total:
-            self._add(f"load {component}")
+            # The pipeline has not got it yet: owners do not count it, counters and live tensors do.
+            self._add(f"load {component}", not_yet_owned=total)
 
     def begin_stage(self, leaf: str) -> None:
         """A leaf block is about to run."""
@@ -171,12 +172,14 @@ class TimelineRecorder(NoRecording):
         self._add(stage_name(self._leaf, self._pass))
         self._pass += 1
 
-    def _add(self, stage: str, *, event: str = "", pictures: torch.Tensor | None = None) -> None:
+    def _add(
+        self, stage: str, *, event: str = "", pictures: torch.Tensor | None = None, not_yet_owned: int = 0
+    ) -> None:
         began = time.perf_counter()
         at_end = stage == BLOCK_END
         components = {} if self._pipe is None else self._pipe.components
         holders = Holders(components, self._state, self._other_values(pictures))
-        reading, owners = self._read(holders, at_end=at_end)
+        reading, owners = self._read(holders, at_end=at_end, not_yet_owned=not_yet_owned)
         self._peak = _larger(self._peak, reading.allocated if reading.peak is None else reading.peak)
         record = StageRecord(
             stage,
@@ -193,7 +196,7 @@ class TimelineRecorder(NoRecording):
             self._on_record(record)
         self.own_seconds += time.perf_counter() - began
 
-    def _read(self, holders: Holders, *, at_end: bool) -> tuple[MemoryReading, tuple[Owner, ...]]:
+    def _read(self, holders: Holders, *, at_end: bool, not_yet_owned: int) -> tuple[MemoryReading, tuple[Owner, ...]]:
         """The reading and, at the end of a block, the owners."""
         if self._device.type == "cuda":
             reading = read_cuda_memory(self._device, with_outside=at_end)
@@ -203,7 +206,7 @@ class TimelineRecorder(NoRecording):
             owners = self._ledger.count(holders, None)
             return MemoryReading(allocated=sum(owner.bytes for owner in owners)), owners
         else:
-            reading = MemoryReading(allocated=self._ledger.held(holders))
+            reading = MemoryReading(allocated=self._ledger.held(holders) + not_yet_owned)
         return reading, self._ledger.count(holders, reading.held) if at_end else ()
 
     def _other_values(self, pictures: torch.Tensor | None) -> dict[str, dict[str, Any]]:

@@ -39,9 +39,13 @@ def _summary(timeline: Timeline) -> str:
 
 
 def _stage_rows(timeline: Timeline) -> list[tuple[str, ...]]:
-    by_stage: dict[str, list[StageRecord]] = {}
+    # In the order of the last block, for the first has no context yet; what only came earlier goes in front.
+    last_block = timeline.records[-1].block if timeline.records else None
+    latest = {record.stage: None for record in timeline.stages_of(last_block)}
+    earlier = [record.stage for record in timeline.records if record.stage not in latest]
+    by_stage: dict[str, list[StageRecord]] = {stage: [] for stage in [*earlier, *latest]}
     for record in timeline.records:
-        by_stage.setdefault(record.stage, []).append(record)
+        by_stage[record.stage].append(record)
     rows: list[tuple[str, ...]] = []
     for stage, records in by_stage.items():
         last = records[-1].reading

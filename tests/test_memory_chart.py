@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
 SCREENSHOTS = ROOT / "output/screenshots"
 CHART = ".streamblocks-memory-chart"
-BLOCKS = 24
+BLOCKS = 14
 
-USE_RENDERER = "async vue => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue) }"
+VUE_NODES = "Comfy.VueNodes.Enabled"
 SET_WIDGETS = """values => {
   const node = app.graph.nodes.find(n => n.type === 'StreamBlocksSampler')
   for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value
@@ -42,13 +42,11 @@ def page(request: pytest.FixtureRequest, comfyui_server: ComfyUIServer) -> Itera
     reason = why_no_chromium()
     if reason is not None:
         pytest.skip(reason)
-    with ComfyPage(comfyui_server.url, height=1300) as opened:
-        opened.evaluate(USE_RENDERER, request.param)
-        opened.page.wait_for_timeout(300)
+    # Read by the page when it opens.
+    comfyui_server.post("/settings", {VUE_NODES: request.param})
     with ComfyPage(comfyui_server.url, height=1300) as opened:
         yield opened
-        opened.evaluate(USE_RENDERER, False)
-        opened.page.wait_for_timeout(300)
+    comfyui_server.post("/settings", {VUE_NODES: False})
 
 
 def wait_for_block(page: ComfyPage, block: int) -> str:
@@ -85,7 +83,7 @@ def test_the_chart_moves_and_leaves_nothing(
     page.evaluate("() => { app.queuePrompt(0, 1) }")
     early = wait_for_block(page, 3)
     page.screenshot(SCREENSHOTS / f"memory_chart_{name}_running.png")
-    later = wait_for_block(page, 12)
+    later = wait_for_block(page, 8)
     last = wait_for_block(page, BLOCKS)
     assert len({early, later, last}) == 3
     page.screenshot(SCREENSHOTS / f"memory_chart_{name}.png")

@@ -11,6 +11,7 @@ from streamblocks.memory.readings import MemoryReading
 from streamblocks.memory.recorder import BLOCKS_KEPT, TimelineRecorder
 from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
 from streamblocks.memory.timeline import BLOCK_END, StageRecord, Timeline
+from streamblocks.memory.timeline_table import write_table
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
@@ -23,6 +24,17 @@ from foreign_repository import write_foreign_repository
 pytestmark = pytest.mark.usefixtures("no_pipeline")
 
 CPU = torch.device("cpu")
+
+
+class Watcher:
+    def while_loading(self, component, done, total):
+        pass
+
+    def before_pass(self, index):
+        pass
+
+    def after_block(self, block):
+        pass
 
 
 def small(**changes):
@@ -116,16 +128,6 @@ def test_every_stage_has_a_record(tiny_folder):
     seen: list[StageRecord] = []
     recorder = TimelineRecorder(CPU, on_record=seen.append)
 
-    class Watcher:
-        def while_loading(self, component, done, total):
-            pass
-
-        def before_pass(self, index):
-            pass
-
-        def after_block(self, block):
-            pass
-
     prompts = ["a cat", "a dog"]
     run_stream(pipeline, small(blocks=2, steps=2, cleanup="every block"), lambda i: prompts[i], [], Watcher(), recorder)
     timeline = recorder.timeline()
@@ -140,7 +142,11 @@ def test_every_stage_has_a_record(tiny_folder):
         ("text encode", "prompt changed"),
         ("clean-up", "cache emptied"),
     ]
-    assert all(r.reading.allocated > 0 for r in timeline.records[2:])
+    assert all(r.reading.allocated > 0 for r in timeline.records)
+    # A stage that the first block has not got stands where the last one has it.
+    table = write_table(timeline, judge_growth(timeline))
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert rows.index("load vae") < rows.index("context") < rows.index("step 0") < rows.index("block end")
     assert timeline.peak == max(r.reading.allocated for r in timeline.records)
 
 
@@ -240,3 +246,15 @@ def test_a_module_that_keeps_tensors_is_named():
         Owner(MODULE, "vae._feat_map", 32),
         Owner(REST, "", 0),
     )
+
+
+def test_out_of_memory_says_what_grew(tmp_path, tiny_folder):
+    pipeline = materialise(leaking_repository(tmp_path / "leaking", tiny_folder))
+
+    class FullCard(Watcher):
+        def after_block(self, block):
+            if block.index == 6:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"at block 7: choose .* 'state: all_frames' grows by 144 KiB"):
+        run_stream(pipeline, small(blocks=9), lambda _: "a cat", [], FullCard(), TimelineRecorder(CPU))
