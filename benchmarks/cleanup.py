@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -76,8 +77,13 @@ class Overhead:
         return self.own_ms / self.off_ms
 
 
-def run_blocks(pipeline: RandomPipeline, settings: StreamSettings, recorder: NoRecording | None = None) -> list[float]:
-    """Seconds of each steady block of one stream; the session is closed behind it."""
+def run_blocks(
+    pipeline: RandomPipeline,
+    settings: StreamSettings,
+    recorder: NoRecording | None = None,
+    at_end: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Seconds of each steady block of one stream; `at_end` is called behind the last, before the session closes."""
     seconds = []
     with Session(pipeline, settings, recorder=recorder) as session:
         for index in range(settings.blocks):
@@ -85,6 +91,7 @@ def run_blocks(pipeline: RandomPipeline, settings: StreamSettings, recorder: NoR
             session.run_block(PROMPT)
             if index >= FIRST_STEADY_BLOCK:
                 seconds.append(time.perf_counter() - began)
+        at_end()
     return seconds
 
 
@@ -98,20 +105,14 @@ def measure_policy(pipeline: RandomPipeline, settings: StreamSettings, policy: C
             run_blocks(pipeline, replace(settings, blocks=_METERED_BLOCKS))
         return PolicyFigures(policy.value, block_ms, meter.peak_bytes, None, None)
     torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    with Session(pipeline, settings) as session:
-        for index in range(settings.blocks):
-            began = time.perf_counter()
-            session.run_block(PROMPT)
-            if index >= FIRST_STEADY_BLOCK:
-                seconds.append(time.perf_counter() - began)
-        reserved_after = torch.cuda.memory_reserved(device)
+    reserved: list[int] = []
+    seconds = run_blocks(pipeline, settings, at_end=lambda: reserved.append(torch.cuda.memory_reserved(device)))
     return PolicyFigures(
         policy.value,
         1000 * median(seconds),
         torch.cuda.max_memory_allocated(device),
         torch.cuda.max_memory_reserved(device),
-        reserved_after,
+        reserved[0],
     )
 
 

@@ -74,7 +74,7 @@ class OwnerLedger:
 
     def __init__(self, device_type: str) -> None:
         self._device_type = device_type
-        self._modules: dict[str, int] = {}
+        self._modules: dict[tuple[str, str], int] = {}
         self._fixed: list[tuple[str, str, dict[int, int]]] = []
         self._rest: int | None = None
 
@@ -101,11 +101,14 @@ class OwnerLedger:
         return sum(owner.bytes for owner in self._assign(holders, None)[0])
 
     def _modules_are_others(self, holders: Holders) -> bool:
-        return _identities(holders.components) != self._modules
+        return _identities(holders) != self._modules
 
     def _look_through_modules(self, holders: Holders) -> None:
-        self._modules = _identities(holders.components)
+        self._modules = _identities(holders)
         self._fixed = []
+        for kind, values in holders.others.items():
+            modules = {name: value for name, value in values.items() if isinstance(value, nn.Module)}
+            self._fixed += [(kind, name, self._storages(tensors_in(module))) for name, module in modules.items()]
         for component, module in holders.components.items():
             if isinstance(module, nn.Module):
                 self._fixed += [*self._weights_of(component, module), *self._kept_by(component, module)]
@@ -114,7 +117,8 @@ class OwnerLedger:
         groups = [group for group in self._fixed if group[0] == WEIGHTS]
         groups += [(STATE, key, self._storages(tensors_in(value))) for key, value in holders.state.items()]
         for kind, values in holders.others.items():
-            groups += [(kind, name, self._storages(tensors_in(value))) for name, value in values.items()]
+            loose = {name: value for name, value in values.items() if not isinstance(value, nn.Module)}
+            groups += [(kind, name, self._storages(tensors_in(value))) for name, value in loose.items()]
         groups += [group for group in self._fixed if group[0] != WEIGHTS]
         owners: list[Owner] = []
         taken: set[int] = set()
@@ -154,8 +158,14 @@ class OwnerLedger:
         return storages_of(tensors, self._device_type)
 
 
-def _identities(components: Mapping[str, Any]) -> dict[str, int]:
-    return {name: id(value) for name, value in components.items() if isinstance(value, nn.Module)}
+def _identities(holders: Holders) -> dict[tuple[str, str], int]:
+    groups = {"": holders.components, **holders.others}
+    return {
+        (kind, name): id(value)
+        for kind, values in groups.items()
+        for name, value in values.items()
+        if isinstance(value, nn.Module)
+    }
 
 
 def _format_of(tensor: torch.Tensor) -> str:

@@ -177,9 +177,7 @@ class TimelineRecorder(NoRecording):
     ) -> None:
         began = time.perf_counter()
         at_end = stage == BLOCK_END
-        components = {} if self._pipe is None else self._pipe.components
-        holders = Holders(components, self._state, self._other_values(pictures))
-        reading, owners = self._read(holders, at_end=at_end, not_yet_owned=not_yet_owned)
+        reading, owners = self._read(pictures, at_end=at_end, not_yet_owned=not_yet_owned)
         self._peak = _larger(self._peak, reading.allocated if reading.peak is None else reading.peak)
         record = StageRecord(
             stage,
@@ -196,24 +194,27 @@ class TimelineRecorder(NoRecording):
             self._on_record(record)
         self.own_seconds += time.perf_counter() - began
 
-    def _read(self, holders: Holders, *, at_end: bool, not_yet_owned: int) -> tuple[MemoryReading, tuple[Owner, ...]]:
+    def _read(
+        self, pictures: torch.Tensor | None, *, at_end: bool, not_yet_owned: int
+    ) -> tuple[MemoryReading, tuple[Owner, ...]]:
         """The reading and, at the end of a block, the owners."""
         if self._device.type == "cuda":
             reading = read_cuda_memory(self._device, with_outside=at_end)
         elif self._exact:
             reading = read_live_tensors(self._device, collect=at_end)
         elif at_end:
-            owners = self._ledger.count(holders, None)
+            owners = self._ledger.count(self._holders(pictures), None)
             return MemoryReading(allocated=sum(owner.bytes for owner in owners)), owners
         else:
-            reading = MemoryReading(allocated=self._ledger.held(holders) + not_yet_owned)
-        return reading, self._ledger.count(holders, reading.held) if at_end else ()
+            reading = MemoryReading(allocated=self._ledger.held(self._holders(pictures)) + not_yet_owned)
+        return reading, self._ledger.count(self._holders(pictures), reading.held) if at_end else ()
 
-    def _other_values(self, pictures: torch.Tensor | None) -> dict[str, dict[str, Any]]:
-        values = {kind: dict(give()) for kind, give in (self._others | self._stream_others).items()}
+    def _holders(self, pictures: torch.Tensor | None) -> Holders:
+        components = {} if self._pipe is None else self._pipe.components
+        others = {kind: dict(give()) for kind, give in (self._others | self._stream_others).items()}
         if pictures is not None:
-            values.setdefault(PICTURES, {})["of the block"] = pictures
-        return values
+            others.setdefault(PICTURES, {})["of the block"] = pictures
+        return Holders(components, self._state, others)
 
     def _thin_out(self) -> None:
         while self._blocks > BLOCKS_KEPT * self._stride:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamblocks.memory.growth import fit_slope, judge_growth
-from streamblocks.memory.owners import MODULE, REST, STATE, WEIGHTS, Holders, Owner, OwnerLedger
+from streamblocks.memory.owners import MODULE, OTHER_MODELS, REST, STATE, WEIGHTS, Holders, Owner, OwnerLedger
 from streamblocks.memory.readings import MemoryReading
 from streamblocks.memory.recorder import BLOCKS_KEPT, TimelineRecorder
 from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
@@ -246,6 +246,11 @@ def test_a_module_that_keeps_tensors_is_named():
         Owner(MODULE, "vae._feat_map", 32),
         Owner(REST, "", 0),
     )
+    # ComfyUI's models count beside, and what they share with the stream's does not count twice.
+    other = torch.nn.Linear(2, 2)
+    other.bias = module.inner.bias
+    counted = ledger.count(Holders({"vae": module}, {}, {OTHER_MODELS: {"Linear 0": other}}), total + 48)
+    assert Owner(OTHER_MODELS, "Linear 0", 16) in counted and counted[-1].bytes == 0
 
 
 def test_out_of_memory_says_what_grew(tmp_path, tiny_folder):
