@@ -32,10 +32,10 @@ def test_three_policies_side_by_side_and_the_cost_of_recording():
 
 
 def test_the_table_adds_up():
-    text = run("memory_table.py", "--sizes", "tiny", "--resolutions", "832x480", "--contexts", "3,6")
+    text = run("memory_table.py", "--sizes", "tiny", "--resolutions", "832x480", "--contexts", "6")
     header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     rows = [dict(zip(header, line, strict=True)) for line in lines]
-    assert [(row["context"], row["format"]) for row in rows] == [(c, f) for c in "36" for f in ("bf16", "fp8", "int8")]
+    assert [(row["context"], row["format"]) for row in rows] == [("6", "bf16"), ("6", "fp8"), ("6", "int8")]
     parts = ("transformer", "VAE", "KV cache", "cross cache", "decoder cache", "activations", "overhead")
     for row in rows:
         assert abs(sum(float(row[part]) for part in parts) - float(row["needed"])) < 0.05

@@ -33,7 +33,13 @@ import server
 sent = []
 server.PromptServer.instance.client_id = "page"
 server.PromptServer.instance.send_sync = lambda *message: sent.append(message)
-sampler.update(blocks=7, steps=1, keep_frames="all")
+sampler.update(blocks=1, steps=1, memory_timeline="off", reset_compile=True)
+try:
+    host.execute(prompt, {{"nodes": []}})
+except ValueError as error:
+    off = str(error)
+assert not sent
+sampler.update(blocks=7, keep_frames="all", memory_timeline="on")
 runs = {{r.class_type: r for r in host.execute(prompt, {{"nodes": []}})}}
 plot, table, text = runs["StreamBlocksMemoryReport"].outputs
 shown = runs["StreamBlocksMemoryReport"].ui
@@ -41,13 +47,14 @@ passed, freed = runs["StreamBlocksFreeMemory"].outputs
 timeline = runs["StreamBlocksSampler"].outputs[3]
 current = importlib.import_module(PACK + ".stream.materialise").materialised_device()
 points = [data for name, data, sid in sent if name == "streamblocks.memory" and sid == "page"]
-report(plot=list(plot.shape), table=table, same=json.loads(text)["blocks"], shown=shown["images"],
+report(off=off, plot=list(plot.shape), table=table, same=json.loads(text)["blocks"], shown=shown["images"],
        there=(host.temp / shown["images"][0]["filename"]).exists(), said=shown["text"][0], passed=passed is timeline,
        freed=freed, current=current, ends=[p["block"] for p in points if p["stage"] == "block end"],
        first=[p["first"] for p in points].count(True), nodes=list({{p["node"] for p in points}}), sampler=sampler_id,
        owners=points[-1]["owners"])
 """,
     )
+    assert "timeline was not recorded: set the sampler's memory_timeline to 'on'" in facts["off"]
     assert facts["plot"] == [1, 320, 480, 3]
     assert facts["same"] == 7 and facts["there"]
     # All pictures are kept, and that is what grows.
@@ -57,23 +64,6 @@ report(plot=list(plot.shape), table=table, same=json.loads(text)["blocks"], show
     assert facts["freed"].startswith("Freed ") and "dropped the pipeline, forgot 0 compiled" in facts["freed"]
     assert facts["ends"] == list(range(7)) and facts["first"] == 1 and facts["nodes"] == [facts["sampler"]]
     assert any(label == "state: kv_cache" for label, _ in facts["owners"])
-
-
-@needs_embedded_host
-def test_off_records_nothing_and_the_report_says_so(tmp_path):
-    facts = run_in_host(
-        tmp_path,
-        f"""
-{FIND}
-{REPORT}
-sampler.update(blocks=1, steps=1, memory_timeline="off", reset_compile=True)
-try:
-    host.execute(prompt, {{"nodes": []}})
-except ValueError as error:
-    report(message=str(error))
-""",
-    )
-    assert "timeline was not recorded: set the sampler's memory_timeline to 'on'" in facts["message"]
 
 
 def made(blocks, card=None):
