@@ -1,4 +1,4 @@
-"""torch.compile on the parts of a pipeline, in place, and back."""
+"""torch.compile on the transformer of a pipeline, in place and as the pack does it, and back."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ from contextlib import contextmanager
 
 import streamblocks_path  # noqa: F401
 import torch
+from diffusers.models.attention import FeedForward
 from random_pipeline import RandomPipeline
-from torch import nn
 
-# Each variant a block is compiled for (its layer, past length) counts; the default of 8 would go back to eager.
-_RECOMPILE_LIMIT = 512
+from streamblocks.ops.fp8_linear import FP8Linear
+from streamblocks.wan.acceleration import compile_transformer_blocks
 
 
 @contextmanager
-def compiled(
-    pipeline: RandomPipeline, *, transformer: bool, vae: bool, backend: str, mode: str | None, fullgraph: bool
-) -> Iterator[None]:
-    """Compile each transformer block and the VAE decoder, as asked, for the length of the `with` block."""
-    modules: list[nn.Module] = [*pipeline.pipe.transformer.blocks] if transformer else []
-    modules += [pipeline.pipe.vae.decoder] if vae else []
-    if not modules:
-        yield
-        return
+def compiled(pipeline: RandomPipeline, *, backend: str) -> Iterator[None]:
+    """Compile each transformer block for the length of the `with` block."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    with torch._dynamo.config.patch(
-        recompile_limit=_RECOMPILE_LIMIT, accumulated_recompile_limit=16 * _RECOMPILE_LIMIT
-    ):
-        for module in modules:
-            module.compile(backend=backend, mode=mode, fullgraph=fullgraph, dynamic=False)
-        try:
-            yield
-        finally:
-            for module in modules:
-                module._compiled_call_impl = None
-            torch._dynamo.reset()
+    blocks = pipeline.pipe.transformer.blocks
+    compile_transformer_blocks(pipeline.pipe.transformer, backend)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+            undo_gelu(block.ffn)
+        torch._dynamo.reset()
+
+
+def undo_gelu(feed_forward: FeedForward) -> None:
+    """Put diffusers' GELU back where compiling has replaced it."""
+    # An instance's own activation hides the class's.
+    vars(feed_forward.net[0]).pop("gelu", None)
+    if isinstance(feed_forward.net[2], FP8Linear):
+        feed_forward.net[2].gelu_kernel = None

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class Benchmark:
             self.device,
             torch.bfloat16 if self.device.type == "cuda" else torch.float32,
             text_encoder=self.options.text_encoder,
-            channels_last_vae=self.options.channels_last_vae,
+            fused_vae=self.options.fused_vae,
             device_noise=self.options.device_noise,
         )
         return RandomPipeline(size, options, layer_replacement(weight_format, size))
@@ -154,14 +155,8 @@ class Benchmark:
         if options.profile:
             label = "_".join(case.values()).replace(".", "-")
             profile_to = Path(os.environ.get("OUT", ".")) / f"profile_{label}.txt"
-        with compiled(
-            pipeline,
-            transformer=case["compile"] == "on",
-            vae=options.compile_vae and case["compile"] == "on",
-            backend=options.compile_backend,
-            mode=options.compile_mode,
-            fullgraph=options.fullgraph,
-        ):
+        choice = compiled(pipeline, backend=options.compile_backend) if case["compile"] == "on" else nullcontext()
+        with choice:
             return run_stream(pipeline, settings, deadline=self.deadline, profile_to=profile_to).summary()
 
     def _plain(self, settings: StreamSettings, pipeline: RandomPipeline) -> dict[str, Any]:

@@ -50,11 +50,8 @@ def _add_what_is_run(parser: argparse.ArgumentParser) -> None:
 def _add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", "--backends", dest="backends", type=_names, default=["native"])
     parser.add_argument("--compile", nargs="?", const="on", choices=("off", "on", "both"), default="off")
-    parser.add_argument("--compile-vae", action="store_true", help="the decoder too, where --compile is on")
     parser.add_argument("--compile-backend", default="inductor")
-    parser.add_argument("--compile-mode", help="such as max-autotune-no-cudagraphs")
-    parser.add_argument("--fullgraph", action="store_true", help="fail where a graph breaks")
-    parser.add_argument("--channels-last-vae", action="store_true")
+    parser.add_argument("--no-fused-vae", dest="fused_vae", action="store_false", help="the VAE as diffusers has it")
     parser.add_argument("--device-noise", action="store_true", help="noise from a generator on the device")
     parser.add_argument("--plain", action="store_true", help="the plain deep-copying loop beside the session")
     parser.add_argument("--plain-blocks", type=int, default=4)

@@ -14,7 +14,7 @@ from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.acceleration import put_channels_last
+from streamblocks.wan.acceleration import speed_up_vae
 from streamblocks.wan.attention import causal_attention_of, install_causal_attention
 from streamblocks.wan.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.text_step import DEFAULT_TEXT_TOKENS
@@ -31,7 +31,7 @@ class PipelineOptions:
         device: where everything is.
         dtype: the transformer computes in.
         text_encoder: whether the text encoder is on the card too.
-        channels_last_vae: VAE weights in cuDNN's own layout.
+        fused_vae: the VAE as the pack runs it; False leaves it as diffusers has it.
         device_noise: noise drawn on the device instead of on the CPU.
         seed: of the weights.
     """
@@ -39,7 +39,7 @@ class PipelineOptions:
     device: torch.device
     dtype: torch.dtype
     text_encoder: bool = False
-    channels_last_vae: bool = False
+    fused_vae: bool = True
     device_noise: bool = False
     seed: int = 0
 
@@ -61,8 +61,8 @@ class RandomPipeline:
         )
         install_causal_attention(transformer)
         vae = build_vae(size, options.device, choose_vae_dtype(options.dtype, options.device), seed=options.seed)
-        if options.channels_last_vae:
-            put_channels_last(vae)
+        if options.fused_vae:
+            speed_up_vae(vae)
         self.pipe = make_causal_wan_pipeline()
         self.pipe.update_components(transformer=transformer, vae=vae)
         if options.text_encoder:

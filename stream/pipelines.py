@@ -16,7 +16,7 @@ from torch import nn
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import summarise_plan
-from ..wan.acceleration import compile_decoder, compile_transformer_blocks, put_channels_last
+from ..wan.acceleration import compile_transformer_blocks, speed_up_vae
 from ..wan.attention import install_causal_attention
 from ..wan.causal_wan_blocks import make_causal_wan_pipeline
 from ..wan.components import (
@@ -29,7 +29,7 @@ from ..wan.components import (
 )
 from ..wan.text_step import single_prompt
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, smaller_choices
-from .recipe import COMPILE_ALL, COMPILE_NOTHING, Recipe
+from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
 
@@ -213,10 +213,7 @@ class BuiltInPipeline:
         source, dtype, quantization = self._sources[name], self._dtypes[name], self.recipe.quantization
         if name == "vae":
             vae = load_vae(source, device=self.device, dtype=dtype, on_tensor=on_tensor)
-            if self.device.type == "cuda":
-                put_channels_last(vae)
-            if self.recipe.compile == COMPILE_ALL:
-                compile_decoder(vae)
+            speed_up_vae(vae)
             return vae
         if name == "text_encoder":
             return load_text_encoder(

@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
+from .fused_encoder import encode_first_frame
+
 
 @dataclass(frozen=True)
 class LatentStatistics:
@@ -45,8 +47,9 @@ class DecoderCache:
 
     Attributes:
         statistics: of the VAE's latents.
-        features: one entry per convolution: None, a tensor [batch, channels, <=2, height, width], or diffusers'
-            mark "Rep" for a temporal upsampler that has seen one frame.
+        features: one entry per convolution over several frames: None, a tensor
+            [batch, channels, <=2, height, width], or diffusers' mark "Rep" for a temporal upsampler that has seen one
+            frame.
         latent_frames: how many latent frames were decoded.
     """
 
@@ -57,8 +60,9 @@ class DecoderCache:
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
         """An empty cache for the start of a stream."""
-        convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-        return cls(LatentStatistics.of(vae), features=[None] * convolutions)
+        convolutions = [module for module in vae.decoder.modules() if isinstance(module, WanCausalConv3d)]
+        remembering = sum(convolution.kernel_size[0] > 1 for convolution in convolutions)
+        return cls(LatentStatistics.of(vae), features=[None] * remembering)
 
 
 @torch.no_grad()
@@ -98,7 +102,11 @@ def encode_pixel_frame(
         Float32 latents as the transformer works on them [batch, z_dim, 1, height / 8, width / 8]; the mode of
         the distribution, so that a stream repeats exactly.
     """
-    latent = vae.encode(frame.to(vae_device(vae), vae_dtype(vae))).latent_dist.mode()
+    pixels = frame.to(vae_device(vae), vae_dtype(vae))
+    if pixels.shape[0] == 1 and not vae.config.is_residual:
+        latent = encode_first_frame(vae, pixels).chunk(2, dim=1)[0]
+    else:
+        latent = vae.encode(pixels).latent_dist.mode()
     known = (statistics or LatentStatistics.of(vae)).to(latent.device)
     return (latent.float() - known.mean) / known.std
 

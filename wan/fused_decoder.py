@@ -1,0 +1,150 @@
+"""The decoder of Wan's VAE for a stream under way, computed channels-last with fused norms.
+
+The same computation as diffusers' `WanDecoder3d`, which stays in charge of the first two latent frames of a stream,
+of other VAEs and of other devices. From the third on every convolution has two cached frames, and this takes over:
+
+- Tensors are [frames, height, width, channels], cuDNN's own layout, so nothing is transposed or padded on the way.
+- Between two convolutions memory is passed over once (`fused_norm`).
+- Convolutions of few channels become 2-D ones over three frames side by side: on an H200 cuDNN multiplies 96 channels
+  at 490 TFLOP/s so, and at 270 in three dimensions (`benchmarks/vae_convolutions.py`). The sums are the same.
+
+The cache is diffusers' own list, so both may work on one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    AutoencoderKLWan,
+    WanCausalConv3d,
+    WanDecoder3d,
+    WanResample,
+    WanRMS_norm,
+    WanUpBlock,
+)
+from torch.nn import functional as F
+
+from .fused_norm import PAST_FRAMES, TAPS, PendingSum, norm_into_window
+from .fused_residual import (
+    Features,
+    apply_mid_block,
+    apply_residual_block,
+    from_diffusers,
+    spatial_padding,
+    to_diffusers,
+)
+
+# Up to so many channels a convolution is folded.
+_FOLDED_CHANNELS = 128
+
+DecoderForward = Callable[..., torch.Tensor]
+
+
+def fuse_decoder(vae: AutoencoderKLWan) -> None:
+    """Have the VAE's decoder compute steady latent frames as this module does. Nothing for VAEs of another build."""
+    if vae.config.is_residual or vae.decoder.training:
+        return
+    vae.decoder.forward = _SteadyForward(vae.decoder, vae.decoder.forward)
+
+
+@dataclass(frozen=True)
+class _SteadyForward:
+    """Takes the place of the decoder's forward."""
+
+    decoder: WanDecoder3d
+    original: DecoderForward
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        feat_cache: Features | None = None,
+        feat_idx: list[int] | None = None,
+        first_chunk: bool = False,
+    ) -> torch.Tensor:
+        """Decode latents [1, z_dim, frames, height, width]; arguments as diffusers'."""
+        if feat_cache is None or first_chunk or x.shape[0] != 1 or not _is_steady(feat_cache):
+            return self.original(x, feat_cache=feat_cache, feat_idx=feat_idx or [0], first_chunk=first_chunk)
+        return to_diffusers(_SteadyPass(feat_cache).decode(self.decoder, from_diffusers(x)))
+
+
+def _is_steady(features: Features) -> bool:
+    return all(isinstance(feature, torch.Tensor) and feature.shape[2] == PAST_FRAMES for feature in features)
+
+
+@dataclass
+class _SteadyPass:
+    """One walk through the decoder; `features` are replaced one by one, in the order diffusers counts them."""
+
+    features: Features
+    _next: int = field(default=0)
+
+    def decode(self, decoder: WanDecoder3d, latents: torch.Tensor) -> torch.Tensor:
+        """[frames, height, width, z_dim] to pixels [4 * frames, 8 * height, 8 * width, channels]."""
+        value = PendingSum(self._convolve_window(decoder.conv_in, latents), decoder.conv_in.bias)
+        value = apply_mid_block(decoder.mid_block, value, self._normed_convolution)
+        for block in decoder.up_blocks:
+            value = self._up_block(block, value)
+        pixels = self._normed_convolution(decoder.norm_out, decoder.conv_out, value)
+        return pixels.add_(decoder.conv_out.bias)
+
+    def _up_block(self, block: WanUpBlock, value: PendingSum) -> PendingSum:
+        for resnet in block.resnets:
+            value = apply_residual_block(resnet, value, self._normed_convolution)
+        for upsampler in block.upsamplers or ():
+            value = self._upsample(upsampler, value.add_up())
+        return value
+
+    def _upsample(self, resample: WanResample, value: torch.Tensor) -> PendingSum:
+        if resample.mode == "upsample3d":
+            doubled = self._convolve_window(resample.time_conv, value).add_(resample.time_conv.bias)
+            frames, height, width, channels = value.shape
+            # The two halves of the channels are two frames, one behind the other.
+            halves = doubled.view(frames, height, width, 2, channels).permute(0, 3, 1, 2, 4)
+            value = halves.reshape(2 * frames, height, width, channels)
+        frames, height, width, channels = value.shape
+        # Nearest-exact interpolation by 2, as one copy: torch's own kernel takes five times as long.
+        doubled = value.view(frames, height, 1, width, 1, channels).expand(-1, -1, 2, -1, 2, -1)
+        larger = doubled.reshape(frames, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        convolution = resample.resample[1]
+        made = F.conv2d(larger, convolution.weight, padding=convolution.padding)
+        return PendingSum(made.permute(0, 2, 3, 1).contiguous(), convolution.bias)
+
+    def _normed_convolution(self, norm: WanRMS_norm, convolution: WanCausalConv3d, value: PendingSum) -> torch.Tensor:
+        """The convolution of the normed sum, without its bias."""
+        fold = convolution.in_channels <= _FOLDED_CHANNELS
+        normed = norm_into_window(value, norm.gamma.flatten(), self._take_past(), fold=fold)
+        self._keep_past(normed.past)
+        return (_convolve_folded if fold else _convolve)(convolution, normed.window)
+
+    def _convolve_window(self, convolution: WanCausalConv3d, frames: torch.Tensor) -> torch.Tensor:
+        """The convolution, without its bias, of frames that no norm precedes."""
+        window = torch.cat([self._take_past(), frames])
+        self._keep_past(window[-PAST_FRAMES:].clone())
+        return _convolve(convolution, window)
+
+    def _take_past(self) -> torch.Tensor:
+        feature = self.features[self._next]
+        assert isinstance(feature, torch.Tensor)
+        return from_diffusers(feature)
+
+    def _keep_past(self, past: torch.Tensor) -> None:
+        self.features[self._next] = to_diffusers(past)
+        self._next += 1
+
+
+def _convolve(convolution: WanCausalConv3d, window: torch.Tensor) -> torch.Tensor:
+    """[2 + frames, height, width, channels] to [frames, height, width, out channels]."""
+    padding = (0, *spatial_padding(convolution))
+    return from_diffusers(F.conv3d(to_diffusers(window), convolution.weight, padding=padding))
+
+
+def _convolve_folded(convolution: WanCausalConv3d, window: torch.Tensor) -> torch.Tensor:
+    """[frames, height, width, 3 * channels] to [frames, height, width, out channels]."""
+    out_channels, channels, _, rows, columns = convolution.weight.shape
+    weight = convolution.weight.transpose(1, 2).reshape(out_channels, TAPS * channels, rows, columns)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    made = F.conv2d(window.permute(0, 3, 1, 2), weight, padding=spatial_padding(convolution))
+    return made.permute(0, 2, 3, 1).contiguous()
