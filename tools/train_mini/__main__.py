@@ -1,21 +1,20 @@
 """Command line: `python -m streamblocks.tools.train_mini FOLDER [--device auto] [--seed 0]`.
 
-Run again after a kill it goes on where it was. FOLDER holds checkpoints and, at the end, the pipeline in `mini/`
-and `losses.json`.
+Run again after a kill it goes on where it was. FOLDER holds checkpoints and, at the end, the pipeline in `mini/`,
+its losses in `mini/losses.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from .export import export_pipeline
 from .latent_pool import make_pool
-from .mini_models import make_vae, write_pipeline
 from .train_options import TrainOptions
 from .train_transformer import train_transformer
 from .train_vae import train_vae
@@ -44,14 +43,8 @@ def train(options: TrainOptions) -> Path:
     vae, vae_losses = train_vae(options)
     pool = make_pool(vae, options)
     model, transformer_losses = train_transformer(pool, options)
-    finished = make_vae(pool.mean, pool.std)
-    finished.load_state_dict(vae.state_dict())
-    folder = write_pipeline(
-        options.folder / "mini",
-        {"transformer": model.transformer, "text_encoder": model.text_encoder, "vae": finished},
-    )
     losses = {"vae": vae_losses, "transformer": transformer_losses}
-    (options.folder / "losses.json").write_text(json.dumps(losses))
+    folder = export_pipeline(options.folder / "mini", vae, pool, model, losses)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB, {(time.perf_counter() - began) / 60:.1f} min", flush=True)
     return folder

@@ -66,14 +66,14 @@ def draw_clips(plans: Sequence[ClipPlan], frames: int, device: torch.device | st
     kinds = torch.tensor([[SHAPES.index(scene.shape) for scene in row] for row in scenes], device=device)
     colors = torch.tensor([[COLORS[scene.color] for scene in row] for row in scenes], device=device)
     grounds = torch.tensor([[BACKGROUNDS[scene.background] for scene in row] for row in scenes], device=device)
-    cover = _coverage(centres, kinds)[:, :, None]
+    cover = cover_pixels(centres, kinds)[:, :, None]
     ground = grounds[:, :, None, None, None]
     pictures = ground + cover * (colors[:, :, :, None, None] - ground)
     return (pictures * 2.0 - 1.0).transpose(1, 2).contiguous()
 
 
-def _coverage(centres: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-    """How much of each pixel the shape covers, [clips, frames, 64, 64] in 0..1."""
+def cover_pixels(centres: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """How much of each pixel a shape covers, [clips, frames, 64, 64] in 0..1; `kinds` are indices into `SHAPES`."""
     places = torch.arange(SIZE, dtype=torch.float32, device=centres.device) + 0.5
     half = SIZE / 2
     across = (places - centres[..., :1] + half).remainder(SIZE)[:, :, None, :] - half
