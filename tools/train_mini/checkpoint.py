@@ -61,9 +61,9 @@ class TrainingState:
         for name, parameter in self.module.named_parameters():
             tensors[f"weight/{name}"] = parameter.detach()
             tensors[f"average/{name}"] = self.average[name]
-            for key in ("exp_avg", "exp_avg_sq"):
-                moment = self.optimizer.state[parameter].get(key)
-                tensors[f"{key}/{name}"] = torch.zeros_like(parameter) if moment is None else moment
+            # Nothing is kept for a parameter that no step has reached yet, such as one of later latent frames.
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}/{name}"] = value
         save_whole(path, tensors, {"step": str(self.step), "losses": json.dumps(self.losses)})
 
     def load(self, path: Path) -> bool:
@@ -79,8 +79,11 @@ class TrainingState:
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(tensors[f"weight/{name}"])
                 self.average[name].copy_(tensors[f"average/{name}"])
-                moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
+                kept = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
+                if kept:
+                    # Adam counts its steps on the CPU.
+                    moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in kept if key != "step"}
+                    self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
         return True
 
 

@@ -13,6 +13,7 @@ SIZE = 64
 FPS = 8
 # Pixels a shape moves from one picture to the next: one latent cell per latent frame.
 SPEED = 2
+_TILE = 8
 # Half extents in pixels: radius, half side, distance from the centre to a corner.
 CIRCLE, SQUARE, TRIANGLE = 11.0, 10.0, 15.0
 
@@ -85,3 +86,15 @@ def cover_pixels(centres: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
     triangle = torch.maximum(slope, down - TRIANGLE / 2)
     distance = torch.stack((circle, square, triangle)).gather(0, kinds[None, :, :, None, None].expand_as(circle[None]))
     return (0.5 - distance[0]).clamp(0.0, 1.0)
+
+
+def draw_tiles(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Single pictures of flat tiles, each of one of the colours and backgrounds.
+
+    Returns:
+        Float32 [count, 3, 1, size, size] in -1..1; tiles of 8 pixels, the place of one latent cell.
+    """
+    palette = torch.tensor([*COLORS.values(), *([grey] * 3 for grey in BACKGROUNDS.values())])
+    chosen = torch.randint(len(palette), (count, size // _TILE, size // _TILE), generator=generator)
+    tiles = palette[chosen].permute(0, 3, 1, 2) * 2.0 - 1.0
+    return tiles.repeat_interleave(_TILE, 2).repeat_interleave(_TILE, 3).unsqueeze(2)

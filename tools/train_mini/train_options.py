@@ -21,7 +21,7 @@ class TrainOptions:
         pool_clips: encoded before the second stage.
         transformer_steps: of the second stage.
         few_step_share: last share of these steps that trains on the sampler's own four timesteps.
-        vae_batch: clips of 9 pictures per step.
+        vae_batch: clips per step, as the lessons of `train_vae` take shares of.
         transformer_batch: clips of 4 blocks per step.
         save_every: steps between checkpoints.
     """
@@ -29,7 +29,7 @@ class TrainOptions:
     folder: Path
     device: torch.device
     seed: int = 0
-    vae_steps: int = 1800
+    vae_steps: int = 3000
     pool_clips: int = 3072
     transformer_steps: int = 3000
     few_step_share: float = 0.4
