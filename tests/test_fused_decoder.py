@@ -1,5 +1,11 @@
 """The fused decoder against diffusers' own, frame after frame, and its kernel against the formula."""
 
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -108,12 +114,23 @@ def test_no_kernel_off_cuda():
     assert not runs_kernel_on(torch.device("cpu"))
 
 
+def test_the_kernel_computes_the_formula_in_tritons_interpreter():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: its kernel is not compared")
+    script = Path(__file__).with_name("interpret_fused_norm.py")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    errors = json.loads(result.stdout.splitlines()[-1])
+    assert len(errors) == 54
+    assert max(errors.values()) < 1e-5, errors
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the Triton kernel is not compared")
 @pytest.mark.parametrize("channels", [96, 384, 20])
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("kind", ["window", "folded", "alone"])
 @pytest.mark.parametrize("summands", ["none", "bias", "both"])
-def test_the_kernel_computes_the_formula(channels, frames, kind, summands, monkeypatch):
+def test_the_kernel_computes_the_formula_on_cuda(channels, frames, kind, summands, monkeypatch):
     torch.manual_seed(channels + frames)
     shape = (frames, 13, 17, channels)
     draw = lambda *size: torch.randn(*size, device="cuda", dtype=torch.float16)  # noqa: E731
