@@ -191,8 +191,26 @@ class StreamProgress:
         if self._node_id is not None:
             PromptServer.instance.send_progress_text(text, self._node_id)
 
+    def show_memory(self, point: dict[str, Any]) -> None:
+        """Send a point of the memory chart to the page that started the prompt, if one did."""
+        server = PromptServer.instance
+        if self._node_id is not None and server.client_id is not None:
+            server.send_sync("streamblocks.memory", {"node": self._node_id, **point}, server.client_id)
+
 
 # --- model management ---------------------------------------------------------------------------------------
+
+
+def other_models() -> dict[str, nn.Module]:
+    """Models that ComfyUI holds beside a stream's, by class and place in its list."""
+    loaded = [entry.model for entry in comfy.model_management.current_loaded_models if not entry.is_dead()]
+    others = [patcher.model for patcher in loaded if not isinstance(patcher, WholeModelPatcher)]
+    return {f"{type(model).__name__} {index}": model for index, model in enumerate(others)}
+
+
+def unload_all_models() -> None:
+    """Have ComfyUI move all its models off the device."""
+    comfy.model_management.unload_all_models()
 
 
 class WholeModelPatcher(comfy.model_patcher.ModelPatcher):

@@ -7,14 +7,16 @@ event before and behind each; they are read after the block, when its pictures h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import streamblocks_path  # noqa: F401
 import torch
-from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
-from torch import nn
+from diffusers.modular_pipelines import ModularPipeline
+
+from streamblocks.memory.stage_hooks import StageHooks
 
 Mark = torch.cuda.Event | float
 
@@ -49,35 +51,44 @@ class StageTimer:
     spans: list[Span] = field(default_factory=list)
     _stage: str = ""
     _passes: int = 0
+    _open_stage: Mark | None = None
     _open_pass: Mark | None = None
+    _range: Any = None
 
     @contextmanager
     def attached(self, pipe: ModularPipeline) -> Iterator[None]:
         """Time every leaf block of `pipe` and every pass of its transformer inside the `with` block."""
-        leaves = list(leaf_blocks(pipe._blocks))
-        kinds = [(leaf, type(leaf)) for _, leaf in leaves]
-        hooks = self._watch_passes(pipe.transformer)
-        for name, leaf in leaves:
-            # A class of its own, because a call looks `__call__` up on the class; the block itself, which
-            # diffusers deep-copies, holds nothing of the timer.
-            leaf.__class__ = _timed_kind(type(leaf), name, self)
-        try:
+        with StageHooks(self).attached(pipe):
             yield
-        finally:
-            for leaf, kind in kinds:
-                leaf.__class__ = kind
-            for hook in hooks:
-                hook.remove()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside the `with` block as the stage `name`."""
-        self._stage, self._passes = name, 0
-        begin = self._mark()
-        with torch.profiler.record_function(f"stage: {name}") if self.ranges else nullcontext():
-            yield
-        self.spans.append(Span(name, begin, self._mark()))
+    def begin_stage(self, leaf: str) -> None:
+        """A leaf block is about to run."""
+        self._stage, self._passes = leaf, 0
+        self._open_stage = self._mark()
+        if self.ranges:
+            self._range = torch.profiler.record_function(f"stage: {leaf}")
+            self._range.__enter__()
+
+    def end_stage(self, leaf: str, state: Any) -> None:  # noqa: ANN401
+        """It has run."""
+        if self._range is not None:
+            self._range.__exit__(None, None, None)
+            self._range = None
+        if self._open_stage is not None:
+            self.spans.append(Span(leaf, self._open_stage, self._mark()))
         self._stage = ""
+
+    def begin_pass(self) -> None:
+        """The transformer is about to run."""
+        self._open_pass = self._mark()
+
+    def end_pass(self) -> None:
+        """It has run."""
+        if self._open_pass is None:
+            return
+        self.spans.append(Span(f"{self._stage}/pass {self._passes}", self._open_pass, self._mark()))
+        self._open_pass = None
+        self._passes += 1
 
     def take(self) -> dict[str, float]:
         """Milliseconds by span since the last call; waits until the device is done."""
@@ -89,40 +100,9 @@ class StageTimer:
             times[span.name] = times.get(span.name, 0.0) + span.milliseconds()
         return times
 
-    def _watch_passes(self, transformer: nn.Module) -> list[Any]:
-        def before(module: nn.Module, arguments: Any) -> None:  # noqa: ANN401
-            self._open_pass = self._mark()
-
-        def after(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401
-            if self._open_pass is None:
-                return
-            self.spans.append(Span(f"{self._stage}/pass {self._passes}", self._open_pass, self._mark()))
-            self._open_pass = None
-            self._passes += 1
-
-        return [transformer.register_forward_pre_hook(before), transformer.register_forward_hook(after)]
-
     def _mark(self) -> Mark:
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def leaf_blocks(blocks: ModularPipelineBlocks) -> Iterator[tuple[str, ModularPipelineBlocks]]:
-    """Every block without sub-blocks, with its name, in the order they run."""
-    for name, block in blocks.sub_blocks.items():
-        if block.sub_blocks:
-            yield from leaf_blocks(block)
-        else:
-            yield name, block
-
-
-def _timed_kind(kind: type[ModularPipelineBlocks], name: str, timer: StageTimer) -> type[ModularPipelineBlocks]:
-    def timed_call(block: ModularPipelineBlocks, *arguments: Any) -> Any:  # noqa: ANN401
-        with timer.stage(name):
-            return kind.__call__(block, *arguments)
-
-    members: dict[str, Callable[..., Any] | str] = {"__call__": timed_call, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), members)

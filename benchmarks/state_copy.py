@@ -1,4 +1,4 @@
-"""Plain `state = pipe(state, ...)` loop beside the session: bytes copied, peak bytes, time per call.
+"""Plain `state = pipe(state, ...)` loop beside the session: bytes copied, peak bytes, time per call, growth.
 
     python benchmarks/state_copy.py [--model FOLDER] [--blocks 6] [--width 128] [--height 128] [--json]
 
@@ -8,6 +8,7 @@ Without `--model` it uses the tiny random model. Both loops run the same pipelin
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from diffusers.modular_pipelines import PipelineState
 
-from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, live_tensor_bytes
+from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, held_tensor_bytes, live_tensor_bytes
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.pipelines import StreamPipeline
@@ -54,8 +55,10 @@ CallBlock = Callable[[int], torch.Tensor]
 
 
 @contextmanager
-def plain_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator[CallBlock]:
-    """The loop users write: diffusers' own state, given back to each call."""
+def plain_loop(
+    pipeline: StreamPipeline, settings: StreamSettings, on_state: Callable[[PipelineState], None] | None = None
+) -> Iterator[CallBlock]:
+    """The loop users write: diffusers' own state, given back to each call; `on_state` gets each state returned."""
     state = PipelineState()
     generator = pipeline.make_generator(settings.seed)
 
@@ -72,6 +75,8 @@ def plain_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator[C
             width=settings.width,
             context_frames=settings.context_frames,
         )
+        if on_state is not None:
+            on_state(state)
         return to_uint8_frames(state.values["videos"])
 
     yield call
@@ -114,6 +119,34 @@ def measure(loop: Callable[..., Any], pipeline: StreamPipeline, settings: Stream
     return figures
 
 
+@contextmanager
+def keeping_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator[CallBlock]:
+    """The plain loop in a graph: a node that returns the state, whose outputs ComfyUI keeps."""
+    kept: list[PipelineState] = []
+    with plain_loop(pipeline, settings, kept.append) as call:
+        yield call
+
+
+def measure_growth(loop: Callable[..., Any], pipeline: StreamPipeline, settings: StreamSettings) -> list[int]:
+    """Growth in bytes of the tensors alive between calls, from the second call on."""
+    with loop(pipeline, settings) as call:
+        live = []
+        for index in range(settings.blocks):
+            call(index)
+            live.append(live_tensor_bytes(collect=False))
+    return [after - before for before, after in itertools.pairwise(live)]
+
+
+def state_by_key(pipeline: StreamPipeline, settings: StreamSettings) -> dict[str, int]:
+    """Bytes of each key of the plain loop's state behind the last block."""
+    states: list[PipelineState] = []
+    with plain_loop(pipeline, settings, lambda state: states.__setitem__(slice(None), [state])) as call:
+        for index in range(settings.blocks):
+            call(index)
+    held = {key: held_tensor_bytes(value) for key, value in states[0].values.items()}
+    return {key: size for key, size in sorted(held.items(), key=lambda item: -item[1]) if size}
+
+
 def summarise(plain: LoopFigures, stream: LoopFigures) -> dict[str, Any]:
     """The figures of both; per call means the median over the blocks after the first, which has no state yet."""
     return {
@@ -136,6 +169,12 @@ def print_table(result: dict[str, Any]) -> None:
     for label, plain, stream in rows:
         print(f"{label:<24}{plain:>18}{stream:>18}")
     print(f"frames bitwise equal: {result['frames_equal']}")
+    print("\nwhat the plain loop copies in the last call, by key:")
+    for key, size in result["plain_state_bytes_by_key"].items():
+        print(f"{key:<28}{size:>14,}")
+    print("\ngrowth of live tensor bytes from the third call on, per call:")
+    for name, growth in result["growth_bytes"].items():
+        print(f"{name:<28}{growth[-1]:>14,}")
 
 
 def main() -> None:
@@ -159,7 +198,10 @@ def main() -> None:
             call(0)  # loads the components and warms the kernels up, for both
         plain = measure(plain_loop, pipeline, settings)
         stream = measure(session_loop, pipeline, settings)
-    result = summarise(plain, stream)
+        result = summarise(plain, stream)
+        loops = {"plain loop": plain_loop, "states kept": keeping_loop, "session": session_loop}
+        result["growth_bytes"] = {name: measure_growth(loop, pipeline, settings) for name, loop in loops.items()}
+        result["plain_state_bytes_by_key"] = state_by_key(pipeline, settings)
     if options.json:
         print(json.dumps(result))
     else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,23 +16,24 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
-def live_tensor_bytes(device_type: str | None = None) -> int:
+def live_tensor_bytes(device_type: str | None = None, *, collect: bool = True) -> int:
     """Bytes of all tensors alive in this process, each storage once.
 
-    Garbage in reference cycles is collected first, so that the figure says what is held. Tensors on the meta
-    device hold nothing and do not count.
+    Tensors on the meta device hold nothing and do not count.
 
     Args:
         device_type: "cpu", "cuda", ... to count one kind of device only.
+        collect: collect garbage in reference cycles first, so that the figure says what is held.
     """
-    gc.collect()
+    if collect:
+        gc.collect()
     found = (obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor))
     return _storage_bytes(found, device_type)
 
 
 def held_tensor_bytes(value: Any) -> int:  # noqa: ANN401
-    """Bytes of the tensors inside `value` (containers, data classes, tensors), each storage once."""
-    return _storage_bytes(_tensors_in(value, set()), None)
+    """Bytes of the tensors inside `value` (tensors, containers, modules, attributes), each storage once."""
+    return _storage_bytes(tensors_in(value), None)
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -39,7 +41,17 @@ def module_bytes(module: nn.Module) -> int:
     return held_tensor_bytes([*module.parameters(), *module.buffers()])
 
 
-def _storage_bytes(tensors: Iterator[torch.Tensor], device_type: str | None) -> int:
+def _storage_bytes(tensors: Iterable[torch.Tensor], device_type: str | None) -> int:
+    return sum(storages_of(tensors, device_type).values())
+
+
+def storages_of(tensors: Iterable[torch.Tensor], device_type: str | None = None) -> dict[int, int]:
+    """Storages behind `tensors`: bytes by address, so that what several tensors share is there once.
+
+    Args:
+        tensors: what holds nothing of its own (meta, fake, quantized wrappers) does not count.
+        device_type: "cpu", "cuda", ... to count one kind of device only.
+    """
     storages: dict[int, int] = {}
     for tensor in tensors:
         if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
@@ -50,28 +62,49 @@ def _storage_bytes(tensors: Iterator[torch.Tensor], device_type: str | None) -> 
             continue
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return storages
 
 
-def _tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    if id(value) in seen:
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:  # noqa: ANN401
+    """The tensors inside `value`: tensors, containers, modules, and the attributes of other objects.
+
+    Args:
+        value: what to look through.
+        seen: identities of objects to pass by; those found are added.
+    """
+    return _tensors_in(value, set() if seen is None else seen, 0)
+
+
+# How deep attributes are followed: a cache object holds layers that hold tensors; beyond that begin other people's
+# object graphs.
+_ATTRIBUTE_DEPTH = 4
+_HOLD_NOTHING = (str, bytes, int, float, complex, type(None), type, ModuleType, torch.dtype, torch.device)
+
+
+def _tensors_in(value: Any, seen: set[int], depth: int) -> Iterator[torch.Tensor]:  # noqa: ANN401
+    if isinstance(value, _HOLD_NOTHING) or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, torch.Tensor):
         if is_traceable_wrapper_subclass(value):
             for name in value.__tensor_flatten__()[0]:
-                yield from _tensors_in(getattr(value, name), seen)
+                yield from _tensors_in(getattr(value, name), seen, depth)
         else:
             yield value
+        return
+    if isinstance(value, nn.Module):
+        items: Iterable[Any] = (*value.parameters(), *value.buffers())
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item, seen)
-    elif isinstance(value, list | tuple | set | deque):
-        for item in value:
-            yield from _tensors_in(item, seen)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors_in(getattr(value, field.name), seen)
+        items = list(value.values())
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        items = list(value)
+    elif callable(value) or depth >= _ATTRIBUTE_DEPTH:
+        return
+    else:
+        items = list(getattr(value, "__dict__", {}).values())
+        depth += 1
+    for item in items:
+        yield from _tensors_in(item, seen, depth)
 
 
 @dataclass

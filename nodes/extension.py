@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .loader import LoadStreamingPipeline
+from .memory_nodes import FreeStreamMemory, StreamMemoryReport
 from .quantize import QuantizePipeline, SaveQuantizedModel
 from .save_stream import SaveStream
 from .stream_sampler import StreamingBlockSampler
@@ -15,4 +16,12 @@ class StreamBlocksExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes."""
-        return [LoadStreamingPipeline, QuantizePipeline, StreamingBlockSampler, SaveStream, SaveQuantizedModel]
+        return [
+            LoadStreamingPipeline,
+            QuantizePipeline,
+            StreamingBlockSampler,
+            SaveStream,
+            SaveQuantizedModel,
+            StreamMemoryReport,
+            FreeStreamMemory,
+        ]

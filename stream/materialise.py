@@ -49,6 +49,12 @@ def materialise(
         return _current
 
 
+def materialised_device() -> torch.device | None:
+    """The device of the materialised pipeline; None when there is none."""
+    with _lock:
+        return None if _current is None else _current.device
+
+
 def release_materialised() -> None:
     """Drop the materialised pipeline, if there is one, and give its memory back."""
     with _lock:

@@ -174,7 +174,14 @@ class BuiltInPipeline:
 
     def _estimate(self, recipe: Recipe, settings: StreamSettings) -> MemoryEstimate:
         # What changes no size must not cost another rehearsal: a new seed comes with nearly every run.
-        settings = replace(settings, seed=0, blocks=1, steps=min(settings.steps, 2), cleanup=CleanupPolicy.NEVER)
+        settings = replace(
+            settings,
+            seed=0,
+            blocks=1,
+            steps=min(settings.steps, 2),
+            cleanup=CleanupPolicy.NEVER,
+            reset_compile=False,
+        )
         key = (recipe, settings)
         if key not in self._estimates:
             self._estimates[key] = estimate_memory(

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .pipelines import StreamPipeline, ignore_load
+from ..memory.recorder import NoRecording
+from .pipelines import LoadCallback, StreamPipeline, ignore_load
+from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
 from .sinks import FrameSink
@@ -62,6 +64,7 @@ def run_stream(
     prompt_of: Callable[[int], str],
     sinks: Sequence[FrameSink],
     watcher: StreamWatcher,
+    recorder: NoRecording | None = None,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
@@ -74,6 +77,7 @@ def run_stream(
         prompt_of: from block index to prompt.
         sinks: each gets every block, in order; closed at the end.
         watcher: sees progress; what it raises (cancel) stops the stream.
+        recorder: of the memory timeline; None records nothing.
 
     Raises:
         MemoryError: the stream cannot fit the device; nothing was loaded.
@@ -83,12 +87,13 @@ def run_stream(
     """
     began = time.perf_counter()
     pipeline.check_fit(settings)
-    pipeline.on_load = watcher.while_loading
+    recorder = recorder or NoRecording()
+    pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
     described = pipeline.describe()
     notices: list[str] = [*described.pop("notices", [])]
     blocks_made = pictures = 0
     try:
-        with Session(pipeline, settings, on_pass=watcher.before_pass) as session:
+        with Session(pipeline, settings, watcher.before_pass, recorder) as session:
             for index in range(settings.blocks):
                 block = session.run_block(prompt_of(index))
                 for sink in sinks:
@@ -105,12 +110,24 @@ def run_stream(
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{pipeline.device} ran out of memory at block {blocks_made}: choose a smaller width or height or "
-            f"fewer context frames ({error})"
+            f"fewer context frames ({error}){recorder.explain_growth()}"
         ) from error
     finally:
         pipeline.on_load = ignore_load
         _close_all(sinks, quietly=sys.exc_info()[1] is not None)
     return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
+
+
+def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) -> LoadCallback:
+    spec = recipe.quantization
+
+    def call(component: str, done: int, total: int) -> None:
+        # Weights are quantized as they are read: loading and quantizing are one stage.
+        named = f"{component} as {spec.format}" if spec and component in spec.components else component
+        recorder.while_loading(named, done, total)
+        watcher.while_loading(component, done, total)
+
+    return call
 
 
 def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:

@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 from ..memory.cleanup import clean_up_after_block, handling_table, release_cached_memory
+from ..memory.compile_caches import clear_compile_caches
+from ..memory.owners import MASKS
+from ..memory.recorder import CLEAN_UP, NoRecording
+from ..wan.attention import block_masks_of
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .pipelines import StreamPipeline
@@ -54,7 +58,13 @@ class Session:
         ...         sink.write(session.run_block("a cat on a surfboard").frames)
     """
 
-    def __init__(self, pipeline: StreamPipeline, settings: StreamSettings, on_pass: PassCallback | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: StreamPipeline,
+        settings: StreamSettings,
+        on_pass: PassCallback | None = None,
+        recorder: NoRecording | None = None,
+    ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
         Args:
@@ -62,6 +72,7 @@ class Session:
             settings: of this stream.
             on_pass: called with 0, 1, ... before each pass of the transformer within a block; raise in it to
                 stop the stream within one denoising step.
+            recorder: of the memory timeline; None records nothing and installs no hook.
 
         Raises:
             ValueError: the pipeline's attention backend cannot do what the settings ask.
@@ -70,6 +81,8 @@ class Session:
         self.pipeline = pipeline
         self.settings = settings
         self.on_pass = on_pass
+        self.recorder = recorder or NoRecording()
+        self.recorder.hold(MASKS, lambda: block_masks_of(getattr(pipeline.pipe, "transformer", None)))
         self.next_block = 0
         self._generator = pipeline.make_generator(settings.seed)
         self._state = StreamState(handling=handling_table(pipeline.recipe.state_rules))
@@ -98,16 +111,20 @@ class Session:
             raise ValueError("the session is closed: start a new one.")
         began = time.perf_counter()
         self._state.strip()
-        self.pipeline.encode_prompt(self._state, prompt)
+        self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
+        self._encode(prompt)
         # Asked for once a stream, and again when a text encoder pushed the rest out: ComfyUI's model management
         # looks through all its models, and may empty the cache, each time.
         if self.next_block == 0 or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
-        with self._watched_passes():
+            self.recorder.add("bring components")
+        with self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
             self._state = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
         self._check_finite()
         frames = self._take_frames()
-        clean_up_after_block(self.settings.cleanup, self.pipeline.device)
+        if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
+            self.recorder.add(CLEAN_UP, "cache emptied")
+        self.recorder.end_block(self._state.values, frames)
         block = StreamBlock(
             index=self.next_block,
             prompt=prompt,
@@ -124,7 +141,17 @@ class Session:
             return
         self._closed = True
         self._state.values.clear()
+        self.recorder.close()
+        if self.settings.reset_compile:
+            clear_compile_caches()
         release_cached_memory(self.pipeline.device)
+
+    def _encode(self, prompt: str) -> None:
+        known = self._state.get("encoded_prompt")
+        self.pipeline.encode_prompt(self._state, prompt)
+        # Most blocks have the prompt of the one before: nothing ran, and nothing is recorded.
+        if self._state.get("encoded_prompt") != known:
+            self.recorder.add("text encode", "prompt changed" if self.next_block else "")
 
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
         settings = self.settings

@@ -28,6 +28,7 @@ class StreamSettings:
         attention_bias: weight on keys of past frames other than the first; 1 is off.
         frames_per_block: latent frames per block.
         cleanup: when cached memory goes back to the card.
+        reset_compile: whether torch.compile's caches are cleared when the stream is over.
     """
 
     width: int = 832
@@ -42,6 +43,7 @@ class StreamSettings:
     attention_bias: float = 1.0
     frames_per_block: int = 3
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
+    reset_compile: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.

@@ -142,6 +142,10 @@ class FrameKeeper:
     def close(self) -> None:
         """Nothing to finish."""
 
+    def held(self) -> dict[str, list[torch.Tensor]]:
+        """What is kept, for the memory timeline."""
+        return {"kept": self._frames}
+
     def frames(self) -> torch.Tensor | None:
         """The kept pictures, uint8 [F, height, width, 3]; None when there are none."""
         return torch.cat(self._frames) if self._frames else None

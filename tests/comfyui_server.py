@@ -1,6 +1,6 @@
 """A real ComfyUI on a free loopback port, with this pack in its `custom_nodes`, for tests.
 
-    with ComfyUIServer(tmp_path, packs={"my stream-pack.v2": PACK_ROOT}) as server:
+    with ComfyUIServer(tmp_path, packs={"my-stream.pack.v2": PACK_ROOT}) as server:
         entry = server.run(prompt)          # API format
         files = server.output_files(entry)
 

@@ -17,8 +17,9 @@ from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
 torch.set_num_threads(1)
 
 PACK_ROOT = Path(__file__).resolve().parent.parent
-# Nothing may depend on the name of the folder: users clone, copy and rename it.
-PACK_FOLDER = "my stream-pack.v2"
+# Nothing may depend on the name of the folder: users clone, copy and rename it. Without a space: ComfyUI 0.33 asks
+# aiohttp for a route with the space quoted and then compares it unquoted, so no pack's page files would be found.
+PACK_FOLDER = "my-stream.pack.v2"
 
 
 @pytest.fixture(scope="session")

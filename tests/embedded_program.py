@@ -24,6 +24,8 @@ NODES = (
     "StreamBlocksSampler",
     "StreamBlocksSaveStream",
     "StreamBlocksSaveQuantizedModel",
+    "StreamBlocksMemoryReport",
+    "StreamBlocksFreeMemory",
 )
 
 PRELUDE = f"""

@@ -12,15 +12,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
+from ..ops.block_masks import BlockCausalShape, BlockMaskCache
 from .kv_cache import CrossAttentionCache, KVCache, write_block
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable, apply_rotary
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class SelfAttentionPass(NamedTuple):
     past: int
     causal_tokens: int | None
     key_bias: torch.Tensor | None
+    block_mask: BlockMask | None = None
 
 
 class CausalAttention:
@@ -61,29 +66,36 @@ class CausalAttention:
         rope: the transformer's.
         backend: of every attention.
         layers: the processors of self- and cross-attention, by layer.
+        block_masks: of flex attention, which takes a block-causal pass in one call.
     """
 
     def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName) -> None:
         self.rope = rope
         self.backend = backend
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
+        self.block_masks = BlockMaskCache()
 
     @contextmanager
-    def bind(self, causal_pass: CausalPass) -> Iterator[None]:
-        """Use `causal_pass` for every forward inside the `with` block; always released behind it."""
+    def bind(self, causal_pass: CausalPass, tokens: int) -> Iterator[None]:
+        """Use `causal_pass` for forwards of `tokens` tokens inside the `with` block; always released behind it."""
         try:
-            self._hand_out(causal_pass)
+            self._hand_out(causal_pass, tokens)
             yield
         finally:
             self._release()
 
-    def _hand_out(self, causal_pass: CausalPass) -> None:
+    def _hand_out(self, causal_pass: CausalPass, tokens: int) -> None:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
+        block_mask = None
+        causal_tokens = causal_pass.causal_tokens
+        if self.backend is AttentionBackendName.FLEX and causal_tokens is not None and causal_tokens < tokens:
+            shape = BlockCausalShape(tokens, own.length, causal_tokens, own.keys[0].device)
+            block_mask = self.block_masks.block_causal(shape)
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
         buffers = zip(self.layers, own.keys, own.values, text.keys, text.values, strict=True)
         for (self_attention, cross_attention), keys, values, text_keys, text_values in buffers:
             self_attention.bound = SelfAttentionPass(
-                keys, values, own.length, causal_pass.causal_tokens, causal_pass.key_bias
+                keys, values, own.length, causal_tokens, causal_pass.key_bias, block_mask
             )
             cross_attention.bound = (text_keys, text_values)
 
@@ -126,6 +138,8 @@ class CausalSelfAttnProcessor:
         keys, values = write_block(bound.keys, bound.values, bound.past, key, value)
         if bound.causal_tokens is None or bound.causal_tokens >= query.shape[1]:
             return dispatch_attention_fn(query, keys, values, attn_mask=bound.key_bias, backend=backend)
+        if bound.block_mask is not None:
+            return dispatch_attention_fn(query, keys, values, attn_mask=bound.block_mask, backend=backend)
         # A block-causal mask, as one unmasked attention per block of queries: exact, without a tokens x tokens
         # mask, and open to backends that take no mask.
         parts = []
@@ -200,6 +214,13 @@ def causal_attention_of(transformer: WanTransformer3DModel) -> CausalAttention:
             "install_causal_attention(transformer) first."
         )
     return processor.causal
+
+
+def block_masks_of(transformer: object) -> dict[str, BlockMask]:
+    """The block masks kept for a transformer, by shape; none for one without our processors, or for None."""
+    blocks = getattr(transformer, "blocks", None)
+    processor = getattr(getattr(blocks[0] if blocks else None, "attn1", None), "processor", None)
+    return processor.causal.block_masks.masks() if isinstance(processor, CausalSelfAttnProcessor) else {}
 
 
 def project_text(attn: WanAttention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

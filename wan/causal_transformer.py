@@ -101,6 +101,7 @@ def predict_velocity(
     # Text of length 0: with the prompt's keys cached, the text embedder has nothing to do.
     no_text = sample.new_zeros((sample.shape[0], 0, transformer.config.text_dim))
     time = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=torch.float32)
-    with causal_attention_of(transformer).bind(causal_pass):
+    tokens = latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
+    with causal_attention_of(transformer).bind(causal_pass, tokens):
         velocity = transformer(sample, time, no_text, return_dict=False)[0]
     return velocity.float()

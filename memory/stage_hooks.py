@@ -1,0 +1,104 @@
+"""Hooks on the stages of a block: the leaf blocks of a modular pipeline and the passes of its transformer.
+
+Nothing of diffusers is patched. For the length of a `with` block each leaf block gets a class of its own, because a
+call looks `__call__` up on the class; the block itself, which diffusers deep-copies, holds nothing of the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class StageListener(Protocol):
+    """Hears when stages of a block begin and end."""
+
+    def begin_stage(self, leaf: str) -> None:
+        """The leaf block called `leaf` is about to run."""
+
+    def end_stage(self, leaf: str, state: Any) -> None:  # noqa: ANN401
+        """It has run; `state` is the `PipelineState` it wrote to. Not called for a block that raised."""
+
+    def begin_pass(self) -> None:
+        """The transformer is about to run."""
+
+    def end_pass(self) -> None:
+        """It has run. Not called for a pass that raised."""
+
+
+class StageHooks:
+    """The hooks of one listener.
+
+    Args:
+        listener: hears of stages and passes.
+    """
+
+    def __init__(self, listener: StageListener) -> None:
+        self._listener = listener
+        # Made once and not for each block of a stream: a class is costly, and garbage in a cycle.
+        self._kinds: dict[tuple[type[Any], str], type[Any]] = {}
+
+    @contextmanager
+    def attached(self, pipe: Any) -> Iterator[None]:  # noqa: ANN401
+        """Hear of every leaf block of the `ModularPipeline` and every pass of its transformer inside the block."""
+        leaves = list(leaf_blocks(pipe._blocks))
+        kinds = [(leaf, type(leaf)) for _, leaf in leaves]
+        transformer = getattr(pipe, "transformer", None)
+        hooks = self._hook_passes(transformer) if isinstance(transformer, nn.Module) else []
+        try:
+            for name, leaf in leaves:
+                leaf.__class__ = self._listening_kind(type(leaf), name)
+            yield
+        finally:
+            for leaf, kind in kinds:
+                leaf.__class__ = kind
+            for hook in hooks:
+                hook.remove()
+
+    def _hook_passes(self, transformer: nn.Module) -> list[Any]:
+        return [
+            transformer.register_forward_pre_hook(lambda *_: self._listener.begin_pass()),
+            transformer.register_forward_hook(lambda *_: self._listener.end_pass()),
+        ]
+
+    def _listening_kind(self, kind: type[Any], name: str) -> type[Any]:
+        listener = self._listener
+
+        def call(block: Any, components: Any, state: Any) -> Any:  # noqa: ANN401
+            listener.begin_stage(name)
+            result = kind.__call__(block, components, state)
+            listener.end_stage(name, state)
+            return result
+
+        if (kind, name) not in self._kinds:
+            members: dict[str, Callable[..., Any] | str] = {"__call__": call, "__module__": kind.__module__}
+            self._kinds[kind, name] = type(kind.__name__, (kind,), members)
+        return self._kinds[kind, name]
+
+
+def leaf_blocks(blocks: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Every block without sub-blocks, with its name, in the order they run."""
+    for name, block in blocks.sub_blocks.items():
+        if block.sub_blocks:
+            yield from leaf_blocks(block)
+        else:
+            yield name, block
+
+
+def stage_name(leaf: str, pass_index: int | None) -> str:
+    """What a table calls a stage: "step 0" for the first denoising pass of the built-in pipeline, "context", "decode".
+
+    Args:
+        leaf: name of the leaf block.
+        pass_index: of the transformer pass inside it; None for the leaf block as a whole.
+    """
+    if pass_index is None:
+        return leaf
+    if leaf == "denoise_block":
+        return f"step {pass_index}"
+    if leaf == "refill_context":
+        return "context"
+    return f"{leaf}/pass {pass_index}"

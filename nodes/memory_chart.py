@@ -1,0 +1,58 @@
+"""Points for the memory chart on the sampler's node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..memory.readings import card_bytes
+from ..memory.timeline import BLOCK_END, StageRecord
+
+# The page draws no more often; a fast stream would send hundreds of stages a second.
+_SECONDS_BETWEEN = 0.1
+
+
+class MemoryChart:
+    """Turns records into points and sends them: the end of every block, other stages at most ten times a second.
+
+    Args:
+        blocks: that the stream will have.
+        device: the stream's.
+        send: takes a point as JSON values.
+    """
+
+    def __init__(self, blocks: int, device: torch.device, send: Callable[[dict[str, Any]], None]) -> None:
+        self._blocks = blocks
+        self._card = card_bytes(device)
+        self._send = send
+        self._first = True
+        self._sent_at = 0.0
+        self._peak = 0
+
+    def __call__(self, record: StageRecord) -> None:
+        """Send the record, if it is time to."""
+        reading = record.reading
+        self._peak = max(self._peak, reading.allocated if reading.peak is None else reading.peak)
+        now = time.monotonic()
+        if record.stage != BLOCK_END and now - self._sent_at < _SECONDS_BETWEEN:
+            return
+        self._sent_at = now
+        self._send(
+            {
+                # Tells the page to start a new curve.
+                "first": self._first,
+                "stage": record.stage,
+                "block": record.block,
+                "blocks": self._blocks,
+                "allocated": reading.allocated,
+                # Of all stages since the last point, those not sent included.
+                "peak": self._peak,
+                "card": self._card,
+                "owners": [[owner.label, owner.bytes] for owner in record.owners],
+                "event": record.event,
+            }
+        )
+        self._first, self._peak = False, 0
