@@ -41,10 +41,12 @@ def latents():
 
 def count_calls(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "streamblocks.wan.fused_decoder.norm_into_window",
-        lambda *args, **kwargs: calls.append(kwargs["fold"]) or norm_into_window(*args, **kwargs),
-    )
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["fold"])
+        return norm_into_window(*args, **kwargs)
+
+    monkeypatch.setattr("streamblocks.wan.fused_decoder.norm_into_window", counted)
     return calls
 
 
@@ -99,13 +101,18 @@ def test_batches_stay_with_diffusers(latents, monkeypatch):
     assert all(torch.equal(frame, reference) for frame, reference in zip(made, expected, strict=True))
 
 
-def test_the_sum_is_added_up_in_place_and_the_rest_left(latents):
-    value = PendingSum(torch.randn(3, 4, 5, 8), torch.randn(8), torch.randn(3, 4, 5, 8))
-    past, residual = torch.randn(2, 4, 5, 8), value.residual
-    expected = value.first + value.bias + residual
-    kept = past.clone(), residual.clone()
+def test_the_sum_is_added_up_in_place_and_the_rest_left():
+    first, bias, residual, past = (
+        torch.randn(3, 4, 5, 8),
+        torch.randn(8),
+        torch.randn(3, 4, 5, 8),
+        torch.randn(2, 4, 5, 8),
+    )
+    value = PendingSum(first, bias, residual)
+    expected, kept = first + bias + residual, (past.clone(), residual.clone())
     norm_into_window(value, torch.ones(8), past, fold=True)
-    torch.testing.assert_close(value.first, expected)
+    assert value.first is first
+    torch.testing.assert_close(first, expected)
     assert value.bias is None and value.residual is None
     assert torch.equal(past, kept[0]) and torch.equal(residual, kept[1])
 
@@ -137,7 +144,8 @@ def test_the_kernel_computes_the_formula_on_cuda(channels, frames, kind, summand
     value = PendingSum(
         draw(*shape), None if summands == "none" else draw(channels), draw(*shape) if summands == "both" else None
     )
-    wide = PendingSum(*(None if t is None else t.float() for t in (value.first, value.bias, value.residual)))
+    bias, residual = (None if summand is None else summand.float() for summand in (value.bias, value.residual))
+    wide = PendingSum(value.first.float(), bias, residual)
     gamma, past = draw(channels), draw(2, *shape[1:])
 
     def compute(value, gamma, past):
