@@ -7,10 +7,8 @@ from contextlib import contextmanager
 
 import streamblocks_path  # noqa: F401
 import torch
-from diffusers.models.attention import FeedForward
 from random_pipeline import RandomPipeline
 
-from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.wan.acceleration import compile_transformer_blocks
 
 
@@ -26,13 +24,6 @@ def compiled(pipeline: RandomPipeline, *, backend: str) -> Iterator[None]:
     finally:
         for block in blocks:
             block._compiled_call_impl = None
-            undo_gelu(block.ffn)
+            # An instance's own activation hides the class's.
+            vars(block.ffn.net[0]).pop("gelu", None)
         torch._dynamo.reset()
-
-
-def undo_gelu(feed_forward: FeedForward) -> None:
-    """Put diffusers' GELU back where compiling has replaced it."""
-    # An instance's own activation hides the class's.
-    vars(feed_forward.net[0]).pop("gelu", None)
-    if isinstance(feed_forward.net[2], FP8Linear):
-        feed_forward.net[2].gelu_kernel = None

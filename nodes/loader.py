@@ -104,8 +104,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=list(COMPILE_CHOICES),
                     default=COMPILE_NOTHING,
                     tooltip=(
-                        "torch.compile: a fifth to a third faster on a GPU, after a wait at the first two blocks "
-                        "(seconds for the transformer, a minute for the VAE). Needs Triton."
+                        "torch.compile of the transformer: about a quarter faster on a GPU, after a wait of seconds "
+                        "at the first two blocks. Needs Triton."
                     ),
                 ),
                 io.Combo.Input(

@@ -1,5 +1,11 @@
 """The fused decoder against diffusers' own, frame after frame, and its kernel against the formula."""
 
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -35,10 +41,12 @@ def latents():
 
 def count_calls(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "streamblocks.wan.fused_decoder.norm_into_window",
-        lambda *args, **kwargs: calls.append(kwargs["fold"]) or norm_into_window(*args, **kwargs),
-    )
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["fold"])
+        return norm_into_window(*args, **kwargs)
+
+    monkeypatch.setattr("streamblocks.wan.fused_decoder.norm_into_window", counted)
     return calls
 
 
@@ -93,13 +101,18 @@ def test_batches_stay_with_diffusers(latents, monkeypatch):
     assert all(torch.equal(frame, reference) for frame, reference in zip(made, expected, strict=True))
 
 
-def test_the_sum_is_added_up_in_place_and_the_rest_left(latents):
-    value = PendingSum(torch.randn(3, 4, 5, 8), torch.randn(8), torch.randn(3, 4, 5, 8))
-    past, residual = torch.randn(2, 4, 5, 8), value.residual
-    expected = value.first + value.bias + residual
-    kept = past.clone(), residual.clone()
+def test_the_sum_is_added_up_in_place_and_the_rest_left():
+    first, bias, residual, past = (
+        torch.randn(3, 4, 5, 8),
+        torch.randn(8),
+        torch.randn(3, 4, 5, 8),
+        torch.randn(2, 4, 5, 8),
+    )
+    value = PendingSum(first, bias, residual)
+    expected, kept = first + bias + residual, (past.clone(), residual.clone())
     norm_into_window(value, torch.ones(8), past, fold=True)
-    torch.testing.assert_close(value.first, expected)
+    assert value.first is first
+    torch.testing.assert_close(first, expected)
     assert value.bias is None and value.residual is None
     assert torch.equal(past, kept[0]) and torch.equal(residual, kept[1])
 
@@ -108,19 +121,31 @@ def test_no_kernel_off_cuda():
     assert not runs_kernel_on(torch.device("cpu"))
 
 
+def test_the_kernel_computes_the_formula_in_tritons_interpreter():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: its kernel is not compared")
+    script = Path(__file__).with_name("interpret_fused_norm.py")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    errors = json.loads(result.stdout.splitlines()[-1])
+    assert len(errors) == 54
+    assert max(errors.values()) < 1e-5, errors
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the Triton kernel is not compared")
 @pytest.mark.parametrize("channels", [96, 384, 20])
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("kind", ["window", "folded", "alone"])
 @pytest.mark.parametrize("summands", ["none", "bias", "both"])
-def test_the_kernel_computes_the_formula(channels, frames, kind, summands, monkeypatch):
+def test_the_kernel_computes_the_formula_on_cuda(channels, frames, kind, summands, monkeypatch):
     torch.manual_seed(channels + frames)
     shape = (frames, 13, 17, channels)
     draw = lambda *size: torch.randn(*size, device="cuda", dtype=torch.float16)  # noqa: E731
     value = PendingSum(
         draw(*shape), None if summands == "none" else draw(channels), draw(*shape) if summands == "both" else None
     )
-    wide = PendingSum(*(None if t is None else t.float() for t in (value.first, value.bias, value.residual)))
+    bias, residual = (None if summand is None else summand.float() for summand in (value.bias, value.residual))
+    wide = PendingSum(value.first.float(), bias, residual)
     gamma, past = draw(channels), draw(2, *shape[1:])
 
     def compute(value, gamma, past):

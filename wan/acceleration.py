@@ -6,19 +6,15 @@ import math
 
 import torch
 from diffusers.models.activations import GELU
-from diffusers.models.attention import FeedForward
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
-from ..ops.fp8_linear import FP8Linear
 from .fused_decoder import fuse_decoder
 from .fused_norm import runs_kernel_on
 from .streaming_vae import encode_pixel_frame, vae_device
 
 _VARIANTS = 64
-# Norms and quantization have rows of 5,120 and 13,824 numbers: which loop over them is best is measured, not guessed.
-_INDUCTOR_OPTIONS = {"max_autotune_pointwise": True}
 _TWO_ROOT_2_OVER_PI = 2.0 * math.sqrt(2.0 / math.pi)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -31,23 +27,11 @@ def compile_transformer_blocks(transformer: WanTransformer3DModel, backend: str 
         backend: of torch.compile.
     """
     _allow_variants()
-    options = _INDUCTOR_OPTIONS if backend == "inductor" else None
     for block in transformer.blocks:
-        _speed_up_gelu(block.ffn)
-        block.compile(backend=backend, dynamic=False, options=options)
-
-
-def _speed_up_gelu(feed_forward: FeedForward) -> None:
-    """Leave GELU to the FP8 layer behind it, or else write it by sigmoid."""
-    activation, second = feed_forward.net[0], feed_forward.net[2]
-    if not isinstance(activation, GELU) or activation.approximate != "tanh":
-        return
-    taken = isinstance(second, FP8Linear) and second.take_gelu()
-    activation.gelu = _leave_as_it_is if taken else gelu_by_sigmoid
-
-
-def _leave_as_it_is(x: torch.Tensor) -> torch.Tensor:
-    return x
+        activation = block.ffn.net[0]
+        if isinstance(activation, GELU) and activation.approximate == "tanh":
+            activation.gelu = gelu_by_sigmoid
+        block.compile(backend=backend, dynamic=False)
 
 
 def gelu_by_sigmoid(x: torch.Tensor) -> torch.Tensor:

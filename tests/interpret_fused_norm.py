@@ -1,0 +1,43 @@
+"""Run the kernel of `fused_norm` in Triton's interpreter, without a GPU, beside the formula; prints errors as JSON.
+
+A program of its own, because Triton reads TRITON_INTERPRET when a kernel is defined.
+"""
+
+import itertools
+import json
+import os
+from contextlib import nullcontext
+from unittest import mock
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from streamblocks.wan import fused_norm
+from streamblocks.wan.fused_norm import PendingSum, norm_into_window, norm_sum
+
+
+def compute(kind, value, gamma, past):
+    if kind == "alone":
+        return value.first, norm_sum(value, gamma)
+    made = norm_into_window(value, gamma, past, fold=kind == "folded")
+    return value.first, made.window, made.past
+
+
+def largest_difference(kind, channels, frames, summands):
+    generator = torch.Generator().manual_seed(channels + frames)
+    shape = (frames, 5, 7, channels)
+    first, residual, bias, gamma = (torch.randn(s, generator=generator) for s in (shape, shape, channels, channels))
+    past = torch.randn((2, *shape[1:]), generator=generator)
+    results = []
+    for by_kernel in (True, False):
+        value = PendingSum(first.clone(), bias if summands else None, residual if summands > 1 else None)
+        with mock.patch.object(fused_norm, "runs_kernel_on", lambda device, yes=by_kernel: yes):
+            results.append(compute(kind, value, gamma, past))
+    return max(float((made - expected).abs().max()) for made, expected in zip(*results, strict=True))
+
+
+if __name__ == "__main__":
+    cases = itertools.product(("window", "folded", "alone"), (96, 20), (1, 2, 4), (0, 1, 2))
+    with mock.patch.object(torch.cuda, "device", lambda device: nullcontext()):
+        print(json.dumps({" ".join(map(str, case)): largest_difference(*case) for case in cases}))
