@@ -14,9 +14,9 @@ from .block_parallel import BlockParallel, lay_out_units, pad_text
 from .checkpoint import TrainingState, step_generator
 from .latent_pool import BLOCKS, LatentPool
 from .mini_models import TEXT_LENGTH, make_text_encoder, make_tokenizer, make_transformer
-from .progress import Progress
 from .scenes import draw_caption, draw_scene
 from .train_options import TrainOptions, autocast, learning_rate_at
+from .training_loop import Stage, run_stage
 
 PEAK_RATE = 1.2e-3
 AVERAGE_DECAY = 0.997
@@ -57,21 +57,8 @@ def train_transformer(pool: LatentPool, options: TrainOptions) -> tuple[Captione
         attend_to_words(model, step_generator(options.seed, "words", 0))
     model.to(options.device)
     state = TrainingState.start(model, learning_rate=PEAK_RATE, weight_decay=0.01)
-    path = options.folder / CHECKPOINT
-    state.load(path)
-    progress = Progress("transformer", state.step, options.transformer_steps)
-    recent = torch.zeros((), device=options.device)
-    while state.step < options.transformer_steps:
-        recent += _make_step(state, pool, options)
-        state.step += 1
-        state.update_average(AVERAGE_DECAY)
-        if state.step % 20 == 0 or state.step == options.transformer_steps:
-            state.losses.append((state.step, float(recent) / 20))
-            recent.zero_()
-            progress.show(state.step, f"loss {state.losses[-1][1]:.4f}")
-        if state.step % options.save_every == 0 or state.step == options.transformer_steps:
-            state.save(path)
-    state.use_average()
+    stage = Stage("transformer", "loss", options.transformer_steps, AVERAGE_DECAY, CHECKPOINT)
+    run_stage(stage, state, options, lambda: _make_step(state, pool, options))
     return model.eval().requires_grad_(False), state.losses
 
 

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKLWan
 from .checkpoint import TrainingState, step_generator
 from .clips import SIZE, draw_clips, draw_plan, draw_tiles
 from .mini_models import make_vae
-from .progress import Progress
 from .train_options import TrainOptions, autocast, learning_rate_at
+from .training_loop import Stage, run_stage
 from .vae_start import start_vae
 
 PEAK_RATE = 1.5e-3
@@ -65,21 +65,8 @@ def train_vae(options: TrainOptions) -> tuple[AutoencoderKLWan, list[tuple[int, 
         start_vae(vae)
         vae.to(options.device)
     state = TrainingState.start(vae, learning_rate=PEAK_RATE, weight_decay=0.0)
-    path = options.folder / CHECKPOINT
-    state.load(path)
-    progress = Progress("VAE", state.step, options.vae_steps)
-    recent = torch.zeros((), device=options.device)
-    while state.step < options.vae_steps:
-        recent += _make_step(state, options, vae)
-        state.step += 1
-        state.update_average(AVERAGE_DECAY)
-        if state.step % 20 == 0 or state.step == options.vae_steps:
-            state.losses.append((state.step, float(recent) / 20))
-            recent.zero_()
-            progress.show(state.step, f"error on shapes {state.losses[-1][1]:.4f}")
-        if state.step % options.save_every == 0 or state.step == options.vae_steps:
-            state.save(path)
-    state.use_average()
+    stage = Stage("VAE", "error on shapes", options.vae_steps, AVERAGE_DECAY, CHECKPOINT)
+    run_stage(stage, state, options, lambda: _make_step(state, options, vae))
     return vae.eval().requires_grad_(False), state.losses
 
 

@@ -1,0 +1,61 @@
+"""The loop that both stages of the training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .checkpoint import TrainingState
+from .progress import Progress
+from .train_options import TrainOptions
+
+_STEPS_PER_ENTRY = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What differs between the stages.
+
+    Attributes:
+        name: for the progress bar.
+        figure: what a step's figure is.
+        steps: in all.
+        average_decay: of the running average of the weights.
+        checkpoint: name of the file.
+    """
+
+    name: str
+    figure: str
+    steps: int
+    average_decay: float
+    checkpoint: str
+
+
+def run_stage(stage: Stage, state: TrainingState, options: TrainOptions, make_step: Callable[[], torch.Tensor]) -> None:
+    """Train, or go on from the checkpoint, to the stage's last step; the average of the weights is then in place.
+
+    Args:
+        stage: which.
+        state: at its start.
+        options: folder and how often to save.
+        make_step: makes step number `state.step`; gives its figure, a scalar on the device.
+    """
+    path: Path = options.folder / stage.checkpoint
+    state.load(path)
+    progress = Progress(stage.name, state.step, stage.steps)
+    recent = torch.zeros((), device=options.device)
+    while state.step < stage.steps:
+        recent += make_step()
+        state.step += 1
+        state.update_average(stage.average_decay)
+        last = state.step == stage.steps
+        if state.step % _STEPS_PER_ENTRY == 0 or last:
+            state.losses.append((state.step, float(recent) / _STEPS_PER_ENTRY))
+            recent.zero_()
+            progress.show(state.step, f"{stage.figure} {state.losses[-1][1]:.4f}")
+        if state.step % options.save_every == 0 or last:
+            state.save(path)
+    state.use_average()
