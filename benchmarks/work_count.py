@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.attention import CausalPass, install_causal_attention
+from streamblocks.wan.attention import install_causal_attention
+from streamblocks.wan.attention_passes import CausalPass
 from streamblocks.wan.causal_transformer import allocate_cross_cache, allocate_kv_cache, predict_velocity
 from streamblocks.wan.kv_cache import KVCache
 from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame, encode_pixel_frame

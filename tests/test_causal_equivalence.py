@@ -8,13 +8,15 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from streamblocks.wan import attention as attention_module
 from streamblocks.wan import rope as rope_module
-from streamblocks.wan.attention import CausalPass, causal_attention_of, install_causal_attention, make_key_bias
+from streamblocks.wan.attention import causal_attention_of, install_causal_attention
+from streamblocks.wan.attention_passes import CausalPass, make_key_bias
 from streamblocks.wan.before_denoise_steps import draw_noise
 from streamblocks.wan.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
     predict_velocity,
+    write_keys,
 )
 from streamblocks.wan.fused_projections import fuse_self_attention
 from streamblocks.wan.kv_cache import KVCache, write_block
@@ -208,6 +210,19 @@ def test_attention_reads_the_cache_in_place(golden, latents, monkeypatch):
         assert key.stride() == keys.stride() and key.stride(-1) == 1
 
 
+def test_a_pass_for_keys_writes_those_of_a_whole_pass(golden, latents):
+    transformer = build_golden_transformer(golden)
+    cross, layers = cross_cache_for(transformer, golden), list(transformer.blocks)
+    caches = []
+    for make_pass in (predict_velocity, write_keys):
+        cache = allocate_kv_cache(transformer, frames=9, latent_height=HEIGHT, latent_width=WIDTH)
+        make_pass(transformer, latents[:, :, :6], 0.0, CausalPass(cache, cross, 3, causal_tokens=3 * TOKENS))
+        caches.append(cache)
+    for whole, alone in ((part(caches[0]), part(caches[1])) for part in (lambda c: c.keys, lambda c: c.values)):
+        assert all(torch.equal(a, b) and a.any() for a, b in zip(whole, alone, strict=True))
+    assert list(transformer.blocks) == layers
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 3, 4, 6), (1, 3, 5), (3,)])
 def test_noise_drawn_ahead_equals_noise_drawn_one_after_another(shape):
     ours, theirs = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
@@ -232,9 +247,9 @@ def test_kv_cache_keeps_the_sink_and_the_newest_frames():
     for start in range(0, 12, 3):
         cache.begin_block(3)
         frames = torch.arange(start, start + 3, dtype=torch.float32).view(1, 3, 1, 1)
-        keys, values = write_block(cache.keys[0], cache.values[0], cache.length, frames, frames)
+        write_block(cache.keys[0], cache.values[0], cache.length, frames, frames)
         cache.commit(3)
-    assert keys.flatten().tolist() == values.flatten().tolist() == [0, 7, 8, 9, 10, 11]
+    assert cache.keys[0].flatten().tolist() == cache.values[0].flatten().tolist() == [0, 7, 8, 9, 10, 11]
 
 
 def test_kv_cache_refuses_what_does_not_fit():

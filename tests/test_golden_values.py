@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from streamblocks.wan.attention import CausalPass
+from streamblocks.wan.attention_passes import CausalPass
 from streamblocks.wan.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,

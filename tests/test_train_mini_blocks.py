@@ -10,7 +10,8 @@ from streamblocks.tools.train_mini.clips import draw_plan
 from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.mini_models import TEXT_LENGTH
 from streamblocks.tools.train_mini.train_transformer import CaptionedTransformer
-from streamblocks.wan.attention import CausalPass, install_causal_attention
+from streamblocks.wan.attention import install_causal_attention
+from streamblocks.wan.attention_passes import CausalPass
 from streamblocks.wan.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,

@@ -10,8 +10,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
+from ..ops.fp8_linear import FP8Linear
+from ..ops.triton_kernels import runs_kernel_on
 from .fused_decoder import fuse_decoder
-from .fused_norm import runs_kernel_on
 from .streaming_vae import encode_pixel_frame, vae_device
 
 _VARIANTS = 64
@@ -28,9 +29,10 @@ def compile_transformer_blocks(transformer: WanTransformer3DModel, backend: str 
     """
     _allow_variants()
     for block in transformer.blocks:
-        activation = block.ffn.net[0]
+        activation, second = block.ffn.net[0], block.ffn.net[-1]
         if isinstance(activation, GELU) and activation.approximate == "tanh":
-            activation.gelu = gelu_by_sigmoid
+            fused = isinstance(second, FP8Linear) and second.take_gelu()
+            activation.gelu = _leave if fused else gelu_by_sigmoid
         block.compile(backend=backend, dynamic=False)
 
 
@@ -42,6 +44,11 @@ def gelu_by_sigmoid(x: torch.Tensor) -> torch.Tensor:
     H200 the tanh and not memory sets the time. For compiled code, which computes it in float32.
     """
     return x * torch.sigmoid(x * (_TWO_ROOT_2_OVER_PI + _TWO_ROOT_2_OVER_PI * 0.044715 * x * x))
+
+
+def _leave(x: torch.Tensor) -> torch.Tensor:
+    """GELU is applied by the layer behind it, while it quantizes its input."""
+    return x
 
 
 def _allow_variants() -> None:

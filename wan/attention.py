@@ -8,55 +8,25 @@ Without a bound pass the processors compute what diffusers' own would.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
+from ..ops import few_key_attention
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
-from .kv_cache import CrossAttentionCache, KVCache, write_block
-from .rope import FrameOffsetRotaryEmbedding, RotaryTable, apply_rotary
+from ..ops.few_key_attention import attend_to_few_keys
+from . import fused_rotary
+from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
+from .fused_rotary import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
+from .rope import FrameOffsetRotaryEmbedding, RotaryTable
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-
-
-@dataclass(frozen=True)
-class CausalPass:
-    """What one forward of the transformer attends to.
-
-    Attributes:
-        kv_cache: written at its current block, read up to there.
-        cross_cache: the prompt's keys and values.
-        frame_offset: RoPE position of the first latent frame given to the forward.
-        causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
-            each other (one block).
-        key_bias: [1, 1, 1, keys], added to the attention scores; None for no bias.
-    """
-
-    kv_cache: KVCache
-    cross_cache: CrossAttentionCache
-    frame_offset: int
-    causal_tokens: int | None = None
-    key_bias: torch.Tensor | None = None
-
-
-class SelfAttentionPass(NamedTuple):
-    """One layer's part of a `CausalPass`: all that its self-attention reads, and nothing that a compiled layer
-    would be compiled again for (an index, the place in time)."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    past: int
-    causal_tokens: int | None
-    key_bias: torch.Tensor | None
-    block_mask: BlockMask | None = None
 
 
 class CausalAttention:
@@ -67,11 +37,13 @@ class CausalAttention:
         backend: of every attention.
         layers: the processors of self- and cross-attention, by layer.
         block_masks: of flex attention, which takes a block-causal pass in one call.
+        plain_norms: see `fused_rotary.has_plain_norms`.
     """
 
-    def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName) -> None:
+    def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName, *, plain_norms: bool) -> None:
         self.rope = rope
         self.backend = backend
+        self.plain_norms = plain_norms
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
 
@@ -86,18 +58,24 @@ class CausalAttention:
 
     def _hand_out(self, causal_pass: CausalPass, tokens: int) -> None:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
+        device = own.keys[0].device
+        few = text.few
+        few_kernel = None if few is None else few_key_attention.load_kernel(device, text.keys[0].shape[-1])
+        rotary_kernel = fused_rotary.load_kernel(device) if self.plain_norms else None
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
         if self.backend is AttentionBackendName.FLEX and causal_tokens is not None and causal_tokens < tokens:
-            shape = BlockCausalShape(tokens, own.length, causal_tokens, own.keys[0].device)
+            shape = BlockCausalShape(tokens, own.length, causal_tokens, device)
             block_mask = self.block_masks.block_causal(shape)
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
         buffers = zip(self.layers, own.keys, own.values, text.keys, text.values, strict=True)
         for (self_attention, cross_attention), keys, values, text_keys, text_values in buffers:
             self_attention.bound = SelfAttentionPass(
-                keys, values, own.length, causal_tokens, causal_pass.key_bias, block_mask
+                keys, values, own.length, causal_tokens, causal_pass.key_bias, block_mask, rotary_kernel
             )
-            cross_attention.bound = (text_keys, text_values)
+            cross_attention.bound = CrossAttentionPass(
+                text_keys, text_values, None if few_kernel is None else few, few_kernel
+            )
 
     def _release(self) -> None:
         self.rope.frame_offset, self.rope.tables = 0, None
@@ -124,18 +102,20 @@ class CausalSelfAttnProcessor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
         if rotary_emb is None:
             raise ValueError("rotary_emb is None: causal self-attention needs the rotary tables of its tokens.")
-        query, key, value = _project_qkv(attn, hidden_states)
-        query = apply_rotary(_split_heads(attn.norm_q(query), attn.heads), *rotary_emb).type_as(value)
-        key = apply_rotary(_split_heads(attn.norm_k(key), attn.heads), *rotary_emb)
-        attended = self._attend(query, key, _split_heads(value, attn.heads))
-        return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
-
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        projections = project_qkv(attn, hidden_states)
         bound = self.bound
-        backend = self.causal.backend
         if bound is None:
-            return dispatch_attention_fn(query, key.type_as(query), value, backend=backend)
-        keys, values = write_block(bound.keys, bound.values, bound.past, key, value)
+            query, key = norm_and_rotate(attn, projections, rotary_emb)
+            value = split_heads(projections.value, attn.heads)
+            attended = dispatch_attention_fn(query, key.type_as(query), value, backend=self.causal.backend)
+        else:
+            attended = self._attend_to_cache(store_block(attn, projections, rotary_emb, bound), bound)
+        return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
+
+    def _attend_to_cache(self, query: torch.Tensor, bound: SelfAttentionPass) -> torch.Tensor:
+        backend = self.causal.backend
+        end = bound.past + query.shape[1]
+        keys, values = bound.keys[:, :end], bound.values[:, :end]
         if bound.causal_tokens is None or bound.causal_tokens >= query.shape[1]:
             return dispatch_attention_fn(query, keys, values, attn_mask=bound.key_bias, backend=backend)
         if bound.block_mask is not None:
@@ -157,7 +137,7 @@ class CachedCrossAttnProcessor:
 
     def __init__(self, causal: CausalAttention) -> None:
         self.causal = causal
-        self.bound: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.bound: CrossAttentionPass | None = None
 
     def __call__(
         self,
@@ -168,14 +148,16 @@ class CachedCrossAttnProcessor:
         rotary_emb: RotaryTable | None = None,
     ) -> torch.Tensor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
-        query = _split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
-        if self.bound is not None:
-            key, value = self.bound
-        elif encoder_hidden_states is not None:
-            key, value = project_text(attn, encoder_hidden_states)
+        query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
+        bound = self.bound
+        if bound is None:
+            if encoder_hidden_states is None:
+                raise ValueError("encoder_hidden_states is None: cross-attention needs the text or its cache.")
+            bound = CrossAttentionPass(*project_text(attn, encoder_hidden_states))
+        if bound.few is not None:
+            attended = attend_to_few_keys(query, bound.keys, bound.values, bound.few, bound.kernel)
         else:
-            raise ValueError("encoder_hidden_states is None: cross-attention needs the text or its cache.")
-        attended = dispatch_attention_fn(query, key, value, backend=self.causal.backend)
+            attended = dispatch_attention_fn(query, bound.keys, bound.values, backend=self.causal.backend)
         return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
 
 
@@ -191,7 +173,8 @@ def install_causal_attention(transformer: WanTransformer3DModel, backend: str = 
     """
     config = transformer.config
     rope = FrameOffsetRotaryEmbedding(config.attention_head_dim, tuple(config.patch_size))
-    causal = CausalAttention(rope, AttentionBackendName(backend))
+    plain_norms = all(has_plain_norms(block.attn1) for block in transformer.blocks)
+    causal = CausalAttention(rope, AttentionBackendName(backend), plain_norms=plain_norms)
     transformer.rope = rope
     for block in transformer.blocks:
         processors = (CausalSelfAttnProcessor(causal), CachedCrossAttnProcessor(causal))
@@ -233,43 +216,5 @@ def project_text(attn: WanAttention, text: torch.Tensor) -> tuple[torch.Tensor, 
     Returns:
         Key and value, each [batch, text tokens, heads, head_dim].
     """
-    key = _split_heads(attn.norm_k(attn.to_k(text)), attn.heads)
-    return key, _split_heads(attn.to_v(text), attn.heads)
-
-
-def make_key_bias(
-    bias: float, *, past_tokens: int, block_tokens: int, tokens_per_frame: int, like: torch.Tensor
-) -> torch.Tensor | None:
-    """Log-bias on the keys of past frames other than the first (Krea Realtime's remedy for error build-up).
-
-    Args:
-        bias: factor on the attention weight of those keys; 1.0 is off.
-        past_tokens: keys in front of the current block.
-        block_tokens: keys of the current block.
-        tokens_per_frame: keys of the first frame, which is not biased.
-        like: gives device and dtype.
-
-    Returns:
-        [1, 1, 1, past_tokens + block_tokens], or None where nothing is biased.
-
-    Raises:
-        ValueError: bias is not in (0, 1].
-    """
-    if not 0.0 < bias <= 1.0:
-        raise ValueError(f"attention_bias is {bias}: choose a value above 0 and up to 1 (1 is off).")
-    if bias == 1.0 or past_tokens <= tokens_per_frame:
-        return None
-    key_bias = like.new_zeros((1, 1, 1, past_tokens + block_tokens))
-    key_bias[..., tokens_per_frame:past_tokens] = math.log(bias)
-    return key_bias
-
-
-def _project_qkv(attn: WanAttention, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if getattr(attn, "fused_projections", False):
-        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        return query, key, value
-    return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-
-
-def _split_heads(hidden_states: torch.Tensor, heads: int) -> torch.Tensor:
-    return hidden_states.unflatten(2, (heads, -1))
+    key = split_heads(attn.norm_k(attn.to_k(text)), attn.heads)
+    return key, split_heads(attn.to_v(text), attn.heads)

@@ -10,13 +10,13 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from .attention import CausalPass
+from .attention_passes import CausalPass
 from .causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
-    predict_velocity,
     weight_device,
+    write_keys,
 )
 from .few_step_schedule import make_few_step_schedule
 from .kv_cache import CrossAttentionCache, KVCache
@@ -245,7 +245,7 @@ class RefillContextStep(ModularPipelineBlocks):
             # None where the context is one block: a compiled layer then shares the graph of the stream's first block.
             causal_tokens=block_tokens if context.shape[2] > block_state.num_frames_per_block else None,
         )
-        predict_velocity(components.transformer, context, 0.0, causal_pass)
+        write_keys(components.transformer, context, 0.0, causal_pass)
         cache.commit(context.shape[2] * cache.tokens_per_frame)
 
 

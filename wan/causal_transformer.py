@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 
-from .attention import CausalPass, causal_attention_of, project_text
+from ..ops.few_key_attention import merge_padding
+from .attention import causal_attention_of, project_text
+from .attention_passes import CausalPass
+from .keys_only_layer import KeysOnlyLayer
 from .kv_cache import CrossAttentionCache, KVCache
 
 
@@ -79,6 +82,16 @@ def fill_cross_cache(
         cache.keys[layer].copy_(key)
         cache.values[layer].copy_(value)
     cache.prompt = prompt
+    cache.few = merge_padding(_count_words(prompt_embeds), prompt_embeds.shape[1], device=embeds.device)
+
+
+def _count_words(prompt_embeds: torch.Tensor) -> int:
+    """Tokens of [1, text tokens, text_dim] in front of the zeros that they are padded with."""
+    if prompt_embeds.is_meta:
+        # A dry run that counts memory: a long prompt needs no less.
+        return prompt_embeds.shape[1]
+    places = prompt_embeds[0].any(dim=-1).nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
 
 
 @torch.no_grad()
@@ -105,3 +118,15 @@ def predict_velocity(
     with causal_attention_of(transformer).bind(causal_pass, tokens):
         velocity = transformer(sample, time, no_text, return_dict=False)[0]
     return velocity.float()
+
+
+def write_keys(
+    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
+) -> None:
+    """The pass of `predict_velocity`, for the keys it writes: without what only a velocity needs of the last layer."""
+    last = transformer.blocks[-1]
+    transformer.blocks[-1] = KeysOnlyLayer(last)
+    try:
+        predict_velocity(transformer, latents, timestep, causal_pass)
+    finally:
+        transformer.blocks[-1] = last

@@ -7,9 +7,9 @@ from diffusers import WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from .attention import CausalPass, make_key_bias
+from .attention_passes import CausalPass, make_key_bias
 from .before_denoise_steps import MODEL_NAME, RECOMPUTE, ROLLING, State, draw_noise
-from .causal_transformer import predict_velocity
+from .causal_transformer import predict_velocity, write_keys
 from .kv_cache import CrossAttentionCache, KVCache
 
 
@@ -131,7 +131,7 @@ class RememberBlockStep(ModularPipelineBlocks):
         if block_state.kv_policy == ROLLING:
             # The clean pass: keys at t = 0 replace those of the last denoising step (Self-Forcing).
             causal_pass = CausalPass(cache, block_state.crossattn_cache, frame_offset=block_state.frame_offset)
-            predict_velocity(components.transformer, latents, 0.0, causal_pass)
+            write_keys(components.transformer, latents, 0.0, causal_pass)
             cache.commit(latents.shape[2] * cache.tokens_per_frame)
         past = block_state.current_denoised_latents
         history = latents if past is None else torch.cat([past, latents], dim=2)

@@ -7,12 +7,14 @@ of other VAEs and of other devices. From the third on every convolution has two 
 - Between two convolutions memory is passed over once (`fused_norm`).
 - Convolutions of few channels become 2-D ones over three frames side by side: on an H200 cuDNN multiplies 96 channels
   at 490 TFLOP/s so, and at 270 in three dimensions (`benchmarks/vae_convolutions.py`). The sums are the same.
+- Convolutions of an enlarged picture are made from the small one.
 
 The cache is diffusers' own list, so both may work on one stream.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanRMS_norm,
     WanUpBlock,
 )
+from torch import nn
 from torch.nn import functional as F
 
 from .fused_norm import PAST_FRAMES, TAPS, PendingSum, norm_into_window
@@ -104,13 +107,8 @@ class _SteadyPass:
             # The two halves of the channels are two frames, one behind the other.
             halves = doubled.view(frames, height, width, 2, channels).permute(0, 3, 1, 2, 4)
             value = halves.reshape(2 * frames, height, width, channels)
-        frames, height, width, channels = value.shape
-        # Nearest-exact interpolation by 2, as one copy: torch's own kernel takes five times as long.
-        doubled = value.view(frames, height, 1, width, 1, channels).expand(-1, -1, 2, -1, 2, -1)
-        larger = doubled.reshape(frames, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
         convolution = resample.resample[1]
-        made = F.conv2d(larger, convolution.weight, padding=convolution.padding)
-        return PendingSum(made.permute(0, 2, 3, 1).contiguous(), convolution.bias)
+        return PendingSum(_convolve_doubled(convolution, value), convolution.bias)
 
     def _normed_convolution(self, norm: WanRMS_norm, convolution: WanCausalConv3d, value: PendingSum) -> torch.Tensor:
         """The convolution of the normed sum, without its bias."""
@@ -148,3 +146,29 @@ def _convolve_folded(convolution: WanCausalConv3d, window: torch.Tensor) -> torc
     weight = weight.contiguous(memory_format=torch.channels_last)
     made = F.conv2d(window.permute(0, 3, 1, 2), weight, padding=spatial_padding(convolution))
     return made.permute(0, 2, 3, 1).contiguous()
+
+
+def _convolve_doubled(convolution: nn.Conv2d, pictures: torch.Tensor) -> torch.Tensor:
+    """A 3x3 convolution of pictures enlarged twice by repeating pixels, without its bias, made from the small pictures.
+
+    [frames, height, width, channels] to [frames, 2 * height, 2 * width, out channels]. A window of 3 on repeated
+    pixels covers 2 different ones: an even pixel is (w0, w1 + w2) times the pixel before and its own, an odd one
+    (w0 + w1, w2) times its own and the next. So each of the four positions in a doubled pixel is a
+    convolution by 2x2, and all four are one of four times the channels: 4/9 of the products, and no enlarged copy.
+    """
+    frames, height, width, _ = pictures.shape
+    weight = convolution.weight.float()
+    rows = torch.stack((_pair_taps(weight, 2, odd=False), _pair_taps(weight, 2, odd=True)))
+    taps = torch.stack((_pair_taps(rows, 4, odd=False), _pair_taps(rows, 4, odd=True)), dim=1)
+    taps = taps.flatten(0, 2).to(pictures.dtype).contiguous(memory_format=torch.channels_last)
+    made = F.conv2d(pictures.permute(0, 3, 1, 2), taps, padding=1).permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))
+    doubled = made.new_empty((frames, height, 2, width, 2, made.shape[-1]))
+    for row, column in itertools.product(range(2), range(2)):
+        doubled[:, :, row, :, column] = made[:, row : row + height, column : column + width, row, column]
+    return doubled.view(frames, 2 * height, 2 * width, -1)
+
+
+def _pair_taps(weight: torch.Tensor, dim: int, *, odd: bool) -> torch.Tensor:
+    """The 2 taps of an even or odd pixel, from the 3 along `dim`."""
+    first, middle, last = weight.unbind(dim)
+    return torch.stack((first + middle, last) if odd else (first, middle + last), dim=dim)

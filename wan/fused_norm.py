@@ -8,12 +8,13 @@ input once and writes each output once; elsewhere the same is computed by torch.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from ..ops.triton_kernels import runs_kernel_on
 
 # Frames that a causal convolution with 3 taps looks back.
 PAST_FRAMES = 2
@@ -104,16 +105,6 @@ def norm_sum(value: PendingSum, gamma: torch.Tensor) -> torch.Tensor:
     total = value.add_up()
     weight = total.shape[-1] ** 0.5 * gamma.float()
     return F.silu(F.normalize(total.float(), dim=-1, eps=_EPSILON) * weight).to(total.dtype)
-
-
-def runs_kernel_on(device: torch.device) -> bool:
-    """Whether the kernel runs there: on CUDA, with Triton, which torch brings where it supports the GPU."""
-    return device.type == "cuda" and _triton_is_there()
-
-
-@functools.cache
-def _triton_is_there() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..ops.few_key_attention import FewKeys
 from .rope import RotaryTables
 
 
@@ -105,10 +106,8 @@ class KVCache:
         self.length -= surplus
 
 
-def write_block(
-    keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Store one layer of the current block and return all that it may attend to.
+def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Store one layer of the current block.
 
     Takes one layer's buffers, not the cache and an index: a compiled layer would be compiled again for each index.
 
@@ -118,14 +117,10 @@ def write_block(
         past: tokens of past frames in front of the block.
         key: [batch, block tokens, heads, head_dim], after RoPE; cast to the buffer's dtype on the way.
         value: the same shape.
-
-    Returns:
-        Views on keys and values [batch, past + block tokens, heads, head_dim].
     """
     end = past + key.shape[1]
     keys[:, past:end].copy_(key)
     values[:, past:end].copy_(value)
-    return keys[:, :end], values[:, :end]
 
 
 @dataclass
@@ -136,11 +131,13 @@ class CrossAttentionCache:
         keys: per layer [batch, text tokens, heads, head_dim].
         values: per layer, the same shape.
         prompt: the prompt they were computed from; None while empty.
+        few: how its words and one token of padding stand for all tokens; None for a long prompt.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     prompt: str | None = None
+    few: FewKeys | None = None
 
     @classmethod
     def allocate(

@@ -29,7 +29,7 @@ class TrainOptions:
     folder: Path
     device: torch.device
     seed: int = 0
-    vae_steps: int = 3000
+    vae_steps: int = 4000
     pool_clips: int = 3072
     transformer_steps: int = 3000
     few_step_share: float = 0.4

@@ -1,0 +1,74 @@
+"""Run the transformer's Triton kernels in Triton's interpreter, without a GPU, beside torch; prints errors as JSON.
+
+A program of its own, because Triton reads TRITON_INTERPRET when a kernel is defined.
+"""
+
+import itertools
+import json
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch.nn import functional as F
+
+from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, merge_padding
+from streamblocks.ops.few_key_attention_kernel import attend_to_few_keys as few_key_kernel
+from streamblocks.ops.fp8_linear import FP8_MAX, SMALLEST_SCALE, fp8_scale, largest_magnitude
+from streamblocks.ops.gelu_quantization_kernel import gelu_quantize_rows
+from streamblocks.wan import fused_rotary
+from streamblocks.wan.attention_passes import SelfAttentionPass
+from streamblocks.wan.fused_rotary import Projections
+from streamblocks.wan.fused_rotary_kernel import norm_rotate_and_store
+from streamblocks.wan.rope import FrameOffsetRotaryEmbedding
+
+from plain_attention import attend_to_all, pad
+
+
+def few_keys(words, text_tokens=512):
+    """Against attention over all keys, padding included."""
+    query, key, value = (torch.randn(1, tokens, 3, 32) for tokens in (150, text_tokens, text_tokens))
+    key, value, few = pad(key, words), pad(value, words), merge_padding(words, text_tokens)
+    assert few is not None
+    whole, made = attend_to_all(query, key, value), attend_to_few_keys(query, key, value, few, few_key_kernel)
+    return float((made - whole).abs().max())
+
+
+def gelu_and_rows(columns):
+    """Against torch's GELU and the scale of our own quantization; before rounding, which the interpreter truncates."""
+    x = (3 * torch.randn(7, columns)).bfloat16()
+    x[3] = 0
+    quotients, scales = torch.empty(7, columns), torch.empty(7, 1)
+    gelu_quantize_rows[(7,)](x, quotients, scales, columns, LARGEST=FP8_MAX, SMALLEST_SCALE=SMALLEST_SCALE, BLOCK=256)
+    expected = F.gelu(x.float(), approximate="tanh")
+    scale = fp8_scale(largest_magnitude(expected, "per row"))
+    return float((scales / scale - 1).abs().max() + (quotients - expected / scale).abs().max() / FP8_MAX)
+
+
+def norm_rotate_store(heads, head_dim, fused):
+    """Against torch's way to the same cache."""
+    tokens, past, dim = 6, 4, heads * head_dim
+    attn = WanAttention(dim=dim, heads=heads, dim_head=head_dim, eps=1e-3, processor=WanAttnProcessor())
+    for norm in (attn.norm_q, attn.norm_k):
+        norm.weight.data.normal_()
+    rope = FrameOffsetRotaryEmbedding(head_dim, (1, 2, 2))
+    rope.frame_offset = 5
+    table = rope(torch.empty(1, 1, 1, 4, 6))
+    parts = torch.randn(1, tokens, 3 * dim).chunk(3, dim=-1) if fused else torch.randn(3, 1, tokens, dim)
+    results = []
+    for kernel in (norm_rotate_and_store, None):
+        keys, values = torch.ones(2, 1, past + tokens + 1, heads, head_dim)
+        bound = SelfAttentionPass(keys, values, past, None, None, kernel=kernel)
+        results.append((fused_rotary.store_block(attn, Projections(*parts), table, bound), keys, values))
+    return max(float((made - expected).abs().max()) for made, expected in zip(*results, strict=True))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    errors = {f"{words} words": few_keys(words) for words in (0, 5, MOST_KEYS - 1)}
+    errors |= {f"{columns} columns": gelu_and_rows(columns) for columns in (256, 200)}
+    cases = itertools.product(((2, 16), (3, 32)), (True, False))
+    errors |= {f"rotary {size} {fused}": norm_rotate_store(*size, fused) for size, fused in cases}
+    print(json.dumps(errors))

@@ -1,0 +1,137 @@
+"""The transformer's Triton kernels: attention to a short prompt, GELU while quantizing."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch.nn import functional as F
+
+from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, load_kernel, merge_padding
+from streamblocks.ops.fp8_linear import FP8Linear, supports_fp8_matmul
+from streamblocks.ops.quantization import QuantizationSpec
+from streamblocks.wan import fused_rotary
+from streamblocks.wan.attention import install_causal_attention
+from streamblocks.wan.attention_passes import SelfAttentionPass
+from streamblocks.wan.causal_transformer import allocate_cross_cache, fill_cross_cache
+from streamblocks.wan.rope import FrameOffsetRotaryEmbedding
+
+from plain_attention import attend_to_all, pad
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the Triton kernels are not run")
+
+
+def test_the_kernels_in_tritons_interpreter():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: its kernels are not compared")
+    script = Path(__file__).with_name("interpret_transformer_kernels.py")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    errors = json.loads(result.stdout.splitlines()[-1])
+    assert len(errors) == 9
+    assert max(errors.values()) < 1e-5, errors
+
+
+def tiny_transformer():
+    torch.manual_seed(0)
+    return WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
+        ffn_dim=32, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+    ).eval().requires_grad_(False)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [0, 1, 40, MOST_KEYS - 1])
+def test_a_short_prompt_gives_the_same_attention_by_few_keys(words):
+    transformer = tiny_transformer()
+    install_causal_attention(transformer)
+    cache = allocate_cross_cache(transformer, text_tokens=512)
+    embeds = torch.zeros(1, 512, 8)
+    embeds[:, :words] = torch.randn(1, words, 8)
+    fill_cross_cache(transformer, cache, embeds, "prompt")
+    assert cache.few is not None
+    query = torch.randn(1, 30, 2, 16)
+    for key, value in zip(cache.keys, cache.values, strict=True):
+        whole = attend_to_all(query, key, value)
+        few = attend_to_few_keys(query, key, value, cache.few)
+        assert torch.allclose(few, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(("words", "text_tokens"), [(MOST_KEYS, 512), (512, 512), (16, 16)])
+def test_other_prompts_keep_all_their_keys(words, text_tokens):
+    transformer = tiny_transformer()
+    cache = allocate_cross_cache(transformer, text_tokens=text_tokens)
+    embeds = torch.zeros(1, text_tokens, 8)
+    embeds[:, :words] = 1.0
+    cache.few = merge_padding(1, 512)
+    fill_cross_cache(transformer, cache, embeds, "prompt")
+    assert cache.few is None
+
+
+def test_without_cuda_there_is_no_kernel():
+    assert load_kernel(torch.device("cpu"), 128) is None
+    layer = FP8Linear.from_float(torch.randn(16, 16), None, QuantizationSpec("fp8", "per row", "dynamic per row"))
+    assert not layer.take_gelu()
+
+
+@ON_CUDA
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("words", [0, 32, MOST_KEYS - 1])
+def test_few_keys_on_cuda(words, compiled):
+    torch.manual_seed(words)
+    draw = lambda tokens: torch.randn(1, tokens, 5, 128, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+    query, key, value = draw(1000), pad(draw(512), words), pad(draw(512), words)
+    whole = attend_to_all(query.float(), key.float(), value.float())
+    few, kernel = merge_padding(words, 512, device="cuda"), load_kernel(query.device, 128)
+    assert few is not None
+    attend = torch.compile(attend_to_few_keys, fullgraph=True) if compiled else attend_to_few_keys
+    made = attend(query, key, value, few, kernel)
+    assert (made.float() - whole).abs().max() < 0.02
+
+
+@pytest.mark.skipif(not supports_fp8_matmul("cuda"), reason="no FP8 units: GELU is not fused into the quantization")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gelu_while_quantizing_on_cuda(compiled):
+    torch.manual_seed(0)
+    spec = QuantizationSpec("fp8", "per row", "dynamic per row")
+    weight = torch.randn(256, 13824, device="cuda", dtype=torch.bfloat16)
+    layer = FP8Linear.from_float(weight, None, spec)
+    x = 2 * torch.randn(1, 500, 13824, device="cuda", dtype=torch.bfloat16)
+    expected = layer(F.gelu(x.float(), approximate="tanh")).float()
+    assert layer.take_gelu()
+    made = (torch.compile(layer, fullgraph=True) if compiled else layer)(x).float()
+    assert (made - expected).norm() / expected.norm() < 5e-3
+
+
+@ON_CUDA
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_norm_rotary_and_store_on_cuda(fused, compiled):
+    torch.manual_seed(0)
+    heads, tokens, past, dim = 40, 12, 6, 5120
+    attn = WanAttention(dim=dim, heads=heads, dim_head=128, processor=WanAttnProcessor()).to("cuda", torch.bfloat16)
+    for norm in (attn.norm_q, attn.norm_k):
+        norm.weight.data.normal_()
+    rope = FrameOffsetRotaryEmbedding(128, (1, 2, 2))
+    table = rope(torch.empty(1, 1, 1, 6, 8, device="cuda"))
+    projected = torch.randn(1, tokens, 3 * dim, device="cuda").bfloat16().chunk(3, dim=-1)
+    parts = [part if fused else part.contiguous() for part in projected]
+    store: Any = fused_rotary.store_block
+    if compiled:
+        store = torch.compile(store, fullgraph=True, dynamic=False)
+    # Each in memory of its own, as in the cache: compiled code takes no two views of one tensor to be written.
+    keys, values = (torch.ones(1, past + tokens + 1, heads, 128, device="cuda").bfloat16() for _ in range(2))
+    kernel = fused_rotary.load_kernel(torch.device("cuda"))
+    by_kernel = SelfAttentionPass(keys, values, past, None, None, kernel=kernel)
+    made_query = store(attn, fused_rotary.Projections(*parts), table, by_kernel)
+    wide = SelfAttentionPass(torch.ones_like(keys).float(), torch.ones_like(values).float(), past, None, None)
+    wide_parts = fused_rotary.Projections(*(part.float() for part in parts))
+    query = fused_rotary.store_block(attn.float(), wide_parts, table, wide)
+    results = (made_query, *by_kernel[:2]), (query, *wide[:2])
+    for made, expected in zip(*results, strict=True):
+        assert (made.float() - expected).abs().max() < 0.01 * expected.abs().max()

@@ -1,0 +1,92 @@
+"""What one forward of the causal transformer attends to, as a whole and layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..ops.few_key_attention import FewKeys
+from .kv_cache import CrossAttentionCache, KVCache
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True)
+class CausalPass:
+    """What one forward of the transformer attends to.
+
+    Attributes:
+        kv_cache: written at its current block, read up to there.
+        cross_cache: the prompt's keys and values.
+        frame_offset: RoPE position of the first latent frame given to the forward.
+        causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
+            each other (one block).
+        key_bias: [1, 1, 1, keys], added to the attention scores; None for no bias.
+    """
+
+    kv_cache: KVCache
+    cross_cache: CrossAttentionCache
+    frame_offset: int
+    causal_tokens: int | None = None
+    key_bias: torch.Tensor | None = None
+
+
+class SelfAttentionPass(NamedTuple):
+    """One layer's part of a `CausalPass`: all that its self-attention reads, and nothing that a compiled layer
+    would be compiled again for (an index, the place in time)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    past: int
+    causal_tokens: int | None
+    key_bias: torch.Tensor | None
+    block_mask: BlockMask | None = None
+    # Of `fused_rotary`; None where torch does its work.
+    kernel: Any = None
+
+
+class CrossAttentionPass(NamedTuple):
+    """One layer's part of a `CausalPass`: what its cross-attention reads.
+
+    Attributes:
+        keys: of the prompt.
+        values: the same.
+        few: see `CrossAttentionCache`; None without a kernel for it.
+        kernel: of `few_key_attention`.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    few: FewKeys | None = None
+    kernel: Any = None
+
+
+def make_key_bias(
+    bias: float, *, past_tokens: int, block_tokens: int, tokens_per_frame: int, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Log-bias on the keys of past frames other than the first (Krea Realtime's remedy for error build-up).
+
+    Args:
+        bias: factor on the attention weight of those keys; 1.0 is off.
+        past_tokens: keys in front of the current block.
+        block_tokens: keys of the current block.
+        tokens_per_frame: keys of the first frame, which is not biased.
+        like: gives device and dtype.
+
+    Returns:
+        [1, 1, 1, past_tokens + block_tokens], or None where nothing is biased.
+
+    Raises:
+        ValueError: bias is not in (0, 1].
+    """
+    if not 0.0 < bias <= 1.0:
+        raise ValueError(f"attention_bias is {bias}: choose a value above 0 and up to 1 (1 is off).")
+    if bias == 1.0 or past_tokens <= tokens_per_frame:
+        return None
+    key_bias = like.new_zeros((1, 1, 1, past_tokens + block_tokens))
+    key_bias[..., tokens_per_frame:past_tokens] = math.log(bias)
+    return key_bias

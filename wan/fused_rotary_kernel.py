@@ -1,0 +1,53 @@
+"""The Triton kernel of `fused_rotary`; imported only where it runs."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# mypy: ignore-errors
+
+
+@triton.jit
+def norm_and_rotate(x, gamma, column, mask, angles, DIM: tl.constexpr, EPSILON: tl.constexpr):  # noqa: ANN001, ANN201, N803
+    """One row: x / rms(x) * gamma, then each pair (a, b) turned: (a cos - b sin, a sin + b cos)."""
+    values = tl.load(x + column, mask, other=0.0).to(tl.float32)
+    weight = tl.load(gamma + column, mask, other=0.0).to(tl.float32)
+    values = values * tl.rsqrt(tl.sum(values * values, axis=0) / DIM + EPSILON) * weight
+    first, second = tl.split(tl.reshape(values, (column.shape[0] // 2, 2)))
+    cos, sin = tl.split(tl.reshape(angles, (column.shape[0] // 2, 2)))
+    turned = tl.join(first * cos - second * sin, first * sin + second * cos)
+    return tl.reshape(turned, (column.shape[0],))
+
+
+@triton.jit
+def norm_rotate_and_store(  # noqa: ANN201
+    query,  # noqa: ANN001
+    key,  # noqa: ANN001
+    value,  # noqa: ANN001
+    row_step,  # noqa: ANN001
+    query_gamma,  # noqa: ANN001
+    key_gamma,  # noqa: ANN001
+    cos_sin,  # noqa: ANN001
+    rotated,  # noqa: ANN001
+    keys,  # noqa: ANN001
+    values,  # noqa: ANN001
+    past,  # noqa: ANN001
+    DIM: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,  # noqa: N803
+    # Compiled in: inductor passes a Python float as float64.
+    QUERY_EPSILON: tl.constexpr,  # noqa: N803
+    KEY_EPSILON: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """One program a token, which it reads once; queries go to `rotated`, keys and values to the cache behind `past`."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    mask = column < DIM
+    angles = tl.load(cos_sin + token * HEAD_DIM + column % HEAD_DIM)
+    turned = norm_and_rotate(query + token * row_step, query_gamma, column, mask, angles, DIM, QUERY_EPSILON)
+    tl.store(rotated + token * DIM + column, turned, mask)
+    turned = norm_and_rotate(key + token * row_step, key_gamma, column, mask, angles, DIM, KEY_EPSILON)
+    slot = (past + token) * DIM + column
+    tl.store(keys + slot, turned, mask)
+    tl.store(values + slot, tl.load(value + token * row_step + column, mask, other=0.0), mask)
