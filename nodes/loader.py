@@ -21,7 +21,9 @@ from ..stream.recipe import (
 
 RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
 
+MINI_MODEL = "mini (in the pack: coloured shapes at 64x64)"
 TINY_MODEL = "tiny random model (made on the spot, to try the nodes)"
+_MINI_FOLDER = Path(__file__).resolve().parent.parent / "models" / "mini"
 HUB_MODEL = "hub id below"
 FROM_MODEL = "from the model"
 
@@ -44,11 +46,12 @@ class LoadStreamingPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[TINY_MODEL, *folders, *host.transformer_files(), HUB_MODEL],
-                    default=TINY_MODEL,
+                    options=[MINI_MODEL, TINY_MODEL, *folders, *host.transformer_files(), HUB_MODEL],
+                    default=MINI_MODEL,
                     tooltip=(
                         "A folder in models/diffusers, or a single .safetensors file in models/diffusion_models "
-                        "(Krea Realtime, Self-Forcing; Wan's original names). The tiny model shows noise."
+                        "(Krea Realtime, Self-Forcing; Wan's original names). The mini model comes with the pack: "
+                        "prompts such as 'a red circle moves right', at 64x64. The tiny one shows noise."
                     ),
                 ),
                 io.String.Input(
@@ -183,6 +186,8 @@ class LoadStreamingPipeline(io.ComfyNode):
 
 
 def _model_path(model: str, hub_id: str) -> str:
+    if model == MINI_MODEL:
+        return str(_MINI_FOLDER)
     if model == TINY_MODEL:
         return str(_tiny_model_folder())
     if model != HUB_MODEL:

@@ -25,8 +25,15 @@ Node = tuple[str, tuple[int, int], int, dict[str, Any]]
 # A wire: from node and output, to node and input; nodes by their number below, slots by name.
 Wire = tuple[int, str, int, str]
 
-# Seconds on a CPU with the tiny model, and the same video each time.
-SMALL_AND_SHORT = {"control_after_generate": "fixed", "blocks": 5, "width": 128, "height": 128}
+# Seconds on a CPU with the mini model that comes with the pack, and the same video each time.
+SMALL_AND_SHORT = {
+    "prompt": "a red circle moves right",
+    "control_after_generate": "fixed",
+    "blocks": 5,
+    "width": 64,
+    "height": 64,
+    "fps": 8,
+}
 
 TEXT_TO_VIDEO: tuple[list[Node], list[Wire]] = (
     [

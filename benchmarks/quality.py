@@ -1,0 +1,239 @@
+"""Does the mini model's stream show what the prompt says, for how long, and what does quantizing cost?
+
+    python benchmarks/quality.py                     # all parts; about 20 minutes on 2 cores
+    python benchmarks/quality.py --only prompts,formats --captions 24 --json quality.json --sheets output/quality
+
+The streams are made by the session that the nodes use. What their frames show is measured from the pixels, by comparing
+with drawings (`tools/train_mini/drawn_truth.py`). A clip counts as right in colour, shape and direction as most of its
+pictures are; clips are five blocks long. Seeds are none that training has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import streamblocks_path
+import torch
+from quality_sheets import write_sheet
+from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
+from weight_formats import FORMATS, PLAIN
+
+from streamblocks.stream.settings import KV_POLICIES, StreamSettings
+from streamblocks.tools.train_mini.drawn_truth import Hits
+from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
+
+PARTS = ("prompts", "long", "changes", "formats")
+MINI = streamblocks_path.ROOT / "models" / "mini"
+_FIRST_SEED = 1_000_000
+_BLOCKS_BEFORE_CHANGE, _BLOCKS_BEHIND_CHANGE = 3, 4
+_ON_SHEET = 12
+ASPECTS = ("color", "shape", "direction")
+
+
+@dataclass
+class Quality:
+    """One run: what was asked for, and the figures so far."""
+
+    options: argparse.Namespace
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Every part asked for; its figures are written as soon as they are there."""
+        parts: dict[str, Callable[[], None]] = {
+            "prompts": self.measure_prompts,
+            "long": self.measure_long_streams,
+            "changes": self.measure_prompt_changes,
+            "formats": self.measure_formats,
+        }
+        for name in self.options.only:
+            began = time.perf_counter()
+            parts[name]()
+            print(f"({name}: {(time.perf_counter() - began) / 60:.1f} min)\n", flush=True)
+            if self.options.json:
+                self.options.json.write_text(json.dumps(self.figures, indent=1) + "\n")
+
+    def measure_prompts(self) -> None:
+        """(a) Accuracy over captions and held-out seeds."""
+        scenes = spread(all_scenes(), self.options.captions)
+        jobs = [
+            self._job((scene,) * WINDOW, caption * self.options.seeds + seed)
+            for caption, scene in enumerate(scenes)
+            for seed in range(self.options.seeds)
+        ]
+        outcomes = self._make(jobs, "prompts")
+        hits = [outcome.early for outcome in outcomes]
+        self.figures |= {f"{aspect}_accuracy": share(hits, aspect) for aspect in ASPECTS}
+        self.figures |= {"all_accuracy": share(hits, "all"), "clips": len(hits)}
+        print(f"Prompt accuracy, {len(scenes)} captions x {self.options.seeds} seeds, blocks 1 to {WINDOW}")
+        print_row("", *(f"{aspect} %" for aspect in ASPECTS), "all three %")
+        print_row("", *percent(hits))
+
+    def measure_long_streams(self) -> None:
+        """(b) Early against late blocks, and (c) jumps at seams, for each KV policy."""
+        blocks, scenes = self.options.blocks, spread(all_scenes(), self.options.long_captions)
+        print(f"Streams of {blocks} blocks, {len(scenes)} captions: first and last {WINDOW} blocks; seams")
+        print_row(
+            "policy", *(f"{aspect} %" for aspect in ASPECTS), "late:", *(f"{name} %" for name in ASPECTS), "seam x"
+        )
+        late, early, ratios = {}, {}, {}
+        for policy in self.options.policies:
+            jobs = [self._job((scene,) * blocks, 5_000 + i, policy=policy) for i, scene in enumerate(scenes)]
+            outcomes = self._make(jobs, f"long_{policy}")
+            first, last = [outcome.early for outcome in outcomes], [outcome.late for outcome in outcomes]
+            ratios[policy] = mean([x for o in outcomes for x in o.seams]) / mean(
+                [x for o in outcomes for x in o.inside]
+            )
+            early[policy], late[policy] = by_aspect(first), by_aspect(last)
+            print_row(policy, *percent(first)[:3], "", *percent(last)[:3], f"{ratios[policy]:.3f}")
+        for aspect in ASPECTS:
+            self.figures[f"early_{aspect}_accuracy"] = {policy: figures[aspect] for policy, figures in early.items()}
+            self.figures[f"late_{aspect}_accuracy"] = {policy: figures[aspect] for policy, figures in late.items()}
+        self.figures["seam_ratio_by_policy"] = ratios
+        self.figures["seam_ratio"] = ratios.get(StreamSettings().kv_policy)
+
+    def measure_prompt_changes(self) -> None:
+        """(d) Blocks until the colour of a new prompt shows; 1 is the first block made with it."""
+        scenes = spread(all_scenes(), self.options.change_captions)
+        colors = list(COLORS)
+        counts: list[int | None] = []
+        jobs = []
+        for number, scene in enumerate(scenes):
+            step = 1 + number % (len(colors) - 1)
+            other = replace(scene, color=colors[(colors.index(scene.color) + step) % len(colors)])
+            plan = (scene,) * _BLOCKS_BEFORE_CHANGE + (other,) * _BLOCKS_BEHIND_CHANGE
+            jobs.append(self._job(plan, 10_000 + number))
+        for outcome in self._make(jobs, "changes"):
+            wanted = outcome.job.scenes[-1].color
+            behind = outcome.colors[_BLOCKS_BEFORE_CHANGE:]
+            counts.append(behind.index(wanted) + 1 if wanted in behind else None)
+        shown = [count for count in counts if count is not None]
+        within = sum(count <= 2 for count in shown) / len(counts)
+        self.figures |= {"blocks_to_new_color": mean(shown), "new_color_within_2_blocks": within}
+        self.figures["new_color_not_shown"] = len(counts) - len(shown)
+        print(f"Prompt changes, {len(counts)} cases: new colour within 2 blocks in {100 * within:.1f} %; by block:")
+        print_row(*(f"{block}: {counts.count(block)}" for block in range(1, _BLOCKS_BEHIND_CHANGE + 1)), "never:")
+        print_row("", "", "", "", counts.count(None))
+
+    def measure_formats(self) -> None:
+        """(e) The weights' formats against bfloat16: the same seeds, so the same streams but for rounding."""
+        scenes = spread(all_scenes(), self.options.format_captions)
+        psnr, accuracy, aspects = {}, {}, {}
+        reference: list[StreamOutcome] = []
+        print(f"Formats, {len(scenes)} captions, blocks 1 to {WINDOW}; PSNR against {PLAIN}")
+        print_row("format", "PSNR dB", *(f"{aspect} %" for aspect in ASPECTS), "all three %")
+        for weights in (PLAIN, *(name for name in self.options.formats if name != PLAIN)):
+            jobs = [
+                replace(self._job((scene,) * WINDOW, 20_000 + i), weights=weights, keep_frames=True)
+                for i, scene in enumerate(scenes)
+            ]
+            outcomes = self._make(jobs, f"format_{weights}")
+            reference = reference or outcomes
+            hits = [outcome.early for outcome in outcomes]
+            psnr[weights] = mean_psnr(reference, outcomes) if weights != PLAIN else None
+            accuracy[weights], aspects[weights] = share(hits, "all"), by_aspect(hits)
+            db = psnr[weights]
+            print_row(weights, "" if db is None else f"{db:.1f}", *percent(hits))
+        self.figures |= {"psnr_db": psnr, "accuracy": accuracy, "accuracy_by_aspect": aspects}
+
+    def _job(self, scenes: Sequence[Scene], seed: int, *, policy: str = StreamSettings().kv_policy) -> StreamJob:
+        return StreamJob(tuple(scenes), _FIRST_SEED + seed, str(self.options.model), FLOAT32, policy)
+
+    def _make(self, jobs: Sequence[StreamJob], sheet: str) -> list[StreamOutcome]:
+        """Make the streams; with a folder for sheets, keep and write the frames of some."""
+        if self.options.sheets:
+            shown = set(spread(range(len(jobs)), _ON_SHEET))
+            jobs = [replace(job, keep_frames=job.keep_frames or number in shown) for number, job in enumerate(jobs)]
+        outcomes = list(make_streams(jobs, self.options.workers))
+        if self.options.sheets:
+            kept = [outcome for outcome in outcomes if len(outcome.frames)]
+            write_sheet(spread(kept, _ON_SHEET), self.options.sheets / f"{sheet}.png")
+        return outcomes
+
+
+def all_scenes() -> list[Scene]:
+    """Every caption of the grammar: colour, shape, direction, background."""
+    return [Scene(*parts) for parts in product(COLORS, SHAPES, DIRECTIONS, BACKGROUNDS)]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items in a fixed random order, which spreads them over every kind; all where there are fewer."""
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
+    return [items[place] for place in sorted(order[:count])]
+
+
+def share(hits: Sequence[Hits], aspect: str) -> float:
+    """How many of the clips are right in an aspect, 0..1."""
+    return mean([float(getattr(hit, aspect)) for hit in hits])
+
+
+def by_aspect(hits: Sequence[Hits]) -> dict[str, float]:
+    """`share` of each aspect."""
+    return {aspect: share(hits, aspect) for aspect in ASPECTS}
+
+
+def percent(hits: Sequence[Hits]) -> list[str]:
+    """The shares of each aspect and of all three, for a table."""
+    return [f"{100 * share(hits, aspect):.1f}" for aspect in (*ASPECTS, "all")]
+
+
+def mean_psnr(reference: Sequence[StreamOutcome], outcomes: Sequence[StreamOutcome]) -> float:
+    """PSNR in dB of the mean squared error over all pictures, 255 being the peak."""
+    errors = [
+        float((one.frames.float() - other.frames.float()).square().mean())
+        for one, other in zip(reference, outcomes, strict=True)
+    ]
+    return float(10.0 * torch.log10(torch.tensor(255.0**2 / max(mean(errors), 1e-12))))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def print_row(*cells: object) -> None:
+    """One row of a table."""
+    print("  " + "".join(f"{cell!s:>13}" for cell in cells), flush=True)
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    names = lambda text: tuple(text.split(","))  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MINI, help="pipeline folder; default models/mini")
+    parser.add_argument("--only", type=names, default=PARTS, help=", ".join(PARTS))
+    parser.add_argument("--captions", type=int, default=144, help="of the 144, for prompt accuracy")
+    parser.add_argument("--seeds", type=int, default=1, help="per caption, for prompt accuracy")
+    parser.add_argument("--blocks", type=int, default=50, help="of a long stream")
+    parser.add_argument("--long-captions", type=int, default=24, help="for long streams")
+    parser.add_argument("--change-captions", type=int, default=48, help="for prompt changes")
+    parser.add_argument("--format-captions", type=int, default=72, help="for formats")
+    parser.add_argument("--policies", type=names, default=KV_POLICIES, help=", ".join(KV_POLICIES))
+    parser.add_argument("--formats", type=names, default=FORMATS, help=", ".join(FORMATS))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: CPU cores")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    options = parser.parse_args(arguments)
+    for name, allowed in (("only", PARTS), ("policies", KV_POLICIES), ("formats", FORMATS)):
+        wrong = [value for value in getattr(options, name) if value not in allowed]
+        if wrong:
+            parser.error(f"--{name} has {wrong[0]!r}: choose of {', '.join(allowed)}.")
+    if not options.model.is_dir():
+        parser.error(f"--model is {str(options.model)!r}, which is no folder: give a pipeline in diffusers' layout.")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    Quality(parse_options(arguments)).run()
+
+
+if __name__ == "__main__":
+    main()

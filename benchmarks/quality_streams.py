@@ -1,0 +1,116 @@
+"""Streams of the mini model, made by the real session, and what is to be seen in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from multiprocessing import get_context
+
+import streamblocks_path  # noqa: F401
+import torch
+from weight_formats import PLAIN, SPECS
+
+from streamblocks.ops.quantization import QuantizationSpec
+from streamblocks.stream.materialise import materialise
+from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.session import Session
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.tools.train_mini.clips import SIZE
+from streamblocks.tools.train_mini.drawn_truth import Hits, compare, see
+from streamblocks.tools.train_mini.scenes import Scene, plain_caption
+
+FLOAT32 = "float32"
+# Blocks that are looked at as one clip.
+WINDOW = 5
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """One stream to make.
+
+    Attributes:
+        scenes: what each block is asked to show.
+        seed: of its noise; training never saw one.
+        model: folder of the pipeline.
+        weights: `FLOAT32`, or a name of `weight_formats`, which computes in bfloat16.
+        policy: of the KV cache.
+        keep_frames: also give the frames.
+    """
+
+    scenes: tuple[Scene, ...]
+    seed: int
+    model: str
+    weights: str = FLOAT32
+    policy: str = "recompute"
+    keep_frames: bool = False
+
+    def recipe(self) -> Recipe:
+        """Of the pipeline."""
+        if self.weights == FLOAT32:
+            return Recipe(self.model, dtype="float32")
+        recipe = Recipe(self.model, dtype="bfloat16")
+        if self.weights == PLAIN:
+            return recipe
+        return replace(recipe, quantization=QuantizationSpec(**SPECS[self.weights]))
+
+
+@dataclass(frozen=True)
+class StreamOutcome:
+    """What a stream showed.
+
+    Attributes:
+        job: it was made for.
+        early: its first five blocks, as one clip, against the scene asked for in the first.
+        late: its last five, against the scene asked for in the last.
+        colors: seen in each block; None where it shows none.
+        inside: mean absolute differences (0..1) between neighbouring pictures of a block.
+        seams: the same between the last picture of a block and the first of the next.
+        frames: uint8 [pictures, 64, 64, 3]; empty where they were not asked for.
+    """
+
+    job: StreamJob
+    early: Hits
+    late: Hits
+    colors: tuple[str | None, ...]
+    inside: tuple[float, ...]
+    seams: tuple[float, ...]
+    frames: torch.Tensor
+
+
+def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutcome]:
+    """Outcomes in the order of `jobs`, made by as many processes of one thread each."""
+    if workers == 1:
+        yield from map(make_stream, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
+        # Streams of one pipeline behind one another, so that a process seldom loads another.
+        yield from pool.map(make_stream, jobs)
+
+
+def make_stream(job: StreamJob) -> StreamOutcome:
+    """Make one stream and look at it."""
+    pipeline = materialise(job.recipe())
+    settings = StreamSettings(width=SIZE, height=SIZE, blocks=len(job.scenes), seed=job.seed, kv_policy=job.policy)
+    with Session(pipeline, settings) as session:
+        blocks = [session.run_block(plain_caption(scene)).frames for scene in job.scenes]
+    jumps = [_jumps(block) for block in blocks]
+    return StreamOutcome(
+        job,
+        early=compare(torch.cat(blocks[:WINDOW]), job.scenes[0]),
+        late=compare(torch.cat(blocks[-WINDOW:]), job.scenes[-1]),
+        colors=tuple(see(block).color for block in blocks),
+        inside=tuple(jump for block in jumps for jump in block),
+        seams=tuple(_jumps(torch.stack((a[-1], b[0])))[0] for a, b in pairwise(blocks)),
+        frames=torch.cat(blocks) if job.keep_frames else torch.empty(0, SIZE, SIZE, 3, dtype=torch.uint8),
+    )
+
+
+def _jumps(frames: torch.Tensor) -> list[float]:
+    pictures = frames.float() / 255.0
+    return pictures.diff(dim=0).abs().mean((1, 2, 3)).tolist()
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,72 @@
+"""The trained mini model that comes with the pack shows what it is asked for, in the nodes and in a long session."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from streamblocks.stream.materialise import materialise
+from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.session import Session
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.tools.train_mini.drawn_truth import Hits, Seen, compare, see
+from streamblocks.tools.train_mini.scenes import Scene, plain_caption
+
+from embedded_program import needs_embedded_host
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI = ROOT / "models/mini"
+LARGEST = 16_000_000
+# One of each colour, shape, direction and background at least.
+SCENES = (
+    Scene("red", "circle", "right"),
+    Scene("blue", "square", "left", "white"),
+    Scene("green", "triangle", "up", "grey"),
+    Scene("yellow", "circle", "down"),
+)
+
+
+def make_blocks(prompts, seed, policy="recompute"):
+    settings = StreamSettings(width=64, height=64, blocks=len(prompts), seed=seed, kv_policy=policy)
+    with Session(materialise(Recipe(str(MINI), dtype="float32")), settings) as session:
+        return [session.run_block(prompt).frames for prompt in prompts]
+
+
+def test_all_files_together_are_small_and_none_is_pickled():
+    files = [path for path in MINI.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".png"}
+    assert sum(path.stat().st_size for path in files) < LARGEST
+    assert len([path for path in files if path.suffix == ".safetensors"]) == 3
+
+
+@pytest.mark.parametrize("policy", ["recompute", "rolling"])
+def test_a_stream_shows_what_it_is_asked_for(policy):
+    for seed, scene in enumerate(SCENES):
+        frames = torch.cat(make_blocks([plain_caption(scene)] * 4, seed=500 + seed, policy=policy))
+        assert compare(frames, scene) == Hits(True, True, True), (scene, see(frames))
+
+
+def test_a_new_prompt_turns_the_stream():
+    prompts = ["a red circle moves right"] * 3 + ["a blue circle moves left"] * 4
+    blocks = make_blocks(prompts, seed=7)
+    assert see(torch.cat(blocks[:3])) == Seen("red", "circle", "right")
+    assert see(torch.cat(blocks[4:])) == Seen("blue", "circle", "left")
+
+
+@needs_embedded_host
+def test_the_example_workflow_shows_its_prompt_in_a_video_file(tmp_path):
+    script, workflow = ROOT / "tools/run_workflow.py", ROOT / "example_workflows/text_to_video_stream.json"
+    out = tmp_path / "stream.mp4"
+    command = [sys.executable, str(script), str(workflow), "--base", str(tmp_path / "host"), "--out", str(out)]
+    command += ["--prompt", "a blue square moves left"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    with av.open(str(out)) as video:
+        assert video.streams.video[0].average_rate == 8
+        frames = torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in video.decode(video=0)])
+    assert see(frames) == Seen("blue", "square", "left")
