@@ -10,20 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-FEW = [
-    "--captions",
-    "2",
-    "--long-captions",
-    "1",
-    "--blocks",
-    "6",
-    "--change-captions",
-    "1",
-    "--format-captions",
-    "1",
-    "--workers",
-    "1",
-]
+FEW = {"captions": 2, "long-captions": 1, "blocks": 6, "change-captions": 1, "format-captions": 1, "workers": 1}
 
 
 def run(*arguments):
@@ -33,7 +20,8 @@ def run(*arguments):
 
 def test_all_parts_on_few_streams(tmp_path):
     target, sheets = tmp_path / "figures.json", tmp_path / "sheets"
-    done = run(*FEW, "--formats", "bf16,fp8", "--json", str(target), "--sheets", str(sheets))
+    few = [f"--{name}={count}" for name, count in FEW.items()]
+    done = run(*few, "--formats", "bf16,fp8", "--json", str(target), "--sheets", str(sheets))
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(target.read_text())
     shares = [figures[f"{aspect}_accuracy"] for aspect in ("color", "shape", "direction")]
