@@ -20,13 +20,20 @@ class Killed(BaseException):
 
 
 def options(folder):
-    sizes = {"vae_steps": 2, "pool_clips": 2, "transformer_steps": 2, "vae_batch": 1, "transformer_batch": 1}
+    sizes = {
+        "vae_steps": 2,
+        "pool_clips": 2,
+        "transformer_steps": 2,
+        "refine_steps": 2,
+        "vae_batch": 1,
+        "transformer_batch": 1,
+    }
     return TrainOptions(folder=folder, device=torch.device("cpu"), save_every=1, **sizes)
 
 
-def test_killed_twice_and_run_again_gives_the_same_weights(tmp_path, monkeypatch):
+def test_killed_in_each_stage_and_run_again_gives_the_same_weights(tmp_path, monkeypatch):
     whole = train(options(tmp_path / "whole"))
-    save, killed_after = TrainingState.save, [1, 2]
+    save, killed_after = TrainingState.save, [1, 2, 2]
 
     def save_and_be_killed(self, path):
         save(self, path)
@@ -37,8 +44,8 @@ def test_killed_twice_and_run_again_gives_the_same_weights(tmp_path, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(TrainingState, "save", save_and_be_killed)
-        # In the middle of the first stage, then in the middle of the second.
-        for _ in range(2):
+        # In the middle of the first stage, of the second, of the third.
+        for _ in range(3):
             with pytest.raises(Killed):
                 train(options(tmp_path / "killed"))
     again = train(options(tmp_path / "killed"))

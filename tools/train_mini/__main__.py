@@ -15,9 +15,20 @@ import torch
 
 from .export import export_pipeline
 from .latent_pool import make_pool
+from .refine_transformer import refine_transformer
 from .train_options import TrainOptions
 from .train_transformer import train_transformer
 from .train_vae import train_vae
+
+_COUNTS = (
+    "vae_steps",
+    "pool_clips",
+    "transformer_steps",
+    "refine_steps",
+    "vae_batch",
+    "transformer_batch",
+    "save_every",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="checkpoints, losses and the finished pipeline go here")
     parser.add_argument("--device", default="auto", help="auto: cuda where there is a card, else cpu")
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
-    for name in ("vae_steps", "pool_clips", "transformer_steps", "vae_batch", "transformer_batch", "save_every"):
+    for name in (
+        "vae_steps",
+        "pool_clips",
+        "transformer_steps",
+        "refine_steps",
+        "vae_batch",
+        "transformer_batch",
+        "save_every",
+    ):
         default = getattr(TrainOptions, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     chosen = vars(parser.parse_args(arguments))
@@ -37,13 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: TrainOptions) -> Path:
-    """Run both stages, or what is left of them; returns the folder of the finished pipeline."""
+    """Run the three stages, or what is left of them; returns the folder of the finished pipeline."""
     began = time.perf_counter()
     options.folder.mkdir(parents=True, exist_ok=True)
     vae, vae_losses = train_vae(options)
     pool = make_pool(vae, options)
     model, transformer_losses = train_transformer(pool, options)
-    losses = {"vae": vae_losses, "transformer": transformer_losses}
+    refinement_losses = refine_transformer(model, pool, options)
+    losses = {"vae": vae_losses, "transformer": transformer_losses, "refinement": refinement_losses}
     folder = export_pipeline(options.folder / "mini", vae, pool, model, losses)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB, {(time.perf_counter() - began) / 60:.1f} min", flush=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
+from . import refine_transformer
 from .checkpoint import TrainingState
 from .latent_pool import LatentPool, make_pool
 from .mini_models import make_vae, write_pipeline
@@ -35,23 +36,26 @@ def export_pipeline(
     return target
 
 
-def export_checkpoints(options: TrainOptions, target: Path) -> int:
-    """Export what the newest checkpoints in `options.folder` hold; returns the transformer's steps.
+def export_checkpoints(options: TrainOptions, target: Path) -> tuple[int, int]:
+    """Export what the newest checkpoints in `options.folder` hold; returns the steps of the last two stages.
 
     Raises:
         ValueError: no checkpoint of the transformer is there.
     """
-    state = TrainingState.start(CaptionedTransformer(), learning_rate=PEAK_RATE, weight_decay=0.0)
+    model = CaptionedTransformer()
+    state = TrainingState.start(model, learning_rate=PEAK_RATE, weight_decay=0.0)
     if not state.load(options.folder / CHECKPOINT):
         raise ValueError(f"{options.folder} has no {CHECKPOINT}: train first, or give the folder of a training.")
     state.use_average()
+    refined = TrainingState.start(model, learning_rate=PEAK_RATE, weight_decay=0.0)
+    if refined.load(options.folder / refine_transformer.CHECKPOINT):
+        refined.use_average()
     # Both return what is on disk: the transformer starts only once they are finished.
     vae, vae_losses = train_vae(options)
     pool = make_pool(vae, options)
-    model = state.module.eval().requires_grad_(False)
-    assert isinstance(model, CaptionedTransformer)
-    export_pipeline(target, vae, pool, model, {"vae": vae_losses, "transformer": state.losses})
-    return state.step
+    losses = {"vae": vae_losses, "transformer": state.losses, "refinement": refined.losses}
+    export_pipeline(target, vae, pool, model.eval().requires_grad_(False), losses)
+    return state.step, refined.step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path, help="folder of the pipeline")
     chosen = parser.parse_args(arguments)
     options = TrainOptions(folder=chosen.folder, device=torch.device("cpu"))
-    print(f"{chosen.target}: after {export_checkpoints(options, chosen.target)} steps of the transformer")
+    trained, refined = export_checkpoints(options, chosen.target)
+    print(f"{chosen.target}: after {trained} steps of the transformer and {refined} of its refinement")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 _LABELS = {
     "vae": "VAE: mean absolute error on shapes, pixels in -1..1",
     "transformer": "transformer: mean squared error of the velocity",
+    "refinement": "refinement: the same, from its own guesses",
 }
 
 

@@ -20,7 +20,8 @@ class TrainOptions:
         vae_steps: of the first stage.
         pool_clips: encoded before the second stage.
         transformer_steps: of the second stage.
-        few_step_share: last share of these steps that trains on the sampler's own four timesteps.
+        refine_steps: of the third stage.
+        few_step_share: last share of the second stage, which trains on the sampler's own four timesteps.
         vae_batch: clips per step, as the lessons of `train_vae` take shares of.
         transformer_batch: clips of 4 blocks per step.
         save_every: steps between checkpoints.
@@ -32,6 +33,7 @@ class TrainOptions:
     vae_steps: int = 4000
     pool_clips: int = 3072
     transformer_steps: int = 3000
+    refine_steps: int = 1500
     few_step_share: float = 0.4
     vae_batch: int = 4
     transformer_batch: int = 8

@@ -73,14 +73,19 @@ def _make_step(state: TrainingState, pool: LatentPool, options: TrainOptions) ->
         few_step=few_step,
         generator=step_generator(options.seed, "transformer", state.step),
     )
+    return descend(state, batch, options, learning_rate_at(state.step, options.transformer_steps, PEAK_RATE))
+
+
+def descend(state: TrainingState, batch: Batch, options: TrainOptions, learning_rate: float) -> torch.Tensor:
+    """One step of the optimizer towards the batch's targets; returns the loss, a scalar on the device."""
     with autocast(options.device):
-        velocity = model(batch)
+        velocity = state.module(batch)
     loss = (velocity - batch.targets).square().mean()
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, options.transformer_steps, PEAK_RATE)
+        group["lr"] = learning_rate
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(state.module.parameters(), 1.0)
     state.optimizer.step()
     return loss.detach()
 
