@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
 SCREENSHOTS = ROOT / "output/screenshots"
 CHART = ".streamblocks-memory-chart"
-BLOCKS = 14
+BLOCKS = 6
 
 VUE_NODES = "Comfy.VueNodes.Enabled"
 SET_WIDGETS = """values => {
@@ -81,9 +81,9 @@ def test_the_chart_moves_and_leaves_nothing(
     assert "memory_chart" not in sampler["inputs"]
 
     page.evaluate("() => { app.queuePrompt(0, 1) }")
-    early = wait_for_block(page, 3)
+    early = wait_for_block(page, 2)
     page.screenshot(SCREENSHOTS / f"memory_chart_{name}_running.png")
-    later = wait_for_block(page, 8)
+    later = wait_for_block(page, 4)
     last = wait_for_block(page, BLOCKS)
     assert len({early, later, last}) == 3
     page.screenshot(SCREENSHOTS / f"memory_chart_{name}.png")

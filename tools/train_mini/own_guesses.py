@@ -16,11 +16,27 @@ import torch
 from ...wan.few_step_schedule import make_few_step_schedule
 from .batches import SHIFT, Batch
 from .block_parallel import Unit
+from .scenes import SHAPES
 
 _GUESS_SHARE = 0.7
 _CONTEXT_SHARE = 0.5
+_CONFUSED_SHARE = 0.5
 # A guess from more noise than this is no picture yet: the sampler hands none on as context.
 _LARGEST_CONTEXT_SIGMA = 0.84
+
+
+def confuse_shapes(captions: Sequence[str], generator: torch.Generator) -> list[str]:
+    """Captions to guess by: half of them name another shape, so that what is to be mended is the shape.
+
+    The truth behind the noise shows its shape to a transformer, which then has no need of the word.
+    """
+    confused = []
+    for caption in captions:
+        other = SHAPES[int(torch.randint(len(SHAPES), (), generator=generator))]
+        words = [other if word in SHAPES else word for word in caption.split()]
+        chosen = bool(torch.rand((), generator=generator) < _CONFUSED_SHARE)
+        confused.append(" ".join(words) if chosen else caption)
+    return confused
 
 
 def use_own_guesses(batch: Batch, velocity: torch.Tensor, units: Sequence[Unit], generator: torch.Generator) -> Batch:
@@ -38,7 +54,8 @@ def use_own_guesses(batch: Batch, velocity: torch.Tensor, units: Sequence[Unit],
     """
     noised, sigma = batch.samples[batch.noisy], batch.timesteps[batch.noisy] / 1000.0
     guess, latents = noised - _wide(sigma) * velocity, noised - _wide(sigma) * batch.targets
-    behind, is_later = _step_behind(sigma.cpu(), generator)
+    alone = torch.tensor([unit.predecessor is None for unit in units if unit.noisy])
+    behind, is_later = _step_behind(sigma.cpu(), alone.repeat(len(sigma) // len(alone)), generator)
     behind, is_later = behind.to(sigma), is_later.to(sigma.device)
     noise = torch.randn(guess.shape, generator=generator).to(guess)
     renoised = (1.0 - _wide(behind)) * guess + _wide(behind) * noise
@@ -49,12 +66,18 @@ def use_own_guesses(batch: Batch, velocity: torch.Tensor, units: Sequence[Unit],
     return replace(batch, samples=samples, timesteps=timesteps, targets=targets)
 
 
-def _step_behind(sigma: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sigma each row goes on to, or stays at, and whether it goes on."""
+def _step_behind(
+    sigma: torch.Tensor, alone: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sigma each row goes on to, or stays at, and whether it goes on.
+
+    Rows `alone`, without a context that says where the shape is, go on from the last step but one only: from more noise
+    the guess is a blur of all places, which trained on leads to empty pictures.
+    """
     own = torch.tensor(make_few_step_schedule(4, shift=SHIFT).sigmas)
     distance, step = (sigma[:, None] - own).abs().min(dim=1)
     goes_on = torch.rand(sigma.shape, generator=generator) < _GUESS_SHARE
-    is_later = goes_on & (distance < 1e-3) & (step < len(own) - 1)
+    is_later = goes_on & (distance < 1e-3) & (step < len(own) - 1) & (~alone | (step == len(own) - 2))
     return torch.where(is_later, own[(step + 1).clamp(max=len(own) - 1)], sigma), is_later
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .batches import draw_batch
 from .checkpoint import TrainingState, step_generator
 from .latent_pool import LatentPool
-from .own_guesses import use_own_guesses
+from .own_guesses import confuse_shapes, use_own_guesses
 from .train_options import TrainOptions, autocast, learning_rate_at
 from .train_transformer import AVERAGE_DECAY, CaptionedTransformer, descend
 from .training_loop import Stage, run_stage
@@ -32,6 +34,6 @@ def _make_step(
     units = model.parallel.units
     batch = draw_batch(pool, units, clips=options.transformer_batch, few_step=True, generator=generator)
     with torch.no_grad(), autocast(options.device):
-        velocity = model(batch)
+        velocity = model(replace(batch, captions=confuse_shapes(batch.captions, generator)))
     batch = use_own_guesses(batch, velocity, units, generator)
     return descend(state, batch, options, learning_rate_at(state.step, options.refine_steps, PEAK_RATE))

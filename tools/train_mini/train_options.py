@@ -33,7 +33,7 @@ class TrainOptions:
     vae_steps: int = 4000
     pool_clips: int = 3072
     transformer_steps: int = 3000
-    refine_steps: int = 1500
+    refine_steps: int = 1000
     few_step_share: float = 0.4
     vae_batch: int = 4
     transformer_batch: int = 8
