@@ -1,4 +1,4 @@
-"""Build `example_workflows/` in the real page, so that each file is what the page itself saves.
+"""Build `example_workflows/` in the real page, so that each file and picture is what the page itself shows.
 
 python tests/build_example_workflows.py
 
@@ -13,6 +13,8 @@ import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from chromium_page import ComfyPage
 from comfyui_server import ComfyUIServer
@@ -86,13 +88,32 @@ async ([nodes, wires]) => {
 """
 
 
+# Where the nodes are on the page, in pixels, with a margin: left, top, right, bottom.
+PLACE = """
+() => {
+  const { scale, offset } = app.canvas.ds
+  const canvas = app.canvas.canvas.getBoundingClientRect()
+  const boxes = app.graph.nodes.map(n => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]])
+  const edge = (side, pick) => (pick(...boxes.map(box => box[side])) + offset[side % 2]) * scale
+  const margin = 24
+  return [
+    canvas.left + edge(0, Math.min) - margin, canvas.top + edge(1, Math.min) - margin,
+    canvas.left + edge(2, Math.max) + margin, canvas.top + edge(3, Math.max) + margin,
+  ]
+}
+"""
+# Widths of the pictures, in pixels: of the templates' thumbnails, and of the README's.
+THUMBNAIL, LARGE = 640, 1240
+README_PICTURE = ROOT / "docs/graph.png"
+
+
 def main() -> None:
     """Run as a script."""
     EXAMPLES.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as base,
         ComfyUIServer(Path(base), packs={"streamblocks": ROOT}) as server,
-        ComfyPage(server.url) as page,
+        ComfyPage(server.url, height=1000) as page,
     ):
         for name, (nodes, wires) in WORKFLOWS.items():
             page.evaluate(BUILD, [nodes, wires])
@@ -100,7 +121,25 @@ def main() -> None:
             # The page saves an id of zeros for a graph it has never saved; two such files would be one workflow.
             workflow = _tidy(page.workflow()) | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"streamblocks/{name}"))}
             target.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n")
+            picture = _picture(page, Path(base) / "page.png")
+            _shrink(picture, THUMBNAIL).convert("RGB").save(target.with_suffix(".jpg"), quality=85)
+            if name == "text_to_video_stream":
+                _shrink(picture, LARGE).convert("P", palette=Image.Palette.ADAPTIVE).save(README_PICTURE, optimize=True)
             print(target)
+
+
+def _picture(page: ComfyPage, screenshot: Path) -> Image.Image:
+    """The nodes as the page shows them."""
+    page.fit()
+    page.screenshot(screenshot)
+    with Image.open(screenshot) as whole:
+        left, top, right, bottom = page.evaluate(PLACE)
+        return whole.crop((max(0, left), max(0, top), min(whole.width, right), min(whole.height, bottom)))
+
+
+def _shrink(picture: Image.Image, width: int) -> Image.Image:
+    size = (min(width, picture.width), round(picture.height * min(1.0, width / picture.width)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _tidy(value: Any) -> Any:
