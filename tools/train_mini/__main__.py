@@ -25,6 +25,7 @@ _COUNTS = (
     "pool_clips",
     "transformer_steps",
     "refine_steps",
+    "own_streams",
     "vae_batch",
     "transformer_batch",
     "save_every",
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "pool_clips",
         "transformer_steps",
         "refine_steps",
+        "own_streams",
         "vae_batch",
         "transformer_batch",
         "save_every",
@@ -62,7 +64,7 @@ def train(options: TrainOptions) -> Path:
     vae, vae_losses = train_vae(options)
     pool = make_pool(vae, options)
     model, transformer_losses = train_transformer(pool, options)
-    refinement_losses = refine_transformer(model, pool, options)
+    refinement_losses = refine_transformer(model, vae, pool, options)
     losses = {"vae": vae_losses, "transformer": transformer_losses, "refinement": refinement_losses}
     folder = export_pipeline(options.folder / "mini", vae, pool, model, losses)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

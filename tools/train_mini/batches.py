@@ -30,6 +30,7 @@ class Batch:
         noisy: [noisy rows], which rows those are.
         captions: the texts, each once.
         text_index: [rows], into `captions`.
+        clips: [clips], which of the pool's they are.
     """
 
     samples: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     noisy: torch.Tensor
     captions: list[str]
     text_index: torch.Tensor
+    clips: torch.Tensor
 
 
 def draw_batch(
@@ -63,6 +65,7 @@ def draw_batch(
         noisy=noisy,
         captions=captions,
         text_index=text_index.to(device),
+        clips=chosen.to(device),
     )
 
 

@@ -20,6 +20,8 @@ _LEAST_OVERLAP = 0.6
 # Largest distance in RGB (0..1) at which a colour still counts as one of those named.
 _LARGEST_COLOR_DISTANCE = 0.35
 _LEAST_SPEED = SPEED / 4
+# Median distance in pixels from where a steady shape would be.
+_LARGEST_STRAY = 4.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def see(frames: torch.Tensor) -> Seen:
     pictures = frames.float() / 255.0
     spread = pictures.amax(-1) - pictures.amin(-1)
     colors = [_color_of(picture, mask) for picture, mask in zip(pictures, spread, strict=True)]
-    cover = (spread / spread.flatten(1).quantile(0.97, dim=1).clamp(min=_LEAST_SPREAD)[:, None, None]).clamp(0.0, 1.0)
-    cover = cover * (spread >= _LEAST_SPREAD)
+    cover = _cover_of(spread)
     centres = _centres(cover)
     present = cover.sum((1, 2)) >= _LEAST_AREA
     shapes = [
@@ -71,6 +72,34 @@ def see(frames: torch.Tensor) -> Seen:
     ]
     colors = [color if here else None for color, here in zip(colors, present, strict=True)]
     return Seen(_most(colors), _most(shapes), _direction_of(centres[present]))
+
+
+def find_start(frames: torch.Tensor, direction: str) -> tuple[float, float] | None:
+    """Where a shape that moves in `direction` through frames, uint8 [F, 64, 64, 3], was in the first.
+
+    Returns:
+        Column and row of its centre; None where no shape is in most of the frames, or it does not move like that.
+    """
+    pictures = frames.float() / 255.0
+    cover = _cover_of(pictures.amax(-1) - pictures.amin(-1))
+    present = cover.sum((1, 2)) >= _LEAST_AREA
+    if int(present.sum()) < max(2, len(frames) // 2):
+        return None
+    moved = SPEED * torch.arange(len(frames))[:, None] * torch.tensor(DIRECTIONS[direction])
+    starts = (_centres(cover) - moved)[present]
+    turns = 2.0 * math.pi / SIZE * starts
+    mean = torch.atan2(turns.sin().median(0).values, turns.cos().median(0).values) * SIZE / (2.0 * math.pi)
+    away = (starts - mean + SIZE / 2).remainder(SIZE) - SIZE / 2
+    if float(away.norm(dim=1).median()) > _LARGEST_STRAY:
+        return None
+    x, y = mean.remainder(SIZE).tolist()
+    return x, y
+
+
+def _cover_of(spread: torch.Tensor) -> torch.Tensor:
+    """How much of each pixel is colourful, 0..1, from the spread of its channels [F, 64, 64]."""
+    cover = (spread / spread.flatten(1).quantile(0.97, dim=1).clamp(min=_LEAST_SPREAD)[:, None, None]).clamp(0.0, 1.0)
+    return cover * (spread >= _LEAST_SPREAD)
 
 
 def _color_of(picture: torch.Tensor, spread: torch.Tensor) -> str | None:

@@ -89,7 +89,9 @@ def _encoded_part(
         with safe_open(str(path), "pt") as file:
             if file.metadata().get("made_with") == made_with:
                 return load_file(path)
-    encoded = [_encode(vae, plans[start : start + _BATCH], options.device) for start in range(0, len(plans), _BATCH)]
+    encoded = [
+        encode_clips(vae, plans[start : start + _BATCH], options.device) for start in range(0, len(plans), _BATCH)
+    ]
     part = {
         "latents": torch.cat([latents for latents, _ in encoded]).half().cpu(),
         "first_contexts": torch.cat([firsts for _, firsts in encoded]).half().cpu(),
@@ -99,7 +101,10 @@ def _encoded_part(
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKLWan, plans: list[ClipPlan], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_clips(
+    vae: AutoencoderKLWan, plans: list[ClipPlan], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [clips, channels, 12, 8, 8] of clips of four blocks and their first contexts, as the VAE gives them."""
     clip = draw_clips(plans, PICTURES, device)
     latents = vae.encode(clip).latent_dist.mode()
     # The last picture of latent frame 3 * block - 3: the oldest of the 9 that the pipeline keeps.

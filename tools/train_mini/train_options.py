@@ -21,6 +21,7 @@ class TrainOptions:
         pool_clips: encoded before the second stage.
         transformer_steps: of the second stage.
         refine_steps: of the third stage.
+        own_streams: made by the transformer for the third stage.
         few_step_share: last share of the second stage, which trains on the sampler's own four timesteps.
         vae_batch: clips per step, as the lessons of `train_vae` take shares of.
         transformer_batch: clips of 4 blocks per step.
@@ -33,7 +34,8 @@ class TrainOptions:
     vae_steps: int = 4000
     pool_clips: int = 3072
     transformer_steps: int = 3000
-    refine_steps: int = 1000
+    refine_steps: int = 600
+    own_streams: int = 512
     few_step_share: float = 0.4
     vae_batch: int = 4
     transformer_batch: int = 8
