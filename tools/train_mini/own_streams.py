@@ -1,8 +1,8 @@
 """Streams that the transformer makes by itself, and beside each the truth that it should have made.
 
-The first block of a stream begins in noise: no truth goes with it, because the shape may stand anywhere. So the stream is
-made, its shape is found in the pictures, and the clip is drawn that has the right shape in the same place. From these
-pairs the third stage learns to mend what the second gets wrong (as in DAgger, Ross et al. 2011: the learner's own
+The first block of a stream begins in noise: no truth goes with it, because the shape may stand anywhere. So the stream
+is made, its shape is found in the pictures, and the clip is drawn that has the right shape in the same place. From
+these pairs the third stage learns to mend what the second gets wrong (as in DAgger, Ross et al. 2011: the learner's own
 states, the teacher's answers).
 """
 
@@ -73,8 +73,8 @@ def make_own_streams(
             progress.show(min(first + _PART, options.own_streams), f"{sum(len(p['made']) for p in parts)} kept")
         if not parts:
             raise ValueError(
-                f"none of {options.own_streams} own streams shows its shape: train the transformer longer, or choose 0 own "
-                "streams."
+                f"none of {options.own_streams} own streams shows its shape: train the transformer longer, or choose 0 "
+                "own streams."
             )
         save_whole(path, {key: torch.cat([part[key] for part in parts]) for key in parts[0]}, {"made_with": made_with})
         model.parallel = BlockParallel(model.transformer, lay_out_units(BLOCKS))
