@@ -32,6 +32,7 @@ from .train_transformer import CaptionedTransformer
 MADE_BLOCKS = 2
 _PART, _BATCH = 64, 16
 _MADE_SHARE = 0.7
+_LEAST_SIGMA = 0.6
 _FILE = "own_streams.safetensors"
 # Two blocks at a time: the second sees the first. While the first is made, the second's row is not looked at.
 _FIRST = (Unit(0, True, 0, None, False, 0), Unit(1, True, 3, 0, False, 1))
@@ -207,8 +208,8 @@ def use_own_streams(batch: Batch, made: torch.Tensor, units: Sequence[Unit], gen
             samples[chosen, index, :, first:] = one[chosen, :, first:]
             continue
         sigma = sigmas[:, index].view(-1, 1, 1, 1, 1)
-        # All noise holds nothing that could be mended.
-        chosen &= sigmas[:, index] < 0.99
+        # All noise holds nothing that could be mended; with little noise the way to the truth would be very steep.
+        chosen &= (sigmas[:, index] > _LEAST_SIGMA) & (sigmas[:, index] < 0.99)
         truth = samples[:, index] - sigma * targets[:, places[index]]
         noised = samples[:, index] + (1.0 - sigma) * (one - truth)
         samples[chosen, index] = noised[chosen]

@@ -34,7 +34,7 @@ class TrainOptions:
     vae_steps: int = 4000
     pool_clips: int = 3072
     transformer_steps: int = 3000
-    refine_steps: int = 600
+    refine_steps: int = 500
     own_streams: int = 512
     few_step_share: float = 0.4
     vae_batch: int = 4
