@@ -50,6 +50,7 @@ info = host.load_pack(Path({str(ROOT)!r}), {NODES!r})
 prompt = json.loads(Path({str(ROOT / "tests/api_workflows/quantized_stream.json")!r}).read_text())
 by_class = {{node["class_type"]: node["inputs"] for node in prompt.values()}}
 loader, quantize, sampler, save = (by_class[name] for name in {NODES[:4]!r})
+loader["model"] = "tiny random model (made on the spot, to try the nodes)"
 quantize["format"] = "none"
 sampler |= {{"width": 32, "height": 32, "steps": 2, "blocks": 3}}
 def run(**changes):
