@@ -1,21 +1,17 @@
 """The fused decoder against diffusers' own, frame after frame, and its kernel against the formula."""
 
-import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from streamblocks.ops.triton_kernels import runs_kernel_on
 from streamblocks.wan import fused_norm
 from streamblocks.wan.fused_decoder import fuse_decoder
-from streamblocks.wan.fused_norm import PendingSum, norm_into_window, norm_sum, runs_kernel_on
+from streamblocks.wan.fused_norm import PendingSum, norm_into_window, norm_sum
 from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame
 
 from golden_wan import relative_error
+from triton_interpreter import errors_of
 
 FRAMES = 6
 
@@ -122,12 +118,7 @@ def test_no_kernel_off_cuda():
 
 
 def test_the_kernel_computes_the_formula_in_tritons_interpreter():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed: its kernel is not compared")
-    script = Path(__file__).with_name("interpret_fused_norm.py")
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    errors = json.loads(result.stdout.splitlines()[-1])
+    errors = errors_of("interpret_fused_norm.py")
     assert len(errors) == 54
     assert max(errors.values()) < 1e-5, errors
 

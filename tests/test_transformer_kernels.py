@@ -1,10 +1,5 @@
 """The transformer's Triton kernels: attention to a short prompt, GELU while quantizing."""
 
-import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,17 +18,13 @@ from streamblocks.wan.causal_transformer import allocate_cross_cache, fill_cross
 from streamblocks.wan.rope import FrameOffsetRotaryEmbedding
 
 from plain_attention import attend_to_all, pad
+from triton_interpreter import errors_of
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the Triton kernels are not run")
 
 
 def test_the_kernels_in_tritons_interpreter():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed: its kernels are not compared")
-    script = Path(__file__).with_name("interpret_transformer_kernels.py")
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    errors = json.loads(result.stdout.splitlines()[-1])
+    errors = errors_of("interpret_transformer_kernels.py")
     assert len(errors) == 9
     assert max(errors.values()) < 1e-5, errors
 

@@ -38,16 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="checkpoints, losses and the finished pipeline go here")
     parser.add_argument("--device", default="auto", help="auto: cuda where there is a card, else cpu")
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
-    for name in (
-        "vae_steps",
-        "pool_clips",
-        "transformer_steps",
-        "refine_steps",
-        "own_streams",
-        "vae_batch",
-        "transformer_batch",
-        "save_every",
-    ):
+    for name in _COUNTS:
         default = getattr(TrainOptions, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     chosen = vars(parser.parse_args(arguments))

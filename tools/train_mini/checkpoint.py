@@ -95,6 +95,15 @@ def save_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mappin
     unfinished.replace(path)
 
 
+def load_made_with(path: Path, made_with: str) -> dict[str, torch.Tensor] | None:
+    """The tensors of a file whose metadata says `made_with`; None where it says something else, or is not there."""
+    if not path.is_file():
+        return None
+    with safe_open(str(path), "pt") as file:
+        same = file.metadata().get("made_with") == made_with
+    return load_file(path) if same else None
+
+
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
     """The CPU generator of one step: the same draws whenever, and on whatever device, the step is made."""
     mixed = torch.tensor([seed, *stage.encode(), step], dtype=torch.int64)

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from .checkpoint import save_whole, step_generator
+from .checkpoint import load_made_with, save_whole, step_generator
 from .clips import ClipPlan, draw_clips, draw_plan
 from .progress import Progress
 from .scenes import Scene
@@ -85,10 +83,9 @@ def _encoded_part(
     vae: AutoencoderKLWan, plans: list[ClipPlan], path: Path, options: TrainOptions
 ) -> dict[str, torch.Tensor]:
     made_with = f"{len(plans)} clips, seed {options.seed}, VAE of {options.vae_steps} steps"
-    if path.is_file():
-        with safe_open(str(path), "pt") as file:
-            if file.metadata().get("made_with") == made_with:
-                return load_file(path)
+    kept = load_made_with(path, made_with)
+    if kept is not None:
+        return kept
     encoded = [
         encode_clips(vae, plans[start : start + _BATCH], options.device) for start in range(0, len(plans), _BATCH)
     ]

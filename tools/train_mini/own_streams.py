@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from ...wan.few_step_schedule import make_few_step_schedule
 from .batches import SHIFT, Batch
 from .block_parallel import BlockParallel, Unit, lay_out_units
-from .checkpoint import save_whole, step_generator
+from .checkpoint import load_made_with, save_whole, step_generator
 from .clips import ClipPlan
 from .drawn_truth import find_start
 from .latent_pool import BLOCK_FRAMES, BLOCKS, LatentPool, encode_clips
@@ -65,7 +62,8 @@ def make_own_streams(
     path = options.folder / _FILE
     made_with = f"{options.own_streams} streams, seed {options.seed}, {options.transformer_steps} steps"
     scenes = [draw_scene(step_generator(options.seed, "own scenes", number)) for number in range(options.own_streams)]
-    if not _is_there(path, made_with):
+    kept = load_made_with(path, made_with)
+    if kept is None:
         parts: list[dict[str, torch.Tensor]] = []
         progress = Progress("own streams", 0, options.own_streams)
         for first in range(0, options.own_streams, _PART):
@@ -77,22 +75,16 @@ def make_own_streams(
                 f"none of {options.own_streams} own streams shows its shape: train the transformer longer, or choose 0 "
                 "own streams."
             )
-        save_whole(path, {key: torch.cat([part[key] for part in parts]) for key in parts[0]}, {"made_with": made_with})
+        kept = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        save_whole(path, kept, {"made_with": made_with})
         model.parallel = BlockParallel(model.transformer, lay_out_units(BLOCKS))
-    kept = {name: tensor.to(options.device) for name, tensor in load_file(path).items()}
+    kept = {name: tensor.to(options.device) for name, tensor in kept.items()}
     plans = [
         ClipPlan(scenes[number], scenes[number], 0, float(x), float(y))
         for number, (x, y) in zip(kept["number"].tolist(), kept["start"].tolist(), strict=True)
     ]
     truth = LatentPool(kept["latents"], kept["first_contexts"], plans, pool.mean, pool.std)
     return OwnStreams(kept["made"], truth)
-
-
-def _is_there(path: Path, made_with: str) -> bool:
-    if not path.is_file():
-        return False
-    with safe_open(str(path), "pt") as file:
-        return bool(file.metadata().get("made_with") == made_with)
 
 
 @torch.no_grad()
