@@ -5,12 +5,10 @@ import torch
 
 from streamblocks.tools.train_mini.batches import draw_batch, gather_units
 from streamblocks.tools.train_mini.block_parallel import lay_out_units
-from streamblocks.tools.train_mini.clips import ClipPlan, draw_clips, draw_plan
-from streamblocks.tools.train_mini.drawn_truth import find_start
+from streamblocks.tools.train_mini.clips import draw_plan
 from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.own_guesses import confuse_shapes, use_own_guesses
-from streamblocks.tools.train_mini.own_streams import MADE_BLOCKS, use_own_streams
-from streamblocks.tools.train_mini.scenes import SHAPES, Scene
+from streamblocks.tools.train_mini.scenes import SHAPES
 from streamblocks.wan.few_step_schedule import make_few_step_schedule
 
 UNITS = lay_out_units(BLOCKS)
@@ -55,7 +53,7 @@ def test_rows_go_on_by_one_step_from_the_guess(pool):
     for old, new in zip(before[moved], behind[moved], strict=True):
         step = int((OWN - old).abs().argmin())
         assert torch.isclose(OWN[step + 1], new)
-    # Three of four own steps have one behind them, 85 % of the rows are at one, 70 % go on; one row in seven is alone.
+    # Three of four own steps have one behind them, 85 % of the rows are at one, 70 % go on; two rows in five are alone.
     assert 0.3 < moved.float().mean() < 0.55
     alone = torch.tensor([unit.predecessor is None for unit in UNITS if unit.noisy]).repeat(CLIPS)
     assert torch.equal(before[moved & alone], OWN[-2].expand(int((moved & alone).sum())))
@@ -95,34 +93,3 @@ def test_half_the_captions_name_another_shape():
     for old, new in changed:
         places = [place for place, pair in enumerate(zip(old.split(), new.split(), strict=True)) if pair[0] != pair[1]]
         assert places == [2] and new.split()[2] in SHAPES
-
-
-def test_own_streams_stand_in_for_truth_and_targets_lead_back(pool):
-    batch, generator = drawn(pool)
-    made = torch.randn(1, MADE_BLOCKS, 8, 3, 4, 4, generator=generator)
-    new = use_own_streams(batch, made, UNITS, generator)
-    truth = gather_units(pool, UNITS, torch.zeros(CLIPS, dtype=torch.long))
-    sigma = wide(new.timesteps[new.noisy] / 1000.0)
-    assert torch.allclose((new.samples[new.noisy] - sigma * new.targets), truth.flatten(0, 1)[new.noisy], atol=1e-4)
-    for index, unit in enumerate(UNITS):
-        old_rows, new_rows = (some.samples.unflatten(0, (CLIPS, -1))[:, index] for some in (batch, new))
-        changed = [clip for clip in range(CLIPS) if not torch.equal(old_rows[clip], new_rows[clip])]
-        assert not changed or unit.block < MADE_BLOCKS
-        for clip in changed:
-            if not unit.noisy:
-                first = 1 if unit.reencoded else 0
-                assert torch.equal(new_rows[clip, :, first:], made[0, unit.block, :, first:])
-        if unit.block < MADE_BLOCKS:
-            assert changed
-
-
-@pytest.mark.parametrize("direction", ["left", "down"])
-def test_the_start_of_a_shape_is_found_through_the_edges(direction):
-    scene = Scene("red", "triangle", direction, "grey")
-    clip = draw_clips([ClipPlan(scene, scene, 0, 3.0, 60.0)], 21)[0]
-    frames = ((clip + 1) * 127.5).round().byte().movedim(0, -1)
-    start = find_start(frames, direction)
-    assert start is not None
-    assert torch.allclose(torch.tensor(start), torch.tensor((3.0, 60.0)), atol=1.0)
-    assert find_start(frames, "up") is None
-    assert find_start(torch.zeros_like(frames), direction) is None

@@ -27,8 +27,7 @@ def options(folder):
         "refine_steps": 2,
         "vae_batch": 1,
         "transformer_batch": 1,
-        # Two steps teach too little for a shape to be seen in a stream.
-        "own_streams": 0,
+        "first_blocks": 2,
     }
     return TrainOptions(folder=folder, device=torch.device("cpu"), save_every=1, **sizes)
 

@@ -16,7 +16,7 @@ import torch
 from .export import export_pipeline
 from .latent_pool import make_pool
 from .refine_transformer import refine_transformer
-from .train_options import TrainOptions
+from .train_options import SIZES_ON_A_CARD, TrainOptions
 from .train_transformer import train_transformer
 from .train_vae import train_vae
 
@@ -25,7 +25,7 @@ _COUNTS = (
     "pool_clips",
     "transformer_steps",
     "refine_steps",
-    "own_streams",
+    "first_blocks",
     "vae_batch",
     "transformer_batch",
     "save_every",
@@ -40,12 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
     for name in _COUNTS:
         default = getattr(TrainOptions, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
-    chosen = vars(parser.parse_args(arguments))
-    device = chosen.pop("device")
+        on_a_card = f", on a card {SIZES_ON_A_CARD[name]}" if name in SIZES_ON_A_CARD else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {default}{on_a_card}")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    device = given.pop("device")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(TrainOptions(device=torch.device(device), **chosen))
+    sizes = {} if device == "cpu" else SIZES_ON_A_CARD
+    train(TrainOptions(device=torch.device(device), **(sizes | given)))
 
 
 def train(options: TrainOptions) -> Path:
@@ -55,7 +57,7 @@ def train(options: TrainOptions) -> Path:
     vae, vae_losses = train_vae(options)
     pool = make_pool(vae, options)
     model, transformer_losses = train_transformer(pool, options)
-    refinement_losses = refine_transformer(model, vae, pool, options)
+    refinement_losses = refine_transformer(model, pool, options)
     losses = {"vae": vae_losses, "transformer": transformer_losses, "refinement": refinement_losses}
     folder = export_pipeline(options.folder / "mini", vae, pool, model, losses)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -15,7 +15,7 @@ from .scenes import draw_caption
 SHIFT = 5.0
 # Largest standard deviation of the noise on context, so that a stream's own small errors do not grow.
 CONTEXT_NOISE = 0.25
-# In the few-step part, how often a timestep is still drawn from all of them: other step counts stay usable.
+# In the stage of few steps, how often a timestep is still drawn from all of them: other step counts stay usable.
 _ANY_STEP_SHARE = 0.15
 
 

@@ -42,6 +42,11 @@ class Unit:
     text_of: int
 
 
+# How often the first block stands in a clip, each time under noise of its own: it alone has no context to copy a shape
+# from, so it is where the words are learnt.
+FIRST_BLOCKS = 4
+
+
 def lay_out_units(blocks: int) -> tuple[Unit, ...]:
     """The units of a clip of `blocks` blocks, for both KV policies of the pipeline; those without predecessor first.
 
@@ -50,9 +55,9 @@ def lay_out_units(blocks: int) -> tuple[Unit, ...]:
     context sees only itself and is given the current caption. The first block is the same for both.
     """
     later = range(1, blocks)
-    units = [Unit(0, False, 0, None, False, 0), Unit(0, True, 0, None, False, 0)]
+    units = [Unit(0, False, 0, None, False, 0), *[Unit(0, True, 0, None, False, 0)] * FIRST_BLOCKS]
+    contexts = {block: len(units) + block - 1 for block in later}
     units += [Unit(block - 1, False, 0, None, block > 1, block) for block in later]
-    contexts = {block: 1 + block for block in later}
     passes = {0: 0} | {block: len(units) + block - 1 for block in later if block < blocks - 1}
     units += [Unit(block, False, 3 * block, passes[block - 1], False, block) for block in passes if block]
     units += [Unit(block, True, 3 * block, passes[block - 1], False, block) for block in later]
@@ -118,7 +123,7 @@ class _UnitSelfAttention:
     def __init__(self, units: tuple[Unit, ...]) -> None:
         self.count = len(units)
         self.alone = sum(unit.predecessor is None for unit in units)
-        self.before = torch.tensor([unit.predecessor for unit in units[self.alone :]])
+        self.before = torch.tensor([unit.predecessor for unit in units[self.alone :]], dtype=torch.long)
 
     def __call__(
         self,

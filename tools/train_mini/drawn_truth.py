@@ -20,8 +20,6 @@ _LEAST_OVERLAP = 0.6
 # Largest distance in RGB (0..1) at which a colour still counts as one of those named.
 _LARGEST_COLOR_DISTANCE = 0.35
 _LEAST_SPEED = SPEED / 4
-# Median distance in pixels from where a steady shape would be.
-_LARGEST_STRAY = 4.0
 
 
 @dataclass(frozen=True)
@@ -72,28 +70,6 @@ def see(frames: torch.Tensor) -> Seen:
     ]
     colors = [color if here else None for color, here in zip(colors, present, strict=True)]
     return Seen(_most(colors), _most(shapes), _direction_of(centres[present]))
-
-
-def find_start(frames: torch.Tensor, direction: str) -> tuple[float, float] | None:
-    """Where a shape that moves in `direction` through frames, uint8 [F, 64, 64, 3], was in the first.
-
-    Returns:
-        Column and row of its centre; None where no shape is in most of the frames, or it does not move like that.
-    """
-    pictures = frames.float() / 255.0
-    cover = _cover_of(pictures.amax(-1) - pictures.amin(-1))
-    present = cover.sum((1, 2)) >= _LEAST_AREA
-    if int(present.sum()) < max(2, len(frames) // 2):
-        return None
-    moved = SPEED * torch.arange(len(frames))[:, None] * torch.tensor(DIRECTIONS[direction])
-    starts = (_centres(cover) - moved)[present]
-    turns = 2.0 * math.pi / SIZE * starts
-    mean = torch.atan2(turns.sin().median(0).values, turns.cos().median(0).values) * SIZE / (2.0 * math.pi)
-    away = (starts - mean + SIZE / 2).remainder(SIZE) - SIZE / 2
-    if float(away.norm(dim=1).median()) > _LARGEST_STRAY:
-        return None
-    x, y = mean.remainder(SIZE).tolist()
-    return x, y
 
 
 def _cover_of(spread: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,15 @@ class LatentPool:
         """What block `block` of a clip shows."""
         plan = self.plans[clip]
         return plan.after if CUTS_OF_BLOCK[block] >= plan.cut else plan.before
+
+    def first(self, clips: int) -> LatentPool:
+        """The first `clips` of it."""
+        return replace(
+            self,
+            latents=self.latents[:clips],
+            first_contexts=self.first_contexts[:clips],
+            plans=self.plans[:clips],
+        )
 
 
 # First picture of every block.

@@ -65,12 +65,11 @@ def train_transformer(pool: LatentPool, options: TrainOptions) -> tuple[Captione
 def _make_step(state: TrainingState, pool: LatentPool, options: TrainOptions) -> torch.Tensor:
     model = state.module
     assert isinstance(model, CaptionedTransformer)
-    few_step = state.step >= (1.0 - options.few_step_share) * options.transformer_steps
     batch = draw_batch(
         pool,
         model.parallel.units,
         clips=options.transformer_batch,
-        few_step=few_step,
+        few_step=False,
         generator=step_generator(options.seed, "transformer", state.step),
     )
     return descend(state, batch, options, learning_rate_at(state.step, options.transformer_steps, PEAK_RATE))
