@@ -46,15 +46,17 @@ def run_stage(stage: Stage, state: TrainingState, options: TrainOptions, make_st
     path: Path = options.folder / stage.checkpoint
     state.load(path)
     progress = Progress(stage.name, state.step, stage.steps)
-    recent = torch.zeros((), device=options.device)
+    recent, counted = torch.zeros((), device=options.device), 0
     while state.step < stage.steps:
         recent += make_step()
+        counted += 1
         state.step += 1
         state.update_average(stage.average_decay)
         last = state.step == stage.steps
         if state.step % _STEPS_PER_ENTRY == 0 or last:
-            state.losses.append((state.step, float(recent) / _STEPS_PER_ENTRY))
+            state.losses.append((state.step, float(recent) / counted))
             recent.zero_()
+            counted = 0
             progress.show(state.step, f"{stage.figure} {state.losses[-1][1]:.4f}")
         if state.step % options.save_every == 0 or last:
             state.save(path)
