@@ -90,6 +90,11 @@ def test_what_was_made_is_read_again_unless_the_training_differs(model, pool, tm
     assert calls == [1]
 
 
+def test_none_asked_for_is_refused(model, pool, tmp_path):
+    with pytest.raises(ValueError, match="first_blocks is 0"):
+        make_first_blocks(model, pool, options(tmp_path, first_blocks=0))
+
+
 def test_a_single_first_block_is_computed_as_in_a_clip(model, pool):
     batch = draw_batch(pool, UNITS, clips=2, few_step=True, generator=torch.Generator().manual_seed(0))
     model.parallel = BlockParallel(model.transformer, UNITS)

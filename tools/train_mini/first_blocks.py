@@ -45,10 +45,17 @@ class FirstBlocks:
 
 
 def make_first_blocks(model: CaptionedTransformer, pool: LatentPool, options: TrainOptions) -> FirstBlocks:
-    """Follow the flow for `options.first_blocks` clips' captions, or read what was made."""
+    """Follow the flow for `options.first_blocks` clips' captions, or read what was made.
+
+    Raises:
+        ValueError: none are asked for.
+    """
+    if options.first_blocks < 1:
+        raise ValueError(f"first_blocks is {options.first_blocks}: the third stage needs 1 or more to learn from.")
     path = options.folder / _FILE
     count = min(options.first_blocks, len(pool.plans))
-    made_with = f"{count} blocks, seed {options.seed}, {options.transformer_steps} steps"
+    trained = f"{options.transformer_steps} steps of {options.transformer_batch} clips"
+    made_with = f"{count} blocks, seed {options.seed}, {trained}"
     kept = load_made_with(path, made_with)
     if kept is None:
         model.parallel = BlockParallel(model.transformer, (FIRST_BLOCK,))
