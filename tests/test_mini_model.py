@@ -50,9 +50,7 @@ def test_a_stream_shows_what_it_is_asked_for(policy):
     for seed, scene in enumerate(SCENES):
         blocks = make_blocks([plain_caption(scene)] * 4, seed=500 + seed, policy=policy)
         hits.append(compare(torch.cat(blocks), scene))
-    assert all(hit.color and hit.direction for hit in hits)
-    # Its squares are so round that some count as circles; the model card says how many.
-    assert sum(hit.shape for hit in hits) >= 3
+    assert all(hit.all for hit in hits)
 
 
 def test_a_new_prompt_turns_the_stream():
