@@ -10,4 +10,5 @@ bash tools/make_venv.sh
 mkdir -p .venv/typing
 ln -sfn "$PWD" .venv/typing/streamblocks
 (cd .venv/typing && MYPYPATH=. ../bin/mypy --config-file streamblocks/pyproject.toml -p streamblocks)
-.venv/bin/python -m pytest "$@"
+# The tests compute on one thread each, so there is a process per core; a file's tests stay together for its fixtures.
+.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 
 import streamblocks_path  # noqa: F401
 import torch
+from fp8_activations import rounded_fp8_activations
 from weight_formats import PLAIN, SPECS
 
 from streamblocks.ops.quantization import QuantizationSpec
@@ -93,7 +94,7 @@ def make_stream(job: StreamJob) -> StreamOutcome:
     """Make one stream and look at it."""
     pipeline = materialise(job.recipe())
     settings = StreamSettings(width=SIZE, height=SIZE, blocks=len(job.scenes), seed=job.seed, kv_policy=job.policy)
-    with Session(pipeline, settings) as session:
+    with rounded_fp8_activations(), Session(pipeline, settings) as session:
         blocks = [session.run_block(plain_caption(scene)).frames for scene in job.scenes]
     jumps = [_jumps(block) for block in blocks]
     return StreamOutcome(

@@ -12,7 +12,7 @@ from streamblocks.tools.train_mini.train_options import SIZES_ON_A_CARD, TrainOp
 @pytest.fixture
 def options_for(monkeypatch, tmp_path):
     def options(*arguments):
-        chosen = []
+        chosen: list[TrainOptions] = []
         monkeypatch.setattr(command, "train", chosen.append)
         command.main([str(tmp_path), *arguments])
         return chosen[0]
