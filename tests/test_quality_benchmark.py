@@ -32,6 +32,8 @@ def test_all_parts_on_few_streams(tmp_path):
     assert 1 <= figures["blocks_to_new_color"] <= 4
     # Rounded weights give almost the same pictures, not the same.
     assert figures["psnr_db"]["bf16"] is None and 10.0 < figures["psnr_db"]["fp8"] < 100.0
+    # Of one clip.
+    assert figures["median_psnr_db"] == figures["psnr_db"]
     assert figures["psnr_db"]["float32"] > figures["psnr_db"]["fp8"]
     names = ("prompts", "long_recompute", "long_rolling", "changes", "format_bf16", "format_fp8")
     for name in names:
