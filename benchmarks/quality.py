@@ -1,6 +1,6 @@
 """Does the mini model's stream show what the prompt says, for how long, and what does quantizing cost?
 
-    python benchmarks/quality.py                     # all parts; about 20 minutes on 2 cores
+    python benchmarks/quality.py                     # all parts; about half an hour on 2 cores
     python benchmarks/quality.py --only prompts,formats --captions 24 --json quality.json --sheets output/quality
 
 The streams are made by the session that the nodes use. What their frames show is measured from the pixels, by comparing

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamblocks.tools.train_mini.batches import draw_batch, gather_units
-from streamblocks.tools.train_mini.block_parallel import FIRST_BLOCKS
+from streamblocks.tools.train_mini.block_parallel import FIRST_BLOCK_COPIES
 from streamblocks.tools.train_mini.clips import draw_plan
 from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.mini_models import TEXT_LENGTH
@@ -75,7 +75,7 @@ def test_training_sees_what_rolling_computes(model, batch, clip):
     for block in range(BLOCKS):
         cache.begin_block(tokens)
         unit = next(unit for unit in noisy if unit.block == block and unit.offset == 3 * block)
-        for again in range(FIRST_BLOCKS if block == 0 else 1):
+        for again in range(FIRST_BLOCK_COPIES if block == 0 else 1):
             place = noisy.index(unit) + again
             torch.testing.assert_close(trained[place], passes.run(unit, cache, again), rtol=1e-4, atol=1e-4)
         if block < BLOCKS - 1:

@@ -7,10 +7,9 @@ import torch
 
 from streamblocks.tools.train_mini import first_blocks
 from streamblocks.tools.train_mini.batches import draw_batch
-from streamblocks.tools.train_mini.block_parallel import FIRST_BLOCKS, BlockParallel, lay_out_units
+from streamblocks.tools.train_mini.block_parallel import FIRST_BLOCK, FIRST_BLOCK_COPIES, BlockParallel, lay_out_units
 from streamblocks.tools.train_mini.clips import draw_plan
 from streamblocks.tools.train_mini.first_blocks import (
-    FIRST_BLOCK,
     FirstBlocks,
     follow_flow,
     guess_velocity,
@@ -119,7 +118,7 @@ def test_all_first_blocks_but_one_are_points_whose_targets_lead_to_the_end(pool)
     sigmas = (new.timesteps / 1000.0).view(16, -1)
     noisy = [index for index, unit in enumerate(UNITS) if unit.noisy]
     firsts = [index for index, unit in enumerate(UNITS) if unit == FIRST_BLOCK][1:]
-    assert len(firsts) == FIRST_BLOCKS - 1
+    assert len(firsts) == FIRST_BLOCK_COPIES - 1
     old_samples, samples = (some.samples.unflatten(0, (16, -1)) for some in (batch, new))
     old_targets, targets = (some.targets.unflatten(0, (16, -1)) for some in (batch, new))
     for index in range(len(UNITS)):

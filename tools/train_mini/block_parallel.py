@@ -42,9 +42,10 @@ class Unit:
     text_of: int
 
 
-# How often the first block stands in a clip, each time under noise of its own: it alone has no context to copy a shape
+FIRST_BLOCK = Unit(block=0, noisy=True, offset=0, predecessor=None, reencoded=False, text_of=0)
+# How often it stands in a clip, each time under noise of its own: it alone has no context to copy a shape
 # from, so it is where the words are learnt.
-FIRST_BLOCKS = 4
+FIRST_BLOCK_COPIES = 4
 
 
 def lay_out_units(blocks: int) -> tuple[Unit, ...]:
@@ -55,7 +56,7 @@ def lay_out_units(blocks: int) -> tuple[Unit, ...]:
     context sees only itself and is given the current caption. The first block is the same for both.
     """
     later = range(1, blocks)
-    units = [Unit(0, False, 0, None, False, 0), *[Unit(0, True, 0, None, False, 0)] * FIRST_BLOCKS]
+    units = [Unit(0, False, 0, None, False, 0), *[FIRST_BLOCK] * FIRST_BLOCK_COPIES]
     contexts = {block: len(units) + block - 1 for block in later}
     units += [Unit(block - 1, False, 0, None, block > 1, block) for block in later]
     passes = {0: 0} | {block: len(units) + block - 1 for block in later if block < blocks - 1}

@@ -16,7 +16,7 @@ import torch
 
 from ...wan.few_step_schedule import make_few_step_schedule
 from .batches import SHIFT, Batch
-from .block_parallel import BlockParallel, Unit, lay_out_units
+from .block_parallel import FIRST_BLOCK, BlockParallel, Unit, lay_out_units
 from .checkpoint import load_made_with, save_whole, step_generator
 from .latent_pool import BLOCK_FRAMES, BLOCKS, LatentPool
 from .progress import Progress
@@ -28,7 +28,6 @@ from .train_transformer import CaptionedTransformer
 _STEPS, _STEPS_BETWEEN = 4, 8
 _PART = 256
 _FILE = "first_blocks.safetensors"
-FIRST_BLOCK = Unit(0, True, 0, None, False, 0)
 
 
 @dataclass
