@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from streamblocks.ops.fp8_linear import FP8Linear, fp8_scale, largest_magnitude, round_to_fp8, supports_fp8_matmul
+from streamblocks.ops.fp8_linear import FP8Linear, round_to_fp8, supports_fp8_matmul
 
 
 @contextmanager
@@ -34,10 +34,5 @@ def _round_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
         return None
     (x,) = inputs
     rows = x.flatten(0, -2)
-    if layer.activations == "static" and layer.input_scale is not None:
-        scale = layer.input_scale
-    else:
-        scale = fp8_scale(
-            largest_magnitude(rows, "per row" if layer.activations == "dynamic per row" else "per tensor")
-        )
+    scale = layer.scale_of_input(rows)
     return ((round_to_fp8(rows, scale).float() * scale).to(x.dtype).view(x.shape),)

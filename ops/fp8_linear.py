@@ -178,6 +178,12 @@ class FP8Linear(nn.Module):
         """The weight as the layer computes with it, `dtype` [out_features, in_features]."""
         return self.weight.to(dtype).mul_(self.weight_scale.t())
 
+    def scale_of_input(self, rows: torch.Tensor) -> torch.Tensor:
+        """What `rows` [rows, in_features] are quantized with on FP8 units: float32 [rows, 1] or [1, 1]."""
+        if self.activations == "static" and self.input_scale is not None:
+            return self.input_scale
+        return fp8_scale(largest_magnitude(rows, "per row" if self._row_wise else "per tensor"))
+
     def extra_repr(self) -> str:
         """Sizes and scheme, for `print(model)`."""
         weights = "per row" if self.weight_scale.numel() > 1 else "per tensor"
@@ -209,10 +215,7 @@ class FP8Linear(nn.Module):
         """[rows, in_features] as float8_e4m3fn with its scale, float32 [rows, 1] or [1, 1]."""
         if self.gelu_kernel is not None:
             return self._quantize_gelu(rows)
-        if self.activations == "static" and self.input_scale is not None:
-            scale = self.input_scale
-        else:
-            scale = fp8_scale(largest_magnitude(rows, "per row" if self._row_wise else "per tensor"))
+        scale = self.scale_of_input(rows)
         quantized = torch.empty(rows.shape, dtype=FP8_DTYPE, device=rows.device)
         # Straight into FP8: a quotient of its own would be a tensor four times as large. A dynamic scale keeps it
         # within 448; beyond a static one it has to be clamped.

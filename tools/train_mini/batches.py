@@ -13,6 +13,8 @@ from .latent_pool import BLOCKS, LatentPool
 from .scenes import draw_caption
 
 SHIFT = 5.0
+# Of the sampler's own steps, from all noise on.
+OWN_SIGMAS = make_few_step_schedule(4, shift=SHIFT).sigmas
 # Largest standard deviation of the noise on context, so that a stream's own small errors do not grow.
 CONTEXT_NOISE = 0.25
 # In the stage of few steps, how often a timestep is still drawn from all of them: other step counts stay usable.
@@ -87,7 +89,7 @@ def _draw_sigmas(shape: tuple[int, int], few_step: bool, generator: torch.Genera
     any_step = SHIFT * even / (1.0 + (SHIFT - 1.0) * even)
     if not few_step:
         return any_step
-    own = torch.tensor(make_few_step_schedule(4, shift=SHIFT).sigmas)
+    own = torch.tensor(OWN_SIGMAS)
     steps = own[torch.randint(len(own), shape, generator=generator)]
     return torch.where(torch.rand(shape, generator=generator) < _ANY_STEP_SHARE, any_step, steps)
 

@@ -62,7 +62,8 @@ def see(frames: torch.Tensor) -> Seen:
     pictures = frames.float() / 255.0
     spread = pictures.amax(-1) - pictures.amin(-1)
     colors = [_color_of(picture, mask) for picture, mask in zip(pictures, spread, strict=True)]
-    cover = _cover_of(spread)
+    cover = (spread / spread.flatten(1).quantile(0.97, dim=1).clamp(min=_LEAST_SPREAD)[:, None, None]).clamp(0.0, 1.0)
+    cover = cover * (spread >= _LEAST_SPREAD)
     centres = _centres(cover)
     present = cover.sum((1, 2)) >= _LEAST_AREA
     shapes = [
@@ -70,12 +71,6 @@ def see(frames: torch.Tensor) -> Seen:
     ]
     colors = [color if here else None for color, here in zip(colors, present, strict=True)]
     return Seen(_most(colors), _most(shapes), _direction_of(centres[present]))
-
-
-def _cover_of(spread: torch.Tensor) -> torch.Tensor:
-    """How much of each pixel is colourful, 0..1, from the spread of its channels [F, 64, 64]."""
-    cover = (spread / spread.flatten(1).quantile(0.97, dim=1).clamp(min=_LEAST_SPREAD)[:, None, None]).clamp(0.0, 1.0)
-    return cover * (spread >= _LEAST_SPREAD)
 
 
 def _color_of(picture: torch.Tensor, spread: torch.Tensor) -> str | None:

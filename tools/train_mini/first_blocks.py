@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...wan.few_step_schedule import make_few_step_schedule
-from .batches import SHIFT, Batch
+from .batches import OWN_SIGMAS, SHIFT, Batch
 from .block_parallel import FIRST_BLOCK, BlockParallel, Unit, lay_out_units
 from .checkpoint import load_made_with, save_whole, step_generator
 from .latent_pool import BLOCK_FRAMES, BLOCKS, LatentPool
@@ -24,8 +24,8 @@ from .scenes import draw_caption
 from .train_options import TrainOptions, autocast
 from .train_transformer import CaptionedTransformer
 
-# Of the sampler; the flow is followed in a multiple, so that it passes through the same sigmas.
-_STEPS, _STEPS_BETWEEN = 4, 8
+# The flow is followed in this many for each of the sampler's steps, so that it passes through the same sigmas.
+_STEPS_BETWEEN = 8
 _PART = 256
 _FILE = "first_blocks.safetensors"
 
@@ -83,7 +83,7 @@ def follow_flow(
     Returns:
         The points at the sampler's sigmas [clips, 4, channels, 3, height, width], and the ends.
     """
-    sigmas = make_few_step_schedule(_STEPS * _STEPS_BETWEEN, shift=SHIFT).sigmas
+    sigmas = make_few_step_schedule(len(OWN_SIGMAS) * _STEPS_BETWEEN, shift=SHIFT).sigmas
     sample, points = noise, []
     for step, (sigma, later) in enumerate(zip(sigmas, (*sigmas[1:], 0.0), strict=True)):
         if step % _STEPS_BETWEEN == 0:
@@ -119,7 +119,7 @@ def use_first_blocks(batch: Batch, made: FirstBlocks, units: Sequence[Unit], gen
         units: of a clip.
         generator: of which points.
     """
-    sigmas = torch.tensor(make_few_step_schedule(_STEPS, shift=SHIFT).sigmas)
+    sigmas = torch.tensor(OWN_SIGMAS)
     clips = len(batch.clips)
     samples = batch.samples.unflatten(0, (clips, len(units))).clone()
     timesteps = batch.timesteps.view(clips, len(units)).clone()
@@ -127,7 +127,7 @@ def use_first_blocks(batch: Batch, made: FirstBlocks, units: Sequence[Unit], gen
     places = torch.tensor([unit.noisy for unit in units]).cumsum(0) - 1
     firsts = [index for index, unit in enumerate(units) if unit == FIRST_BLOCK]
     for index in firsts[1:]:
-        step = torch.randint(_STEPS, (clips,), generator=generator)
+        step = torch.randint(len(sigmas), (clips,), generator=generator)
         sigma = sigmas[step].to(samples)
         points = made.points[batch.clips, step.to(batch.clips.device)]
         samples[:, index] = points

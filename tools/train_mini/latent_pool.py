@@ -95,9 +95,7 @@ def _encoded_part(
     kept = load_made_with(path, made_with)
     if kept is not None:
         return kept
-    encoded = [
-        encode_clips(vae, plans[start : start + _BATCH], options.device) for start in range(0, len(plans), _BATCH)
-    ]
+    encoded = [_encode(vae, plans[start : start + _BATCH], options.device) for start in range(0, len(plans), _BATCH)]
     part = {
         "latents": torch.cat([latents for latents, _ in encoded]).half().cpu(),
         "first_contexts": torch.cat([firsts for _, firsts in encoded]).half().cpu(),
@@ -107,10 +105,7 @@ def _encoded_part(
 
 
 @torch.no_grad()
-def encode_clips(
-    vae: AutoencoderKLWan, plans: list[ClipPlan], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [clips, channels, 12, 8, 8] of clips of four blocks and their first contexts, as the VAE gives them."""
+def _encode(vae: AutoencoderKLWan, plans: list[ClipPlan], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     clip = draw_clips(plans, PICTURES, device)
     latents = vae.encode(clip).latent_dist.mode()
     # The last picture of latent frame 3 * block - 3: the oldest of the 9 that the pipeline keeps.

@@ -13,8 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from ...wan.few_step_schedule import make_few_step_schedule
-from .batches import SHIFT, Batch
+from .batches import OWN_SIGMAS, Batch
 from .block_parallel import Unit
 from .scenes import SHAPES
 
@@ -74,7 +73,7 @@ def _step_behind(
     Rows `alone`, without a context that says where the shape is, go on from the last step but one only: from more noise
     the guess is a blur of all places, which trained on leads to empty pictures.
     """
-    own = torch.tensor(make_few_step_schedule(4, shift=SHIFT).sigmas)
+    own = torch.tensor(OWN_SIGMAS)
     distance, step = (sigma[:, None] - own).abs().min(dim=1)
     goes_on = torch.rand(sigma.shape, generator=generator) < _GUESS_SHARE
     is_later = goes_on & (distance < 1e-3) & (step < len(own) - 1) & (~alone | (step == len(own) - 2))
