@@ -79,17 +79,18 @@ def resolve_model(name: str) -> str:
     """The path behind a name of `pipeline_folders` or `transformer_files`.
 
     Raises:
-        ValueError: it is no longer there.
+        ValueError: it is not, or no longer, in ComfyUI's model folders. A name with `..` in it never is: nobody lists
+            it, and a workflow that ComfyUI did not check may hold anything.
     """
     kind, _, rest = name.partition("/")
-    if kind == FILES:
+    if kind == FILES and name in transformer_files():
         path = folder_paths.get_full_path(FILES, rest)
         if path is not None:
-            return str(path)
-    elif kind == FOLDERS:
-        for root in folder_paths.get_folder_paths(FOLDERS):
-            if (Path(root) / rest).is_dir():
-                return str(Path(root) / rest)
+            return str(Path(path).absolute())
+    elif kind == FOLDERS and name in pipeline_folders():
+        for root in map(Path, folder_paths.get_folder_paths(FOLDERS)):
+            if _looks_like_pipeline(root / rest):
+                return str((root / rest).absolute())
     raise ValueError(f"model {name!r} is not there any more: refresh the page (key R) and choose again.")
 
 

@@ -16,8 +16,10 @@ from ..stream.recipe import (
     COMPILE_NOTHING,
     DTYPES,
     Recipe,
+    is_hub_id,
     stamp_files,
 )
+from ..stream.remote_code import REMOTE_CODE_VARIABLE, check_remote_code_allowed
 
 RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
 
@@ -125,7 +127,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                     default=False,
                     tooltip=(
                         "Allow the repository's own Python code to run on your machine. Only tick it for code "
-                        "you have read or whose author you trust."
+                        "you have read or whose author you trust. ComfyUI must also have been started with the "
+                        f"environment variable {REMOTE_CODE_VARIABLE}=1, because a workflow can bring the tick with it."
                     ),
                 ),
                 io.String.Input(
@@ -167,6 +170,12 @@ class LoadStreamingPipeline(io.ComfyNode):
     ) -> io.NodeOutput:
         """Make the recipe."""
         path = _model_path(model, hub_id.strip())
+        if blocks_from != BUILT_IN_BLOCKS and model in (MINI_MODEL, TINY_MODEL):
+            raise ValueError(
+                f"blocks_from is {blocks_from!r}: the model {model!r} brings none; choose the built-in ones."
+            )
+        if trust_remote_code:
+            check_remote_code_allowed(path)
         parts = None if components == FROM_MODEL else host.resolve_model(components)
         return io.NodeOutput(
             Recipe(
@@ -194,6 +203,11 @@ def _model_path(model: str, hub_id: str) -> str:
         return host.resolve_model(model)
     if not hub_id:
         raise ValueError(f"hub_id is empty: with model '{HUB_MODEL}', give a repository such as owner/name.")
+    if not is_hub_id(hub_id):
+        raise ValueError(
+            f"hub_id is {hub_id!r}: give a Hugging Face repository such as owner/name; a folder on this machine belongs "
+            "into models/diffusers, where 'model' lists it."
+        )
     return hub_id
 
 

@@ -9,8 +9,11 @@ import torch
 from diffusers.modular_pipelines import ModularPipeline
 
 from ..wan.checkpoint_files import CheckpointError
+from .hub import fetch_file, refuse_folder_as_hub_id
 from .recipe import Recipe
+from .remote_code import check_remote_code_allowed
 
+_MODULAR_CONFIG = "modular_config.json"
 _MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
 
@@ -18,9 +21,15 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
     """Blocks from the repository's code (if the user ticked it), weights from safetensors only.
 
     Raises:
-        CheckpointError: remote code is needed and was not allowed, or a component did not load.
+        CheckpointError: remote code is needed and was not asked for, or a component did not load.
+        PermissionError: remote code was asked for, and this server does not allow it.
     """
-    _refuse_unasked_code(recipe)
+    if recipe.is_hub_id:
+        refuse_folder_as_hub_id(recipe.model)
+    if recipe.trust_remote_code:
+        check_remote_code_allowed(recipe.model)
+    else:
+        _refuse_unasked_code(recipe)
     try:
         pipe = ModularPipeline.from_pretrained(
             recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision
@@ -45,11 +54,12 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
 
 
 def _refuse_unasked_code(recipe: Recipe) -> None:
-    """Before diffusers looks: its own refusal may ask on a terminal that a server has not got."""
-    config = Path(recipe.model) / "modular_config.json"
-    if recipe.trust_remote_code or not config.is_file():
-        return
-    if "auto_map" in json.loads(config.read_text(encoding="utf-8")):
+    """Before diffusers looks: its own refusal may ask on a terminal, which a server does not have."""
+    if recipe.is_hub_id:
+        config = fetch_file(recipe.model, recipe.revision, _MODULAR_CONFIG)
+    else:
+        config = Path(recipe.model) / _MODULAR_CONFIG
+    if config is not None and config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
         raise CheckpointError(
             f"model {recipe.model!r} brings its own Python code, which is not run unasked: read it, then tick "
             "'trust_remote_code', or choose the built-in blocks."

@@ -33,6 +33,8 @@ COMPILE_NOTHING, COMPILE_TRANSFORMER = "off", "transformer"
 COMPILE_CHOICES = (COMPILE_NOTHING, COMPILE_TRANSFORMER)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# The hub's own rule: letters, digits, '-', '_' and '.', and neither part begins with a dot.
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Recipe:
     """How to make a pipeline; equal recipes make the same pipeline.
 
     Attributes:
-        model: a diffusers-layout folder, a single `.safetensors` file, or a hub id (`owner/name`).
-        components: diffusers folder or hub id that VAE, text encoder and tokenizer come from; None: from `model`.
+        model: absolute path of a diffusers-layout folder or a single `.safetensors` file, or a hub id (`owner/name`).
+        components: absolute path of a diffusers folder, or a hub id, that VAE, text encoder and tokenizer come from;
+            None: from `model`.
         revision: commit, branch or tag of the hub repository; None for its default.
         blocks: one of `BLOCK_SOURCES`.
         trust_remote_code: the user allowed the repository's own Python code.
@@ -75,6 +78,9 @@ class Recipe:
         """
         if not self.model:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
+        for name, place in (("model", self.model), ("components", self.components)):
+            if place is not None and not is_hub_id(place) and not Path(place).is_absolute():
+                raise ValueError(f"{name} is {place!r}: give an absolute path, or a hub id such as owner/name.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("compile", self.compile, COMPILE_CHOICES)
@@ -97,14 +103,14 @@ class Recipe:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether `model` looks like `owner/name` and is nothing on this disk."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not Path(model).exists()
+    """Whether `model` is `owner/name`. What lies on this disk is named by its absolute path, which never looks so."""
+    return _HUB_ID.fullmatch(model) is not None
 
 
 def stamp_files(model: str) -> str:
     """A short digest that changes when the weight or config files under `model` do; empty for hub ids."""
     root = Path(model)
-    if not root.exists():
+    if is_hub_id(model) or not root.exists():
         return ""
     files = [root] if root.is_file() else sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json"))
     facts = "".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)

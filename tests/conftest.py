@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from streamblocks.stream.materialise import release_materialised
+from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
 from streamblocks.wan.tiny_model import write_tiny_model
 
 from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
@@ -43,3 +44,9 @@ def no_pipeline() -> Iterator[None]:
     release_materialised()
     yield
     release_materialised()
+
+
+@pytest.fixture
+def remote_code_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a server whose owner lets repositories run their own code."""
+    monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")

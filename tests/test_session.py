@@ -65,7 +65,7 @@ def test_policies_and_prompts_and_seeds_matter(tiny_folder):
 
 
 @pytest.fixture
-def foreign_recipe(tmp_path, tiny_folder):
+def foreign_recipe(tmp_path, tiny_folder, remote_code_allowed):
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
     return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
 

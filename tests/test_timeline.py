@@ -21,7 +21,7 @@ from streamblocks.stream.settings import StreamSettings
 
 from foreign_repository import write_foreign_repository
 
-pytestmark = pytest.mark.usefixtures("no_pipeline")
+pytestmark = pytest.mark.usefixtures("no_pipeline", "remote_code_allowed")
 
 CPU = torch.device("cpu")
 

@@ -112,7 +112,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the pipeline `folder`, without touching the network."""
     check_pipeline_folder(folder, ["tokenizer"])
     try:
-        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{folder / 'tokenizer'} holds no tokenizer that transformers can load ({error}): download it again."
