@@ -205,8 +205,8 @@ def _model_path(model: str, hub_id: str) -> str:
         raise ValueError(f"hub_id is empty: with model '{HUB_MODEL}', give a repository such as owner/name.")
     if not is_hub_id(hub_id):
         raise ValueError(
-            f"hub_id is {hub_id!r}: give a Hugging Face repository such as owner/name; a folder on this machine belongs "
-            "into models/diffusers, where 'model' lists it."
+            f"hub_id is {hub_id!r}: give a Hugging Face repository such as owner/name; a folder on this machine "
+            "belongs into models/diffusers, where 'model' lists it."
         )
     return hub_id
 
