@@ -10,7 +10,7 @@ import torch
 from random_pipeline import RandomPipeline
 
 from streamblocks.ops.fp8_linear import FP8Linear
-from streamblocks.wan.acceleration import compile_transformer_blocks
+from streamblocks.wan.transformer.compiled_blocks import compile_transformer_blocks
 
 
 @contextmanager

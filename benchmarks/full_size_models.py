@@ -17,9 +17,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from streamblocks.wan.components import keep_fp32_parts
-from streamblocks.wan.fused_projections import fuse_self_attention
-from streamblocks.wan.weights import destination_dtype
+from streamblocks.checkpoints.module_loading import destination_dtype
+from streamblocks.wan.checkpoints.components import keep_fp32_parts
+from streamblocks.wan.transformer.joined_projections import fuse_self_attention
 
 META = torch.device("meta")
 

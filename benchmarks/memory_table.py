@@ -30,9 +30,9 @@ from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.estimate import DEVICE_OVERHEAD, MemoryEstimate, estimate_memory
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.causal_transformer import allocate_cross_cache, allocate_kv_cache
-from streamblocks.wan.components import plan_for
-from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame
+from streamblocks.wan.checkpoints.components import plan_for
+from streamblocks.wan.transformer.causal_transformer import allocate_cross_cache, allocate_kv_cache
+from streamblocks.wan.vae.streaming_vae import DecoderCache, decode_latent_frame
 
 SPECS = {"bf16": None, "fp8": QuantizationSpec("fp8"), "int8": QuantizationSpec("int8")}
 GIB = 1 << 30

@@ -222,7 +222,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     names = lambda text: tuple(text.split(","))  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MINI, help="pipeline folder; default models/mini")
+    parser.add_argument(
+        "--model", type=lambda text: Path(text).absolute(), default=MINI, help="pipeline folder; default models/mini"
+    )
     parser.add_argument("--only", type=names, default=PARTS, help=", ".join(PARTS))
     parser.add_argument("--captions", type=int, default=144, help="of the 144, for prompt accuracy")
     parser.add_argument("--seeds", type=int, default=1, help="per caption, for prompt accuracy")

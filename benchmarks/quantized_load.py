@@ -29,7 +29,7 @@ from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
 from streamblocks.ops.weight_filling import quantize_model
-from streamblocks.wan.components import load_transformer, plan_transformer
+from streamblocks.wan.checkpoints.components import load_transformer, plan_transformer
 
 SLACK_BYTES = 64 * 2**20
 DTYPE = torch.bfloat16

@@ -14,10 +14,10 @@ from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.acceleration import speed_up_vae
-from streamblocks.wan.attention import causal_attention_of, install_causal_attention
-from streamblocks.wan.causal_wan_blocks import make_causal_wan_pipeline
-from streamblocks.wan.text_step import DEFAULT_TEXT_TOKENS
+from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
+from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
+from streamblocks.wan.transformer.attention import causal_attention_of, install_causal_attention
+from streamblocks.wan.vae.gpu_layout import speed_up_vae
 
 PROMPT = "random weights"
 _PROMPT_TOKENS = 60
@@ -51,7 +51,7 @@ class RandomPipeline:
     """
 
     def __init__(self, size: ModelSize, options: PipelineOptions, replace_linear: ReplaceLinear | None = None) -> None:
-        self.recipe = Recipe(model=f"random {size.name}")
+        self.recipe = Recipe(model=f"random/{size.name}")
         self.device = options.device
         self.options = options
         self.text_dim: int = size.text["d_model"]

@@ -190,7 +190,7 @@ def main() -> None:
     if options.blocks < 2:
         parser.error(f"--blocks is {options.blocks}: at least 2 are needed, the first has no state to copy.")
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or str(write_tiny_model(Path(folder) / "tiny"))
+        model = str(Path(options.model or write_tiny_model(Path(folder) / "tiny")).absolute())
         default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         pipeline = materialise(Recipe(model=model, device=options.device), default_device=default)
         settings = StreamSettings(width=options.width, height=options.height, blocks=options.blocks)

@@ -13,6 +13,7 @@ from torch import nn
 from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.int8 import int8_parameter, quantize_int8_rows
 from streamblocks.ops.quantization import QuantizationSpec, plan_layers
+from streamblocks.wan.checkpoints.layer_presets import PRESETS
 
 PLAIN = "bf16"
 # Name on the command line to the fields of a QuantizationSpec.
@@ -45,7 +46,7 @@ def layer_replacement(weight_format: str, size: ModelSize) -> ReplaceLinear | No
     skeleton = build_transformer_skeleton(size)
     layers = {name: layer for name, layer in skeleton.named_modules() if isinstance(layer, nn.Linear)}
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    planned = frozenset(plan_layers(shapes, spec, "transformer").quantized_names)
+    planned = frozenset(plan_layers(shapes, spec, "transformer", PRESETS["transformer"]).quantized_names)
     return lambda name, layer: _quantized(name, layer, spec) if name in planned else layer
 
 

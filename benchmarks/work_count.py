@@ -19,12 +19,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.attention import install_causal_attention
-from streamblocks.wan.attention_passes import CausalPass
-from streamblocks.wan.causal_transformer import allocate_cross_cache, allocate_kv_cache, predict_velocity
-from streamblocks.wan.kv_cache import KVCache
-from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame, encode_pixel_frame
-from streamblocks.wan.text_step import DEFAULT_TEXT_TOKENS
+from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
+from streamblocks.wan.transformer.attention import install_causal_attention
+from streamblocks.wan.transformer.attention_passes import CausalPass
+from streamblocks.wan.transformer.causal_transformer import allocate_cross_cache, allocate_kv_cache, predict_velocity
+from streamblocks.wan.transformer.kv_cache import KVCache
+from streamblocks.wan.vae.streaming_vae import DecoderCache, decode_latent_frame, encode_pixel_frame
 
 _LINEAR = frozenset({"aten.mm", "aten.addmm"})
 _CONVOLUTION = frozenset({"aten.convolution", "aten.cudnn_convolution"})

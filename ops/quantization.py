@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .layer_presets import reason_to_stay
+from .layer_presets import LayerPreset
 
 FORMATS = ("fp8", "int8")
 WEIGHT_GRANULARITIES = ("per row", "per tensor")
@@ -214,6 +214,7 @@ def plan_layers(
     named_linear_shapes: Mapping[str, tuple[int, ...]],
     spec: QuantizationSpec | None,
     component: str,
+    preset: LayerPreset | None,
     *,
     dtype: torch.dtype = torch.bfloat16,
     itemsizes: Mapping[str, int] = NO_ITEMSIZES,
@@ -225,7 +226,8 @@ def plan_layers(
         named_linear_shapes: layer name (without `.weight`) to weight shape [out, in]; other shapes are reported
             as staying.
         spec: None plans no quantization.
-        component: "transformer", "text_encoder" or "vae".
+        component: its name.
+        preset: which of its layers are quantized; None for none.
         dtype: of the unquantized weights.
         itemsizes: bytes per element of layers which are kept in another dtype.
         other_bytes: see `QuantizationPlan`.
@@ -236,7 +238,7 @@ def plan_layers(
     layers = []
     for name, shape in named_linear_shapes.items():
         before = torch.Size(shape).numel() * itemsizes.get(name, dtype.itemsize)
-        reason = _reason_to_stay(name, shape, spec, component)
+        reason = _reason_to_stay(name, shape, spec, component, preset)
         after = before if reason or spec is None else quantized_bytes(shape, spec)
         layers.append(PlannedLayer(name, tuple(shape), reason, before, after))
     if spec is not None and component in spec.components:
@@ -244,12 +246,14 @@ def plan_layers(
     return QuantizationPlan(component, spec, tuple(layers), other_bytes)
 
 
-def _reason_to_stay(name: str, shape: tuple[int, ...], spec: QuantizationSpec | None, component: str) -> str:
+def _reason_to_stay(
+    name: str, shape: tuple[int, ...], spec: QuantizationSpec | None, component: str, preset: LayerPreset | None
+) -> str:
     if spec is None:
         return "no quantization asked for"
-    if component not in spec.components:
+    if component not in spec.components or preset is None:
         return f"the {component} is not among the components to quantize"
-    reason = reason_to_stay(name, spec.format, component)
+    reason = preset.reason_to_stay(name, spec.format)
     if reason:
         return reason
     if len(shape) != 2 or shape[0] % KERNEL_MULTIPLE or shape[1] % KERNEL_MULTIPLE:

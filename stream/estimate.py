@@ -13,9 +13,9 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from ..memory.peak_meter import PeakMeter
 from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationPlan, QuantizationSpec
-from ..wan.components import component_config, keep_fp32_parts, plan_for
-from ..wan.meta_rehearsal import MetaRehearsal
-from ..wan.text_step import DEFAULT_TEXT_TOKENS
+from ..wan.checkpoints.components import component_config, keep_fp32_parts, plan_for
+from ..wan.rehearsal import MetaRehearsal
+from ..wan.steps.text_step import DEFAULT_TEXT_TOKENS
 from ..wan.working_memory import cross_cache_bytes, kv_cache_bytes
 from .recipe import Recipe
 from .settings import StreamSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers.modular_pipelines import ModularPipeline
 
-from ..wan.checkpoint_files import CheckpointError
+from ..checkpoints.checkpoint_files import CheckpointError
 from .hub import fetch_file, refuse_folder_as_hub_id
 from .recipe import Recipe
 from .remote_code import check_remote_code_allowed

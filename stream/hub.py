@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from ..wan.checkpoint_files import CheckpointError
+from ..checkpoints.checkpoint_files import CheckpointError
 
 BUILT_IN_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
 from ..memory.cleanup import release_cached_memory
-from ..wan.checkpoint_files import CheckpointError, refuse_pickled
-from ..wan.components import check_pipeline_folder
+from ..wan.checkpoints.components import check_pipeline_folder
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
 from .foreign import load_foreign_pipeline
 from .hub import fetch_pipeline_folder

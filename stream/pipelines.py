@@ -16,10 +16,7 @@ from torch import nn
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import summarise_plan
-from ..wan.acceleration import compile_transformer_blocks, speed_up_vae
-from ..wan.attention import install_causal_attention
-from ..wan.causal_wan_blocks import make_causal_wan_pipeline
-from ..wan.components import (
+from ..wan.checkpoints.components import (
     component_bytes,
     load_text_encoder,
     load_tokenizer,
@@ -27,7 +24,11 @@ from ..wan.components import (
     load_vae,
     plan_for,
 )
-from ..wan.text_step import single_prompt
+from ..wan.steps.causal_wan_blocks import make_causal_wan_pipeline
+from ..wan.steps.text_step import single_prompt
+from ..wan.transformer.attention import install_causal_attention
+from ..wan.transformer.compiled_blocks import compile_transformer_blocks
+from ..wan.vae.gpu_layout import speed_up_vae
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, smaller_choices
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency

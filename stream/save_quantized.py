@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from ..wan.quantized_checkpoint import save_quantized_transformer
+from ..wan.checkpoints.quantized_checkpoint import save_quantized_transformer
 from .pipelines import BuiltInPipeline, StreamPipeline
 
 

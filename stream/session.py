@@ -16,7 +16,7 @@ from ..memory.cleanup import clean_up_after_block, handling_table, release_cache
 from ..memory.compile_caches import clear_compile_caches
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
-from ..wan.attention import block_masks_of
+from ..wan.transformer.attention import block_masks_of
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .pipelines import StreamPipeline

@@ -1,4 +1,4 @@
-"""Run the kernel of `fused_norm` in Triton's interpreter, without a GPU, beside the formula; prints errors as JSON.
+"""Run the kernel of `norm_silu` in Triton's interpreter, without a GPU, beside the formula; prints errors as JSON.
 
 A program of its own, because Triton reads TRITON_INTERPRET when a kernel is defined.
 """
@@ -13,8 +13,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from streamblocks.wan import fused_norm
-from streamblocks.wan.fused_norm import PendingSum, norm_into_window, norm_sum
+from streamblocks.wan.vae import norm_silu
+from streamblocks.wan.vae.norm_silu import PendingSum, norm_into_window, norm_sum
 
 
 def compute(kind, value, gamma, past):
@@ -32,7 +32,7 @@ def largest_difference(kind, channels, frames, summands):
     results = []
     for by_kernel in (True, False):
         value = PendingSum(first.clone(), bias if summands else None, residual if summands > 1 else None)
-        with mock.patch.object(fused_norm, "runs_kernel_on", lambda device, yes=by_kernel: yes):
+        with mock.patch.object(norm_silu, "runs_kernel_on", lambda device, yes=by_kernel: yes):
             results.append(compute(kind, value, gamma, past))
     return max(float((made - expected).abs().max()) for made, expected in zip(*results, strict=True))
 

@@ -17,11 +17,11 @@ from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, me
 from streamblocks.ops.few_key_attention_kernel import attend_to_few_keys as few_key_kernel
 from streamblocks.ops.fp8_linear import FP8_MAX, SMALLEST_SCALE, fp8_scale, largest_magnitude
 from streamblocks.ops.gelu_quantization_kernel import gelu_quantize_rows
-from streamblocks.wan import fused_rotary
-from streamblocks.wan.attention_passes import SelfAttentionPass
-from streamblocks.wan.fused_rotary import Projections
-from streamblocks.wan.fused_rotary_kernel import norm_rotate_and_store
-from streamblocks.wan.rope import FrameOffsetRotaryEmbedding
+from streamblocks.wan.transformer import rotary_store
+from streamblocks.wan.transformer.attention_passes import SelfAttentionPass
+from streamblocks.wan.transformer.rope import FrameOffsetRotaryEmbedding
+from streamblocks.wan.transformer.rotary_store import Projections
+from streamblocks.wan.transformer.rotary_store_kernel import norm_rotate_and_store
 
 from plain_attention import attend_to_all, pad
 
@@ -60,7 +60,7 @@ def norm_rotate_store(heads, head_dim, fused):
     for kernel in (norm_rotate_and_store, None):
         keys, values = torch.ones(2, 1, past + tokens + 1, heads, head_dim)
         bound = SelfAttentionPass(keys, values, past, None, None, kernel=kernel)
-        results.append((fused_rotary.store_block(attn, Projections(*parts), table, bound), keys, values))
+        results.append((rotary_store.store_block(attn, Projections(*parts), table, bound), keys, values))
     return max(float((made - expected).abs().max()) for made, expected in zip(*results, strict=True))
 
 

@@ -6,22 +6,27 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from streamblocks.wan import attention as attention_module
-from streamblocks.wan import rope as rope_module
-from streamblocks.wan.attention import causal_attention_of, install_causal_attention
-from streamblocks.wan.attention_passes import CausalPass, make_key_bias
-from streamblocks.wan.before_denoise_steps import draw_noise
-from streamblocks.wan.causal_transformer import (
+from streamblocks.wan.steps.prepare_steps import draw_noise
+from streamblocks.wan.transformer import attention as attention_module
+from streamblocks.wan.transformer import rope as rope_module
+from streamblocks.wan.transformer.attention import causal_attention_of, install_causal_attention
+from streamblocks.wan.transformer.attention_passes import CausalPass, make_key_bias
+from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
     predict_velocity,
     write_keys,
 )
-from streamblocks.wan.fused_projections import fuse_self_attention
-from streamblocks.wan.kv_cache import KVCache, write_block
-from streamblocks.wan.rope import apply_rotary
-from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame, denormalize_latents, encode_pixel_frame
+from streamblocks.wan.transformer.joined_projections import fuse_self_attention
+from streamblocks.wan.transformer.kv_cache import KVCache, write_block
+from streamblocks.wan.transformer.rope import apply_rotary
+from streamblocks.wan.vae.streaming_vae import (
+    DecoderCache,
+    decode_latent_frame,
+    denormalize_latents,
+    encode_pixel_frame,
+)
 
 from golden_wan import build_golden_transformer, load_golden, relative_error
 

@@ -8,9 +8,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.modular_pipelines import PipelineState
 from torch._dynamo.utils import counters
 
-from streamblocks.wan.attention import install_causal_attention
-from streamblocks.wan.causal_wan_blocks import make_causal_wan_pipeline
-from streamblocks.wan.fused_projections import fuse_self_attention
+from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
+from streamblocks.wan.transformer.attention import install_causal_attention
+from streamblocks.wan.transformer.joined_projections import fuse_self_attention
 
 from golden_wan import relative_error
 

@@ -11,7 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import UMT5EncoderModel
 
-from streamblocks.wan.components import (
+from streamblocks.checkpoints.module_loading import (
+    CheckpointError,
+    index_tensors,
+    list_component_files,
+    read_headers,
+)
+from streamblocks.wan.checkpoints.components import (
     check_pipeline_folder,
     component_bytes,
     load_scheduler_config,
@@ -20,14 +26,8 @@ from streamblocks.wan.components import (
     load_transformer,
     load_vae,
 )
-from streamblocks.wan.fused_projections import fuse_self_attention, fused_rows
 from streamblocks.wan.tiny_model import write_tiny_model
-from streamblocks.wan.weights import (
-    CheckpointError,
-    index_tensors,
-    list_component_files,
-    read_headers,
-)
+from streamblocks.wan.transformer.joined_projections import fuse_self_attention, fused_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

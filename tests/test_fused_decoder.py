@@ -5,10 +5,10 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from streamblocks.ops.triton_kernels import runs_kernel_on
-from streamblocks.wan import fused_norm
-from streamblocks.wan.fused_decoder import fuse_decoder
-from streamblocks.wan.fused_norm import PendingSum, norm_into_window, norm_sum
-from streamblocks.wan.streaming_vae import DecoderCache, decode_latent_frame
+from streamblocks.wan.vae import norm_silu
+from streamblocks.wan.vae.norm_silu import PendingSum, norm_into_window, norm_sum
+from streamblocks.wan.vae.steady_decoder import fuse_decoder
+from streamblocks.wan.vae.streaming_vae import DecoderCache, decode_latent_frame
 
 from golden_wan import relative_error
 from triton_interpreter import errors_of
@@ -42,7 +42,7 @@ def count_calls(monkeypatch):
         calls.append(kwargs["fold"])
         return norm_into_window(*args, **kwargs)
 
-    monkeypatch.setattr("streamblocks.wan.fused_decoder.norm_into_window", counted)
+    monkeypatch.setattr("streamblocks.wan.vae.steady_decoder.norm_into_window", counted)
     return calls
 
 
@@ -50,7 +50,7 @@ def count_calls(monkeypatch):
 def test_decodes_as_diffusers_does(latents, monkeypatch, folded_channels):
     vae = make_vae()
     expected, expected_cache = decode(vae, latents)
-    monkeypatch.setattr("streamblocks.wan.fused_decoder._FOLDED_CHANNELS", folded_channels)
+    monkeypatch.setattr("streamblocks.wan.vae.steady_decoder._FOLDED_CHANNELS", folded_channels)
     calls = count_calls(monkeypatch)
     fuse_decoder(vae)
     made, cache = decode(vae, latents)
@@ -146,7 +146,7 @@ def test_the_kernel_computes_the_formula_on_cuda(channels, frames, kind, summand
         return value.first, made.window, made.past
 
     made = compute(value, gamma, past)
-    monkeypatch.setattr(fused_norm, "runs_kernel_on", lambda device: False)
+    monkeypatch.setattr(norm_silu, "runs_kernel_on", lambda device: False)
     expected = compute(wide, gamma.float(), past.float())
     for index, (tensor, reference) in enumerate(zip(made, expected, strict=True)):
         assert relative_error(tensor.float(), reference) < 1e-3, index

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from streamblocks.wan.attention_passes import CausalPass
-from streamblocks.wan.causal_transformer import (
+from streamblocks.wan.steps.few_step_schedule import make_few_step_schedule
+from streamblocks.wan.transformer.attention_passes import CausalPass
+from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
     predict_velocity,
 )
-from streamblocks.wan.few_step_schedule import make_few_step_schedule
-from streamblocks.wan.kv_cache import KVCache
+from streamblocks.wan.transformer.kv_cache import KVCache
 
 from golden_wan import DATA, build_golden_transformer, load_golden, relative_error
 

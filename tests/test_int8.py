@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from streamblocks.ops.int8 import is_int8, quantize_int8, require_torchao
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec, plan_layers
 from streamblocks.ops.weight_filling import quantize_model
+from streamblocks.wan.checkpoints.layer_presets import PRESETS
 
 pytest.importorskip("torchao", reason="torchao is not installed")
 
@@ -31,7 +32,7 @@ def _model(size=1536):
 
 
 def _plan(spec, size=1536):
-    return plan_layers({LAYER: (size, size), OTHER: (size, size)}, spec, "transformer")
+    return plan_layers({LAYER: (size, size), OTHER: (size, size)}, spec, "transformer", PRESETS["transformer"])
 
 
 def _sqnr(reference, result):

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from streamblocks.ops.quantization import QuantizationSpec, plan_layers
-from streamblocks.wan.components import component_bytes, plan_for, plan_transformer
+from streamblocks.wan.checkpoints.components import component_bytes, plan_for, plan_transformer
+from streamblocks.wan.checkpoints.layer_presets import PRESETS
+
+PRESET = PRESETS["transformer"]
 
 SHAPES = {
     "patch_embedding": (64, 16, 1, 2, 2),
@@ -23,7 +26,7 @@ SHAPES = {
 
 
 def test_the_transformer_preset_takes_attention_and_feed_forward_and_says_why_the_others_stay():
-    plan = plan_layers(SHAPES, QuantizationSpec("fp8"), "transformer")
+    plan = plan_layers(SHAPES, QuantizationSpec("fp8"), "transformer", PRESET)
     assert plan.quantized_names == ("blocks.0.attn1.to_qkv", "blocks.0.attn1.to_out.0", "blocks.0.attn2.to_q")
     reasons = {layer.name: layer.reason for layer in plan.layers}
     assert "patch embedding" in reasons["patch_embedding"] and "head" in reasons["proj_out"]
@@ -34,12 +37,18 @@ def test_the_transformer_preset_takes_attention_and_feed_forward_and_says_why_th
 
 
 def test_bytes_before_and_after():
-    plan = plan_layers({"blocks.0.attn1.to_qkv": (192, 64)}, QuantizationSpec("fp8"), "transformer", other_bytes=10)
+    plan = plan_layers(
+        {"blocks.0.attn1.to_qkv": (192, 64)},
+        QuantizationSpec("fp8"),
+        "transformer",
+        PRESET,
+        other_bytes=10,
+    )
     assert plan.bytes_before == 192 * 64 * 2 + 10 and plan.bytes_after == 192 * 64 + 192 * 4 + 10
 
 
 def test_the_summary_and_the_json_list_everything():
-    plan = plan_layers(SHAPES, QuantizationSpec("int8", skip=("blocks.0.attn2.*",)), "transformer")
+    plan = plan_layers(SHAPES, QuantizationSpec("int8", skip=("blocks.0.attn2.*",)), "transformer", PRESET)
     text, fields = plan.summary(), json.loads(json.dumps(plan.as_dict()))
     assert "skip pattern 'blocks.0.attn2.*'" in text and "multiple of 16" in text and "MB before" in text
     assert set(fields["quantized"]) | {layer["name"] for layer in fields["skipped"]} == set(SHAPES)
@@ -53,7 +62,7 @@ def test_the_summary_and_the_json_list_everything():
 )
 def test_a_pattern_that_matches_nothing_or_everything_is_refused(pattern, message):
     with pytest.raises(ValueError, match=message):
-        plan_layers(SHAPES, QuantizationSpec("fp8", skip=(pattern,)), "transformer")
+        plan_layers(SHAPES, QuantizationSpec("fp8", skip=(pattern,)), "transformer", PRESET)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from streamblocks.checkpoints.module_loading import CheckpointError
 from streamblocks.ops.calibration import calibrating
 from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.quantization import QuantizationSpec
-from streamblocks.wan.components import load_transformer, plan_transformer
-from streamblocks.wan.original_names import original_name
-from streamblocks.wan.quantized_checkpoint import save_quantized_transformer
-from streamblocks.wan.weights import CheckpointError
+from streamblocks.wan.checkpoints.components import load_transformer, plan_transformer
+from streamblocks.wan.checkpoints.original_names import original_name
+from streamblocks.wan.checkpoints.quantized_checkpoint import save_quantized_transformer
 
 from comfyui_server import comfyui_found, comfyui_path
 

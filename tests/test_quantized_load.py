@@ -13,7 +13,7 @@ from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.int8 import is_int8
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from streamblocks.ops.weight_filling import quantize_model
-from streamblocks.wan.components import (
+from streamblocks.wan.checkpoints.components import (
     component_bytes,
     load_text_encoder,
     load_transformer,

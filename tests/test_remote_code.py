@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe, is_hub_id
 from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
-from streamblocks.wan.checkpoint_files import CheckpointError
 
 from embedded_program import needs_embedded_host, run_in_host
 from foreign_repository import BLOCKS_PY, write_foreign_repository

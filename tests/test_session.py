@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.modular_pipelines import PipelineState
 
+from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.memory.cleanup import Handling, handling_table, parse_state_rules
 from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, held_tensor_bytes, live_tensor_bytes
 from streamblocks.ops.quantization import QuantizationSpec
@@ -18,7 +19,6 @@ from streamblocks.stream.session import BlockFailedError, Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import Mp4Sink
 from streamblocks.stream.state import StreamState
-from streamblocks.wan.checkpoint_files import CheckpointError
 
 from foreign_repository import write_foreign_repository
 from plain_loop import run_plain_loop
@@ -329,7 +329,7 @@ def test_bad_settings_are_named(change, message):
 )
 def test_bad_recipes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(**({"model": "x"} | change))
+        Recipe(**({"model": "owner/x"} | change))
 
 
 def test_unknown_models_and_devices_are_named(tiny_folder, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from diffusers import WanPipeline
 
 from streamblocks.tools.make_tiny_model import main
-from streamblocks.wan.components import (
+from streamblocks.wan.checkpoints.components import (
     PIPELINE_COMPONENTS,
     check_pipeline_folder,
     load_text_encoder,

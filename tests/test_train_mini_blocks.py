@@ -11,15 +11,15 @@ from streamblocks.tools.train_mini.clips import draw_plan
 from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.mini_models import TEXT_LENGTH
 from streamblocks.tools.train_mini.train_transformer import CaptionedTransformer
-from streamblocks.wan.attention import install_causal_attention
-from streamblocks.wan.attention_passes import CausalPass
-from streamblocks.wan.causal_transformer import (
+from streamblocks.wan.steps.text_step import get_t5_prompt_embeds
+from streamblocks.wan.transformer.attention import install_causal_attention
+from streamblocks.wan.transformer.attention_passes import CausalPass
+from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
     predict_velocity,
 )
-from streamblocks.wan.text_step import get_t5_prompt_embeds
 
 CLIPS = 2
 

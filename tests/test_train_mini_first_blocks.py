@@ -19,7 +19,7 @@ from streamblocks.tools.train_mini.first_blocks import (
 from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.train_options import TrainOptions
 from streamblocks.tools.train_mini.train_transformer import CaptionedTransformer
-from streamblocks.wan.few_step_schedule import make_few_step_schedule
+from streamblocks.wan.steps.few_step_schedule import make_few_step_schedule
 
 UNITS = lay_out_units(BLOCKS)
 OWN = torch.tensor(make_few_step_schedule(4).sigmas)

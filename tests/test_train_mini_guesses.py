@@ -9,7 +9,7 @@ from streamblocks.tools.train_mini.clips import draw_plan
 from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.own_guesses import confuse_shapes, use_own_guesses
 from streamblocks.tools.train_mini.scenes import SHAPES
-from streamblocks.wan.few_step_schedule import make_few_step_schedule
+from streamblocks.wan.steps.few_step_schedule import make_few_step_schedule
 
 UNITS = lay_out_units(BLOCKS)
 CLIPS = 16

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, load_kernel, merge_padding
 from streamblocks.ops.fp8_linear import FP8Linear, supports_fp8_matmul
 from streamblocks.ops.quantization import QuantizationSpec
-from streamblocks.wan import fused_rotary
-from streamblocks.wan.attention import install_causal_attention
-from streamblocks.wan.attention_passes import SelfAttentionPass
-from streamblocks.wan.causal_transformer import allocate_cross_cache, fill_cross_cache
-from streamblocks.wan.rope import FrameOffsetRotaryEmbedding
+from streamblocks.wan.transformer import rotary_store
+from streamblocks.wan.transformer.attention import install_causal_attention
+from streamblocks.wan.transformer.attention_passes import SelfAttentionPass
+from streamblocks.wan.transformer.causal_transformer import allocate_cross_cache, fill_cross_cache
+from streamblocks.wan.transformer.rope import FrameOffsetRotaryEmbedding
 
 from plain_attention import attend_to_all, pad
 from triton_interpreter import errors_of
@@ -112,17 +112,17 @@ def test_norm_rotary_and_store_on_cuda(fused, compiled):
     table = rope(torch.empty(1, 1, 1, 6, 8, device="cuda"))
     projected = torch.randn(1, tokens, 3 * dim, device="cuda").bfloat16().chunk(3, dim=-1)
     parts = [part if fused else part.contiguous() for part in projected]
-    store: Any = fused_rotary.store_block
+    store: Any = rotary_store.store_block
     if compiled:
         store = torch.compile(store, fullgraph=True, dynamic=False)
     # Each in memory of its own, as in the cache: compiled code takes no two views of one tensor to be written.
     keys, values = (torch.ones(1, past + tokens + 1, heads, 128, device="cuda").bfloat16() for _ in range(2))
-    kernel = fused_rotary.load_kernel(torch.device("cuda"))
+    kernel = rotary_store.load_kernel(torch.device("cuda"))
     by_kernel = SelfAttentionPass(keys, values, past, None, None, kernel=kernel)
-    made_query = store(attn, fused_rotary.Projections(*parts), table, by_kernel)
+    made_query = store(attn, rotary_store.Projections(*parts), table, by_kernel)
     wide = SelfAttentionPass(torch.ones_like(keys).float(), torch.ones_like(values).float(), past, None, None)
-    wide_parts = fused_rotary.Projections(*(part.float() for part in parts))
-    query = fused_rotary.store_block(attn.float(), wide_parts, table, wide)
+    wide_parts = rotary_store.Projections(*(part.float() for part in parts))
+    query = rotary_store.store_block(attn.float(), wide_parts, table, wide)
     results = (made_query, *by_kernel[:2]), (query, *wide[:2])
     for made, expected in zip(*results, strict=True):
         assert (made.float() - expected).abs().max() < 0.01 * expected.abs().max()

@@ -12,17 +12,17 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import nn
 
-from streamblocks.wan.components import (
-    load_transformer,
-    load_vae,
-)
-from streamblocks.wan.tiny_model import write_tiny_model
-from streamblocks.wan.weights import (
+from streamblocks.checkpoints.module_loading import (
     CheckpointError,
     index_tensors,
     list_component_files,
     load_weights,
 )
+from streamblocks.wan.checkpoints.components import (
+    load_transformer,
+    load_vae,
+)
+from streamblocks.wan.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...wan.few_step_schedule import make_few_step_schedule
+from ...wan.steps.few_step_schedule import make_few_step_schedule
 from .block_parallel import Unit
 from .latent_pool import BLOCKS, LatentPool
 from .scenes import draw_caption

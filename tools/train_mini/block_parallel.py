@@ -18,7 +18,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
-from ...wan.rope import FrameOffsetRotaryEmbedding, RotaryTable, apply_rotary
+from ...wan.transformer.rope import FrameOffsetRotaryEmbedding, RotaryTable, apply_rotary
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...wan.few_step_schedule import make_few_step_schedule
+from ...wan.steps.few_step_schedule import make_few_step_schedule
 from .batches import OWN_SIGMAS, SHIFT, Batch
 from .block_parallel import FIRST_BLOCK, BlockParallel, Unit, lay_out_units
 from .checkpoint import load_made_with, save_whole, step_generator

@@ -16,9 +16,9 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from ..ops.quantization import QuantizationSpec
-from .checkpoint_files import CheckpointError, TensorSource, index_tensors, read_headers, refuse_pickled
-from .comfy_format import StoredWeight, file_metadata, split_quantized
+from ...checkpoints.checkpoint_files import CheckpointError, TensorSource, index_tensors, read_headers, refuse_pickled
+from ...checkpoints.comfy_format import StoredWeight, file_metadata, split_quantized
+from ...ops.quantization import QuantizationSpec
 
 HEAD_DIM = 128
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..ops.few_key_attention import FewKeys
+from ...ops.few_key_attention import FewKeys
 from .kv_cache import CrossAttentionCache, KVCache
 
 if TYPE_CHECKING:

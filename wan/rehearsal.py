@@ -11,10 +11,10 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from torch.overrides import TorchFunctionMode
 
-from .attention import install_causal_attention
-from .causal_wan_blocks import make_causal_wan_pipeline
-from .fused_projections import fuse_self_attention
-from .text_step import DEFAULT_TEXT_TOKENS
+from .steps.causal_wan_blocks import make_causal_wan_pipeline
+from .steps.text_step import DEFAULT_TEXT_TOKENS
+from .transformer.attention import install_causal_attention
+from .transformer.joined_projections import fuse_self_attention
 
 META = torch.device("meta")
 

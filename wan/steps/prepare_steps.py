@@ -10,17 +10,17 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from .attention_passes import CausalPass
-from .causal_transformer import (
+from ..transformer.attention_passes import CausalPass
+from ..transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
     weight_device,
     write_keys,
 )
+from ..transformer.kv_cache import CrossAttentionCache, KVCache
+from ..vae.streaming_vae import DecoderCache, encode_pixel_frame
 from .few_step_schedule import make_few_step_schedule
-from .kv_cache import CrossAttentionCache, KVCache
-from .streaming_vae import DecoderCache, encode_pixel_frame
 
 RECOMPUTE = "recompute"
 ROLLING = "rolling"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 
-from ..ops.few_key_attention import merge_padding
+from ...ops.few_key_attention import merge_padding
 from .attention import causal_attention_of, project_text
 from .attention_passes import CausalPass
 from .keys_only_layer import KeysOnlyLayer

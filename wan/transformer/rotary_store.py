@@ -12,7 +12,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
-from ..ops.triton_kernels import runs_kernel_on
+from ...ops.triton_kernels import runs_kernel_on
 from .attention_passes import SelfAttentionPass
 from .kv_cache import write_block
 from .rope import RotaryTable, apply_rotary
@@ -117,6 +117,6 @@ def load_kernel(device: torch.device) -> Any:  # noqa: ANN401
     if not runs_kernel_on(device):
         return None
     # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .fused_rotary_kernel import norm_rotate_and_store
+    from .rotary_store_kernel import norm_rotate_and_store
 
     return norm_rotate_and_store

@@ -17,13 +17,13 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
-from ..ops.fp8_linear import FP8Linear
-from ..ops.int8 import is_int8
-from ..ops.quantization import QuantizationSpec
-from .fused_projections import fused_rows
+from ...checkpoints.tensor_writing import PlannedTensor, write_tensors
+from ...ops.fp8_linear import FP8Linear
+from ...ops.int8 import is_int8
+from ...ops.quantization import QuantizationSpec
+from ..transformer.joined_projections import fused_rows
 from .original_names import original_name
 from .single_file import HEAD_DIM, OWN_METADATA_KEY
-from .tensor_writing import PlannedTensor, write_tensors
 
 _COMFY_FP8, _COMFY_INT8 = "float8_e4m3fn", "int8_tensorwise"
 # What ComfyUI assumes of a Wan model beyond what it reads off the shapes.

@@ -7,10 +7,10 @@ from diffusers import WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from .attention_passes import CausalPass, make_key_bias
-from .before_denoise_steps import MODEL_NAME, RECOMPUTE, ROLLING, State, draw_noise
-from .causal_transformer import predict_velocity, write_keys
-from .kv_cache import CrossAttentionCache, KVCache
+from ..transformer.attention_passes import CausalPass, make_key_bias
+from ..transformer.causal_transformer import predict_velocity, write_keys
+from ..transformer.kv_cache import CrossAttentionCache, KVCache
+from .prepare_steps import MODEL_NAME, RECOMPUTE, ROLLING, State, draw_noise
 
 
 class DenoiseBlockStep(ModularPipelineBlocks):

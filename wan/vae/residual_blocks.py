@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch.nn import functional as F
 
-from .fused_norm import PendingSum
+from .norm_silu import PendingSum
 
 Features = list[torch.Tensor | str | None]
 

@@ -30,8 +30,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import nn
 from torch.nn import functional as F
 
-from .fused_norm import PAST_FRAMES, TAPS, PendingSum, norm_into_window
-from .fused_residual import (
+from .norm_silu import PAST_FRAMES, TAPS, PendingSum, norm_into_window
+from .residual_blocks import (
     Features,
     apply_mid_block,
     apply_residual_block,

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
-from .fused_encoder import encode_first_frame
+from .picture_encoder import encode_first_frame
 
 
 @dataclass(frozen=True)

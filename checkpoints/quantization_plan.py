@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from ..ops.layer_presets import LayerPreset
 from ..ops.quantization import PlannedLayer, QuantizationPlan, QuantizationSpec, plan_layers, quantized_bytes
 from ..ops.weight_filling import FILLINGS, WeightFilling
 from .checkpoint_files import CheckpointError, TensorHeader, TensorSource, read_headers
 from .comfy_format import StoredWeight, read_single_scales
-from .weights import destination_dtype
+from .module_loading import destination_dtype
 
 _PROJECTION = re.compile(r"(blocks\.\d+\.attn1)\.(to_q|to_k|to_v)\.(weight|bias)")
 _STORED_FORMATS = {"float8_e4m3fn": "fp8", "int8_tensorwise": "int8"}
@@ -50,6 +51,7 @@ class ComponentWeights:
 def plan_component(
     weights: ComponentWeights,
     component: str,
+    preset: LayerPreset | None,
     spec: QuantizationSpec | None,
     *,
     dtype: torch.dtype,
@@ -76,7 +78,7 @@ def plan_component(
     other_bytes = 0
     for name, header in headers.items():
         itemsize = _itemsize(name, header, weights.stored, dtype, keep_fp32)
-        layer = _layer_of(name, header) if component in ("transformer", "text_encoder") else None
+        layer = None if preset is None else _layer_of(name, header)
         if layer is None:
             other_bytes += header.elements * itemsize
             continue
@@ -84,8 +86,8 @@ def plan_component(
         shapes[layer] = (rows + header.shape[0], *header.shape[1:])
         itemsizes[layer] = itemsize
     if weights.stored:
-        return _stored_plan(weights, component, shapes, itemsizes, other_bytes)
-    return plan_layers(shapes, spec, component, dtype=dtype, itemsizes=itemsizes, other_bytes=other_bytes)
+        return _stored_plan(weights, component, preset, shapes, itemsizes, other_bytes)
+    return plan_layers(shapes, spec, component, preset, dtype=dtype, itemsizes=itemsizes, other_bytes=other_bytes)
 
 
 def make_fillings(
@@ -138,6 +140,7 @@ def _layer_of(name: str, header: TensorHeader) -> str | None:
 def _stored_plan(
     weights: ComponentWeights,
     component: str,
+    preset: LayerPreset | None,
     shapes: Mapping[str, tuple[int, ...]],
     itemsizes: Mapping[str, int],
     other_bytes: int,
@@ -148,7 +151,7 @@ def _stored_plan(
     for name in weights.sources:
         parts.setdefault(fused_name(name).removesuffix(".weight"), []).append(name)
     layers = []
-    for planned in plan_layers(shapes, replace(spec, skip=()), component, itemsizes=itemsizes).layers:
+    for planned in plan_layers(shapes, replace(spec, skip=()), component, preset, itemsizes=itemsizes).layers:
         formats = {weights.stored[name].format if name in weights.stored else "" for name in parts[planned.name]}
         alike = {_STORED_FORMATS.get(format_) for format_ in formats} == {spec.format}
         if planned.quantized and alike:

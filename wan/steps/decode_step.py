@@ -9,8 +9,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from .before_denoise_steps import MODEL_NAME, State
-from .streaming_vae import DecoderCache, decode_latent_frame
+from ..vae.streaming_vae import DecoderCache, decode_latent_frame
+from .prepare_steps import MODEL_NAME, State
 
 
 class DecodeBlockStep(ModularPipelineBlocks):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..ops.triton_kernels import runs_kernel_on
+from ...ops.triton_kernels import runs_kernel_on
 
 # Frames that a causal convolution with 3 taps looks back.
 PAST_FRAMES = 2
@@ -110,7 +110,7 @@ def norm_sum(value: PendingSum, gamma: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _kernel() -> Any:  # noqa: ANN401
     # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .fused_norm_kernel import add_norm_silu
+    from .norm_silu_kernel import add_norm_silu
 
     return add_norm_silu
 

@@ -18,8 +18,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch.nn import functional as F
 
-from .fused_norm import PendingSum, norm_sum
-from .fused_residual import (
+from .norm_silu import PendingSum, norm_sum
+from .residual_blocks import (
     apply_attention,
     apply_mid_block,
     apply_residual_block,

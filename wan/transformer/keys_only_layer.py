@@ -6,8 +6,8 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
-from .fused_rotary import project_qkv, store_block
 from .rope import RotaryTable
+from .rotary_store import project_qkv, store_block
 
 
 class KeysOnlyLayer(nn.Module):

@@ -7,15 +7,15 @@ from typing import ClassVar
 from diffusers.modular_pipelines import ModularPipeline, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import OutputParam
 
-from .before_denoise_steps import (
+from .decode_step import DecodeBlockStep
+from .denoise_steps import DenoiseBlockStep, RememberBlockStep
+from .prepare_steps import (
     MODEL_NAME,
     PrepareCachesStep,
     PrepareNoiseStep,
     RefillContextStep,
     SetScheduleStep,
 )
-from .decode_step import DecodeBlockStep
-from .denoise_steps import DenoiseBlockStep, RememberBlockStep
 from .text_step import EncodePromptStep
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..ops.few_key_attention import FewKeys
+from ...ops.few_key_attention import FewKeys
 from .rope import RotaryTables
 
 

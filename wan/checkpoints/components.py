@@ -14,13 +14,14 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from ..ops.quantization import QuantizationPlan, QuantizationSpec
-from ..ops.weight_filling import replace_layer
-from .checkpoint_files import CheckpointError, index_tensors, list_component_files, read_json
-from .fused_projections import fuse_self_attention, fused_rows
-from .quantized_weights import ComponentWeights, make_fillings, plan_component
+from ...checkpoints.checkpoint_files import CheckpointError, index_tensors, list_component_files, read_json
+from ...checkpoints.module_loading import NO_FUSION, load_weights, without_tied
+from ...checkpoints.quantization_plan import ComponentWeights, make_fillings, plan_component
+from ...ops.quantization import QuantizationPlan, QuantizationSpec
+from ...ops.weight_filling import replace_layer
+from ..transformer.joined_projections import fuse_self_attention, fused_rows
+from .layer_presets import PRESETS
 from .single_file import recognise_single_file
-from .weights import NO_FUSION, load_weights, without_tied
 
 PIPELINE_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -192,7 +193,7 @@ def _plan(
     weights: ComponentWeights, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None
 ) -> QuantizationPlan:
     keep = keep_fp32_parts(_CLASSES[component], dtype)
-    return plan_component(weights, component, quantization, dtype=dtype, keep_fp32=keep)
+    return plan_component(weights, component, PRESETS.get(component), quantization, dtype=dtype, keep_fp32=keep)
 
 
 def _config(folder: Path, component: str, class_name: str | None = None) -> dict[str, Any]:

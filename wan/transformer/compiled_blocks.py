@@ -1,4 +1,4 @@
-"""What makes the same computation faster on a GPU: compiled blocks, a VAE in cuDNN's own layout."""
+"""torch.compile of the transformer's layers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import math
 
 import torch
 from diffusers.models.activations import GELU
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import nn
 
-from ..ops.fp8_linear import FP8Linear
-from ..ops.triton_kernels import runs_kernel_on
-from .fused_decoder import fuse_decoder
-from .streaming_vae import encode_pixel_frame, vae_device
+from ...ops.fp8_linear import FP8Linear
 
 _VARIANTS = 64
 _TWO_ROOT_2_OVER_PI = 2.0 * math.sqrt(2.0 / math.pi)
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def compile_transformer_blocks(transformer: WanTransformer3DModel, backend: str = "inductor") -> None:
@@ -54,22 +48,3 @@ def _leave(x: torch.Tensor) -> torch.Tensor:
 def _allow_variants() -> None:
     """Let dynamo keep more variants of a block than its 8: sizes that users try out come on top of one another."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-
-
-def speed_up_vae(vae: AutoencoderKLWan) -> None:
-    """Lay a VAE on CUDA out for cuDNN and, where Triton is installed, have it decode with fused norms."""
-    device = vae_device(vae)
-    if device.type != "cuda":
-        return
-    _put_channels_last(vae)
-    if runs_kernel_on(device):
-        fuse_decoder(vae)
-        # The kernel's variants for the encoder are compiled here, not in the third block of a running stream.
-        encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64), device=device))
-
-
-def _put_channels_last(module: nn.Module) -> None:
-    """Lay convolution weights out with channels last, which cuDNN computes in; saves it a transposition per call."""
-    for parameter in module.parameters():
-        if parameter.ndim in _CHANNELS_LAST:
-            parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.ndim])

@@ -17,13 +17,13 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-from ..ops import few_key_attention
-from ..ops.block_masks import BlockCausalShape, BlockMaskCache
-from ..ops.few_key_attention import attend_to_few_keys
-from . import fused_rotary
+from ...ops import few_key_attention
+from ...ops.block_masks import BlockCausalShape, BlockMaskCache
+from ...ops.few_key_attention import attend_to_few_keys
+from . import rotary_store
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
-from .fused_rotary import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
+from .rotary_store import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -37,7 +37,7 @@ class CausalAttention:
         backend: of every attention.
         layers: the processors of self- and cross-attention, by layer.
         block_masks: of flex attention, which takes a block-causal pass in one call.
-        plain_norms: see `fused_rotary.has_plain_norms`.
+        plain_norms: see `rotary_store.has_plain_norms`.
     """
 
     def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName, *, plain_norms: bool) -> None:
@@ -61,7 +61,7 @@ class CausalAttention:
         device = own.keys[0].device
         few = text.few
         few_kernel = None if few is None else few_key_attention.load_kernel(device, text.keys[0].shape[-1])
-        rotary_kernel = fused_rotary.load_kernel(device) if self.plain_norms else None
+        rotary_kernel = rotary_store.load_kernel(device) if self.plain_norms else None
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
         if self.backend is AttentionBackendName.FLEX and causal_tokens is not None and causal_tokens < tokens:

@@ -1,0 +1,1 @@
+"""Checkpoint files of any model: headers, rows, quantized formats, and how a module is filled from them."""

@@ -1,0 +1,1 @@
+"""The files of a Wan pipeline: names, configs, what is quantized."""

@@ -1,0 +1,1 @@
+"""The modular blocks that make one block of a stream."""

@@ -1,0 +1,1 @@
+"""The causal transformer: attention with a KV cache, RoPE, compiled layers."""

@@ -1,0 +1,1 @@
+"""The VAE, decoding and encoding a stream."""
