@@ -26,11 +26,12 @@ from full_size_models import META, SIZES, ModelSize
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from streamblocks.families.model_family import AttentionChoice, ComponentOptions
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.estimate import DEVICE_OVERHEAD, MemoryEstimate, estimate_memory
-from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.checkpoints.components import plan_for
+from streamblocks.wan.checkpoints.components import transformer_component
+from streamblocks.wan.family import CAUSAL_WAN_21
 from streamblocks.wan.transformer.causal_transformer import allocate_cross_cache, allocate_kv_cache
 from streamblocks.wan.vae.streaming_vae import DecoderCache, decode_latent_frame
 
@@ -102,19 +103,14 @@ class HeaderCheckpoint:
 
     def estimate(self, settings: StreamSettings, spec: QuantizationSpec | None) -> MemoryEstimate:
         """Of a card with FP8 units: the estimate is asked for the CPU, where each layer is dequantized for its use."""
-        return estimate_memory(
-            Recipe(model=str(self.folder), quantization=spec),
-            settings,
-            model=self.folder,
-            components=self.folder,
-            device=torch.device("cpu"),
-            dtype=torch.bfloat16,
-            vae_dtype=torch.float16,
-        )
+        attention = AttentionChoice()
+        options = ComponentOptions(torch.bfloat16, torch.float16, spec, attention)
+        components = CAUSAL_WAN_21.components(self.folder, self.folder, options)
+        return estimate_memory(CAUSAL_WAN_21, components, settings, attention, torch.device("cpu"))
 
     def dequantized(self, spec: QuantizationSpec | None) -> int:
         """Bytes that the estimate counts for that: the largest quantized layer in bfloat16."""
-        plan = plan_for(self.folder, "transformer", torch.bfloat16, spec)
+        plan = transformer_component(self.folder, dtype=torch.bfloat16, quantization=spec).plan
         return 2 * max((torch.Size(layer.shape).numel() for layer in plan.layers if layer.quantized), default=0)
 
 

@@ -29,7 +29,7 @@ from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
 from streamblocks.ops.weight_filling import quantize_model
-from streamblocks.wan.checkpoints.components import load_transformer, plan_transformer
+from streamblocks.wan.checkpoints.components import transformer_component
 
 SLACK_BYTES = 64 * 2**20
 DTYPE = torch.bfloat16
@@ -78,15 +78,15 @@ def write_transformer(folder: Path, least_bytes: int) -> None:
 
 def compare(folder: Path, device: torch.device) -> dict[str, Any]:
     """Load the transformer of `folder` in each way, and measure."""
-    plain = plan_transformer(folder, QuantizationSpec("fp8"), DTYPE)
+    plain = transformer_component(folder, dtype=DTYPE, quantization=QuantizationSpec("fp8")).plan
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "bf16_model_bytes": measure(lambda: load_transformer(folder, device=device, dtype=DTYPE), device).model_bytes,
+        "bf16_model_bytes": measure(partial(_load, folder, None, device), device).model_bytes,
         "largest_layer_bytes": max(math.prod(layer.shape) * DTYPE.itemsize for layer in plain.layers),
     }
     for format_ in FORMATS:
         spec = QuantizationSpec(format_)
-        on_the_way = measure(partial(load_transformer, folder, device=device, dtype=DTYPE, quantization=spec), device)
+        on_the_way = measure(partial(_load, folder, spec, device), device)
         afterwards = measure(partial(_load_then_quantize, folder, spec, device), device)
         result[format_] = {
             "model_bytes": on_the_way.model_bytes,
@@ -129,9 +129,13 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _load(folder: Path, spec: QuantizationSpec | None, device: torch.device) -> torch.nn.Module:
+    return transformer_component(folder, dtype=DTYPE, quantization=spec).load(device)
+
+
 def _load_then_quantize(folder: Path, spec: QuantizationSpec, device: torch.device) -> torch.nn.Module:
-    transformer = load_transformer(folder, device=device, dtype=DTYPE)
-    quantize_model(transformer, plan_transformer(folder, spec, DTYPE))
+    transformer = _load(folder, None, device)
+    quantize_model(transformer, transformer_component(folder, dtype=DTYPE, quantization=spec).plan)
     return transformer
 
 

@@ -1,62 +1,22 @@
-"""Which safetensors files hold a component, and what their headers say. No tensor data is read here."""
+"""Which safetensors files hold a component."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
 
 PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _INDEX_SUFFIX = ".safetensors.index.json"
 # What diffusers and transformers call a component's main files; other names are variants (`fp16`, `ema`).
 _MAIN_STEMS = ("diffusion_pytorch_model", "model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file or key and says what to do."""
-
-
-@dataclass(frozen=True)
-class TensorSource:
-    """Where a tensor is stored: a safetensors file and the key inside it."""
-
-    file: Path
-    key: str
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """What a file's header says about a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def elements(self) -> int:
-        """How many numbers the tensor holds."""
-        return torch.Size(self.shape).numel()
 
 
 def refuse_pickled(path: Path) -> None:
@@ -73,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises CheckpointError when the file is absent or not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): download it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object: download it again.")
@@ -134,68 +94,3 @@ def _shards(index: Path) -> list[Path]:
             raise CheckpointError(f"{index.parent} lacks the shard {name}, which {index.name} names: get it.")
         files.append(index.parent / name)
     return files
-
-
-@contextmanager
-def open_checkpoint(file: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
-    """`safe_open`, with CheckpointError that names the file when it is absent, truncated or corrupt."""
-    refuse_pickled(file)
-    try:
-        handle = safe_open(file, framework="pt", device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a complete safetensors file ({error}): download it again.") from error
-    with handle as opened:
-        yield opened
-
-
-def index_tensors(files: Iterable[Path]) -> dict[str, TensorSource]:
-    """Every key in `files` and where it is stored, from the headers only.
-
-    Raises CheckpointError for a truncated or corrupt file and for a key that two files hold.
-    """
-    sources: dict[str, TensorSource] = {}
-    for file in files:
-        with open_checkpoint(file) as opened:
-            for key in list(opened.keys()):
-                if key in sources:
-                    raise CheckpointError(
-                        f"{key} is in both {sources[key].file.name} and {file.name} of {file.parent}: keep "
-                        "one of the two files."
-                    )
-                sources[key] = TensorSource(file, key)
-    return sources
-
-
-def read_headers(sources: Mapping[str, TensorSource]) -> dict[str, TensorHeader]:
-    """Shape and dtype of every source, from the headers only, under the mapping's names.
-
-    Raises CheckpointError for an unreadable file, an absent key, or a dtype that torch does not have.
-    """
-    headers: dict[str, TensorHeader] = {}
-    for file, names in by_file(sources).items():
-        with open_checkpoint(file) as opened:
-            present = set(opened.keys())
-            for name in names:
-                headers[name] = _header(opened, file, sources[name].key, present)
-    return headers
-
-
-def by_file(sources: Mapping[str, TensorSource]) -> dict[Path, list[str]]:
-    """The names in `sources` grouped by file, so that each file is opened once."""
-    groups: dict[Path, list[str]] = {}
-    for name, source in sources.items():
-        groups.setdefault(source.file, []).append(name)
-    return groups
-
-
-def _header(opened: Any, file: Path, key: str, present: set[str]) -> TensorHeader:  # noqa: ANN401
-    if key not in present:
-        raise CheckpointError(f"{file} has no tensor {key}: give the file that it was indexed from.")
-    part = opened.get_slice(key)
-    dtype = _DTYPES.get(part.get_dtype())
-    if dtype is None:
-        raise CheckpointError(
-            f"{key} in {file} has the dtype {part.get_dtype()}, allowed are {', '.join(_DTYPES)}: give an "
-            "unquantized checkpoint."
-        )
-    return TensorHeader(tuple(part.get_shape()), dtype)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,13 +13,18 @@ import torch
 from ..ops.layer_presets import LayerPreset
 from ..ops.quantization import PlannedLayer, QuantizationPlan, QuantizationSpec, plan_layers, quantized_bytes
 from ..ops.weight_filling import FILLINGS, WeightFilling
-from .checkpoint_files import CheckpointError, TensorHeader, TensorSource, read_headers
-from .comfy_format import StoredWeight, read_single_scales
+from .checkpoint_files import CheckpointError
+from .comfy_format import quantized_among
 from .module_loading import destination_dtype
+from .row_sources import QuantizedRows, RowSource, elements, read_scale
 
-_PROJECTION = re.compile(r"(blocks\.\d+\.attn1)\.(to_q|to_k|to_v)\.(weight|bias)")
 _STORED_FORMATS = {"float8_e4m3fn": "fp8", "int8_tensorwise": "int8"}
 _STORED_REASON = "stored by the file in another format"
+
+
+def same_name(name: str) -> str:
+    """For components in which no layers are joined."""
+    return name
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,36 @@ class ComponentWeights:
     Attributes:
         path: folder or file, for messages.
         config: of the model class.
-        sources: where each parameter is stored, under the model's names, self-attention unfused.
-        stored: those among them that are stored quantized.
+        sources: where each parameter comes from, under the model's names, no layers joined.
         spec: how this pack quantized the file, when it did.
+        joined_name: from a parameter's name to that of the parameter whose rows it becomes; the same for most.
     """
 
     path: Path
     config: Mapping[str, Any]
-    sources: Mapping[str, TensorSource]
-    stored: Mapping[str, StoredWeight] = field(default_factory=lambda: MappingProxyType({}))
+    sources: Mapping[str, RowSource]
     spec: QuantizationSpec | None = None
+    joined_name: Callable[[str], str] = same_name
+
+    @cached_property
+    def stored(self) -> Mapping[str, QuantizedRows]:
+        """The weights that are stored quantized."""
+        return quantized_among(self.sources)
+
+    @cached_property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """The weights that each layer is made of, by the layer's name."""
+        parts: dict[str, list[str]] = {}
+        for name in self.sources:
+            layer = self.joined_name(name).removesuffix(".weight")
+            parts.setdefault(layer, []).append(name)
+        return {layer: tuple(names) for layer, names in parts.items()}
 
     @cached_property
     def single_scales(self) -> Mapping[str, float]:
         """The scale of each stored weight that has a single one."""
-        return read_single_scales(self.stored)
+        single = {name: rows.scale for name, rows in self.stored.items() if elements(rows.scale) == 1}
+        return {name: float(read_scale(scale, "cpu")) for name, scale in single.items()}
 
 
 def plan_component(
@@ -59,8 +77,8 @@ def plan_component(
 ) -> QuantizationPlan:
     """What becomes of each layer when `weights` is loaded with `spec`, from headers only.
 
-    Self-attention is planned fused (`to_qkv`), as it is loaded. Of a checkpoint which is quantized already the plan
-    says what stays quantized; `plan.spec` is then how it is computed with.
+    Layers are planned joined, as they are loaded. Of a checkpoint which is quantized already the plan says what stays
+    quantized; `plan.spec` is then how it is computed with.
 
     Raises:
         CheckpointError: `spec` asks to quantize a checkpoint that is quantized already.
@@ -72,18 +90,18 @@ def plan_component(
             f"{weights.path} is quantized already ({format_}): choose no quantization for it, or give the BF16, FP16 "
             "or FP32 file of the model."
         )
-    headers = read_headers(weights.sources)
     shapes: dict[str, tuple[int, ...]] = {}
     itemsizes: dict[str, int] = {}
     other_bytes = 0
-    for name, header in headers.items():
-        itemsize = _itemsize(name, header, weights.stored, dtype, keep_fp32)
-        layer = None if preset is None else _layer_of(name, header)
+    for name, source in weights.sources.items():
+        # A weight that is stored in INT8 but not kept so becomes a floating-point one: `source.dtype` says so.
+        itemsize = destination_dtype(name, source.dtype, dtype, keep_fp32).itemsize
+        layer = None if preset is None else _layer_of(weights.joined_name(name), source)
         if layer is None:
-            other_bytes += header.elements * itemsize
+            other_bytes += elements(source) * itemsize
             continue
         rows = shapes[layer][0] if layer in shapes else 0
-        shapes[layer] = (rows + header.shape[0], *header.shape[1:])
+        shapes[layer] = (rows + source.shape[0], *source.shape[1:])
         itemsizes[layer] = itemsize
     if weights.stored:
         return _stored_plan(weights, component, preset, shapes, itemsizes, other_bytes)
@@ -110,31 +128,13 @@ def make_fillings(
     return fillings
 
 
-def fused_name(name: str) -> str:
-    """`name` of a parameter as it is after fusing: `to_q`, `to_k` and `to_v` of self-attention are `to_qkv`."""
-    match = _PROJECTION.fullmatch(name)
-    return f"{match[1]}.to_qkv.{match[3]}" if match else name
-
-
-def _itemsize(
-    name: str,
-    header: TensorHeader,
-    stored: Mapping[str, StoredWeight],
-    dtype: torch.dtype,
-    keep_fp32: Collection[str],
-) -> int:
-    # A weight that is stored in INT8 but not kept so becomes a floating-point one.
-    kind = torch.float32 if name in stored else header.dtype
-    return destination_dtype(name, kind, dtype, keep_fp32).itemsize
-
-
-def _layer_of(name: str, header: TensorHeader) -> str | None:
-    """The layer whose weight `name` is, as it is after fusing; None for biases, gains of norms and the like."""
+def _layer_of(name: str, source: RowSource) -> str | None:
+    """The layer whose weight `name` is; None for biases, gains of norms and the like."""
     if name.endswith("scale_shift_table"):
         return name
-    if not name.endswith(".weight") or len(header.shape) < 2:
+    if not name.endswith(".weight") or len(source.shape) < 2:
         return None
-    return fused_name(name).removesuffix(".weight")
+    return name.removesuffix(".weight")
 
 
 def _stored_plan(
@@ -147,12 +147,10 @@ def _stored_plan(
 ) -> QuantizationPlan:
     """The plan of a checkpoint that is quantized already: a layer stays so when all of its parts are stored alike."""
     spec = weights.spec or _spec_of_others(weights.stored)
-    parts: dict[str, list[str]] = {}
-    for name in weights.sources:
-        parts.setdefault(fused_name(name).removesuffix(".weight"), []).append(name)
     layers = []
     for planned in plan_layers(shapes, replace(spec, skip=()), component, preset, itemsizes=itemsizes).layers:
-        formats = {weights.stored[name].format if name in weights.stored else "" for name in parts[planned.name]}
+        names = weights.parts[planned.name]
+        formats = {weights.stored[name].format if name in weights.stored else "" for name in names}
         alike = {_STORED_FORMATS.get(format_) for format_ in formats} == {spec.format}
         if planned.quantized and alike:
             granularity = _granularity(weights, planned)
@@ -164,7 +162,7 @@ def _stored_plan(
     return QuantizationPlan(component, spec, tuple(layers), other_bytes)
 
 
-def _spec_of_others(stored: Mapping[str, StoredWeight]) -> QuantizationSpec:
+def _spec_of_others(stored: Mapping[str, QuantizedRows]) -> QuantizationSpec:
     """How to compute with a file which does not say so: as ComfyUI does.
 
     ComfyUI quantizes the input of INT8 layers per row, and that of FP8 layers with the stored scale or per tensor.
@@ -183,14 +181,7 @@ def _spec_of_others(stored: Mapping[str, StoredWeight]) -> QuantizationSpec:
 def _granularity(weights: ComponentWeights, layer: PlannedLayer) -> str:
     """ "per tensor" when one scale holds for the whole stored layer, else "per row".
 
-    Projections fused here are stored with a scale each: where those differ, every row gets that of its projection.
+    Layers joined here are stored with a scale each: where those differ, every row gets that of its part.
     """
-    scales = {weights.single_scales.get(name) for name in _part_names(layer.name)}
+    scales = {weights.single_scales.get(name) for name in weights.parts[layer.name]}
     return "per tensor" if len(scales) == 1 and None not in scales else "per row"
-
-
-def _part_names(layer: str) -> list[str]:
-    if not layer.endswith("attn1.to_qkv"):
-        return [f"{layer}.weight"]
-    prefix = layer.removesuffix("to_qkv")
-    return [f"{prefix}{part}.weight" for part in ("to_q", "to_k", "to_v")]

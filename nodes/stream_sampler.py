@@ -13,7 +13,8 @@ from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.recipe import Recipe
-from ..stream.settings import KV_POLICIES, SIZE_STEP, StreamSettings
+from ..stream.settings import KV_POLICIES, StreamSettings
+from ..wan.family import CAUSAL_WAN_21
 from .loader import RecipeType
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
@@ -21,6 +22,7 @@ from .memory_nodes import TimelineType
 logger = logging.getLogger(__name__)
 
 KEEP_FRAMES = ("all", "last block", "none")
+SIZE_STEP = CAUSAL_WAN_21.geometry.size_step
 TIMELINE_ON, TIMELINE_EXACT, TIMELINE_OFF = TIMELINE_MODES = ("on", "exact", "off")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 

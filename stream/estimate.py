@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from ..memory.peak_meter import PeakMeter
+from ..checkpoints.component import Component
+from ..families.model_family import AttentionChoice, ModelFamily
 from ..ops.fp8_linear import supports_fp8_matmul
-from ..ops.quantization import QuantizationPlan, QuantizationSpec
-from ..wan.checkpoints.components import component_config, keep_fp32_parts, plan_for
-from ..wan.rehearsal import MetaRehearsal
-from ..wan.steps.text_step import DEFAULT_TEXT_TOKENS
-from ..wan.working_memory import cross_cache_bytes, kv_cache_bytes
-from .recipe import Recipe
+from ..ops.quantization import QuantizationSpec
 from .settings import StreamSettings
 
-# Measured with `PeakMeter` on UMT5 (transformers 5.23): bias, scores, float32 softmax and its cast, per score.
-_BYTES_PER_TEXT_SCORE = 18
-_REHEARSED_LAYERS = 2
 # What kernels take beside tensors (cuBLAS and cuDNN workspaces) and what the allocator cannot use.
 DEVICE_OVERHEAD = 512 * 1024**2
 
@@ -48,12 +39,6 @@ class MemoryEstimate:
     overhead: int = 0
 
     @property
-    def everything_resident(self) -> int:
-        """With the text encoder staying on the device."""
-        weights = self.transformer + self.vae + self.text_encoder
-        return weights + max(self.streaming, self.text_encoding) + self.overhead
-
-    @property
     def needed(self) -> int:
         """With the text encoder leaving before the rest comes: the least that works."""
         streaming = self.transformer + self.vae + self.streaming
@@ -61,43 +46,39 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    recipe: Recipe,
+    family: ModelFamily,
+    components: Mapping[str, Component],
     settings: StreamSettings,
-    *,
-    model: Path,
-    components: Path,
+    attention: AttentionChoice,
     device: torch.device,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
 ) -> MemoryEstimate:
     """Estimate from headers and configs, and a rehearsal on the meta device; a second or two at 14B.
 
     Args:
-        recipe: gives the quantization.
+        family: of the model.
+        components: transformer, VAE and text encoder, in the formats they will be loaded in.
         settings: of the stream.
-        model: folder or file of the transformer.
-        components: folder of VAE and text encoder.
+        attention: how it is computed.
         device: whose kernels decide whether weights are dequantized for each layer.
-        dtype: of the transformer and text encoder.
-        vae_dtype: of the VAE.
 
     Raises:
         CheckpointError: a component cannot be loaded.
     """
-    plan = plan_for(model, "transformer", dtype, recipe.quantization)
-    text_plan = plan_for(components, "text_encoder", dtype, recipe.quantization)
-    text_config = component_config(components, "text_encoder")
-    streaming = _streaming_bytes(
-        component_config(model, "transformer"), component_config(components, "vae"), settings, dtype, vae_dtype
-    )
+    transformer, vae, text_encoder = (components[name] for name in ("transformer", "vae", "text_encoder"))
+    streaming = family.streaming_bytes(components, _rehearsal_inputs(settings), attention)
     return MemoryEstimate(
-        transformer=plan.bytes_after,
-        vae=plan_for(components, "vae", vae_dtype, None).bytes_after,
-        text_encoder=text_plan.bytes_after,
-        text_encoding=_text_encoding_bytes(text_config, dtype) + _dequantized_bytes(text_plan, device, dtype),
-        streaming=streaming + _dequantized_bytes(plan, device, dtype),
+        transformer=transformer.bytes,
+        vae=vae.bytes,
+        text_encoder=text_encoder.bytes,
+        text_encoding=family.text_encoding_bytes(text_encoder) + _dequantized_bytes(text_encoder, device),
+        streaming=streaming + _dequantized_bytes(transformer, device),
         overhead=0 if device.type == "cpu" else DEVICE_OVERHEAD,
     )
+
+
+def requantized(components: Mapping[str, Component], spec: QuantizationSpec | None) -> dict[str, Component]:
+    """The components as they would be with another quantization."""
+    return {name: replace(component, quantization=spec) for name, component in components.items()}
 
 
 def check_it_fits(
@@ -125,48 +106,31 @@ def check_it_fits(
     )
 
 
-def smaller_choices(recipe: Recipe, settings: StreamSettings) -> Iterator[tuple[str, Recipe, StreamSettings]]:
-    """What to choose instead, mildest change first: FP8, then fewer context frames, then a smaller picture."""
-    if recipe.quantization is None:
-        recipe = replace(recipe, quantization=QuantizationSpec("fp8"))
-        yield "FP8", recipe, settings
-    name = (recipe.quantization or QuantizationSpec("fp8")).format.upper()
+def smaller_choices(
+    spec: QuantizationSpec | None, settings: StreamSettings, *, can_quantize: bool, size_step: int
+) -> Iterator[tuple[str, QuantizationSpec | None, StreamSettings]]:
+    """What to choose instead, mildest change first: FP8, then fewer context frames, then a smaller picture.
+
+    Args:
+        spec: the quantization asked for.
+        settings: of the stream.
+        can_quantize: whether the weights may be quantized; those of a checkpoint that is quantized already may not.
+        size_step: of width and height.
+
+    Yields:
+        A description, and quantization and settings to choose.
+    """
+    formats = ""
+    if can_quantize:
+        if spec is None:
+            spec = QuantizationSpec("fp8")
+            yield "FP8", spec, settings
+        formats = f"{spec.format.upper()} "
     for context in range(settings.context_frames - 1, 0, -1):
         smaller = replace(settings, context_frames=context, sink_frames=min(settings.sink_frames, context))
-        yield f"{name} with {context} context frames", recipe, smaller
-    width, height = (max(16, side // 32 * 16) for side in (settings.width, settings.height))
-    yield f"{name} at {width}x{height}", recipe, replace(settings, width=width, height=height)
-
-
-def _streaming_bytes(
-    transformer_config: dict[str, Any],
-    vae_config: dict[str, Any],
-    settings: StreamSettings,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
-) -> int:
-    """Peak of a rehearsal with a few layers, plus the caches of the others: activations are the same in each."""
-    layers = transformer_config["num_layers"]
-    rehearsed = min(layers, _REHEARSED_LAYERS)
-    rehearsal = MetaRehearsal(
-        transformer_config | {"num_layers": rehearsed},
-        vae_config,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        kept_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
-    )
-    with PeakMeter(meta=True) as meter:
-        rehearsal.run(_rehearsal_inputs(settings))
-    others = transformer_config | {"num_layers": layers - rehearsed}
-    scale = vae_config["scale_factor_spatial"]
-    _, patch_height, patch_width = transformer_config["patch_size"]
-    per_frame = (settings.height // scale // patch_height) * (settings.width // scale // patch_width)
-    frames = settings.context_frames + settings.frames_per_block
-    return (
-        meter.peak_bytes
-        + kv_cache_bytes(others, frames=frames, tokens_per_frame=per_frame, dtype=dtype)
-        + cross_cache_bytes(others, text_tokens=DEFAULT_TEXT_TOKENS, dtype=dtype)
-    )
+        yield f"{formats}with {context} context frames".strip(), spec, smaller
+    width, height = (max(size_step, side // (2 * size_step) * size_step) for side in (settings.width, settings.height))
+    yield f"{formats}at {width}x{height}".strip(), spec, replace(settings, width=width, height=height)
 
 
 def _rehearsal_inputs(settings: StreamSettings) -> dict[str, Any]:
@@ -184,19 +148,13 @@ def _rehearsal_inputs(settings: StreamSettings) -> dict[str, Any]:
     }
 
 
-def _dequantized_bytes(plan: QuantizationPlan, device: torch.device, dtype: torch.dtype) -> int:
+def _dequantized_bytes(component: Component, device: torch.device) -> int:
     """The largest weight made whole for one forward, where the device does not multiply quantized ones."""
-    spec = plan.spec
+    spec = component.plan.spec
     if spec is None or (spec.format == "fp8" and spec.activations != "none" and supports_fp8_matmul(device)):
         return 0
-    sizes = [torch.Size(layer.shape).numel() for layer in plan.layers if layer.quantized]
-    return max(sizes, default=0) * dtype.itemsize
-
-
-def _text_encoding_bytes(config: dict[str, Any], dtype: torch.dtype) -> int:
-    scores = config["num_heads"] * DEFAULT_TEXT_TOKENS**2
-    hidden = DEFAULT_TEXT_TOKENS * (4 * config["d_model"] + 3 * config["d_ff"])
-    return _BYTES_PER_TEXT_SCORE * scores + hidden * dtype.itemsize
+    sizes = [torch.Size(layer.shape).numel() for layer in component.plan.layers if layer.quantized]
+    return max(sizes, default=0) * component.dtype.itemsize
 
 
 def _gb(size: int) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
+from ..families.model_family import ComponentOptions
 from ..memory.cleanup import release_cached_memory
-from ..wan.checkpoints.components import check_pipeline_folder
+from .component_store import ComponentStore
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
 from .foreign import load_foreign_pipeline
-from .hub import fetch_pipeline_folder
-from .pipelines import BuiltInPipeline, ForeignPipeline, StreamPipeline
+from .hub import BUILT_IN_COMPONENTS, fetch_pipeline_folder
+from .known_families import recognise_family
+from .pipelines import BuiltInPipeline, ForeignPipeline, StreamPipeline, attention_choice
 from .recipe import BUILT_IN_BLOCKS, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
 
@@ -80,21 +82,20 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device) ->
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)
     model = _local_model(recipe)
-    return BuiltInPipeline(
-        recipe,
-        model=model,
-        components=_local_components(recipe, model),
-        device=device,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        residency=residency,
-    )
+    parts = _local_parts(recipe, model)
+    family = recognise_family(model)
+    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe))
+    store = ComponentStore(family.components(model, parts, options), device, residency)
+    tokenizer = family.load_tokenizer(parts)
+    return BuiltInPipeline(recipe, family=family, store=store, tokenizer=tokenizer, device=device, residency=residency)
 
 
 def _local_model(recipe: Recipe) -> Path:
     """The folder or file of the transformer on this disk, fetched when the user named a hub repository."""
     if recipe.is_hub_id:
-        return fetch_pipeline_folder(recipe.model, recipe.revision)
+        # With components from elsewhere, gigabytes of VAE and text encoder would be fetched for nothing.
+        wanted = BUILT_IN_COMPONENTS if recipe.components is None else ("transformer",)
+        return fetch_pipeline_folder(recipe.model, recipe.revision, wanted)
     model = Path(recipe.model)
     refuse_pickled(model)
     if not model.exists():
@@ -102,22 +103,18 @@ def _local_model(recipe: Recipe) -> Path:
             f"model {recipe.model!r} is not there: choose a folder in models/diffusers, a .safetensors file in "
             "models/diffusion_models, or give a hub id."
         )
-    if model.is_dir():
-        check_pipeline_folder(model, ("transformer",))
     return model
 
 
-def _local_components(recipe: Recipe, model: Path) -> Path:
+def _local_parts(recipe: Recipe, model: Path) -> Path:
+    """The folder of VAE, text encoder and tokenizer."""
     if recipe.components is not None:
         if is_hub_id(recipe.components):
             return fetch_pipeline_folder(recipe.components, None, SHARED_COMPONENTS)
-        folder = Path(recipe.components)
-    elif model.is_file():
+        return Path(recipe.components)
+    if model.is_file():
         raise CheckpointError(
             f"model {recipe.model!r} holds only the transformer: choose a diffusers folder under 'components' for "
             "VAE, text encoder and tokenizer."
         )
-    else:
-        folder = model
-    check_pipeline_folder(folder, SHARED_COMPONENTS)
-    return folder
+    return model

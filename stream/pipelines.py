@@ -1,49 +1,27 @@
-"""Pipelines a session can call block by block: the built-in causal Wan and foreign modular repositories."""
+"""Pipelines a session can call block by block: built-in ones and foreign modular repositories."""
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
+from ..families.model_family import AttentionChoice, ModelFamily
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
-from ..ops.quantization import summarise_plan
-from ..wan.checkpoints.components import (
-    component_bytes,
-    load_text_encoder,
-    load_tokenizer,
-    load_transformer,
-    load_vae,
-    plan_for,
-)
-from ..wan.steps.causal_wan_blocks import make_causal_wan_pipeline
-from ..wan.steps.text_step import single_prompt
-from ..wan.transformer.attention import install_causal_attention
-from ..wan.transformer.compiled_blocks import compile_transformer_blocks
-from ..wan.vae.gpu_layout import speed_up_vae
-from .estimate import MemoryEstimate, check_it_fits, estimate_memory, smaller_choices
+from ..ops.quantization import QuantizationSpec, summarise_plan
+from .component_store import ComponentStore, LoadCallback, all_on_device, ignore_load
+from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
 
-logger = logging.getLogger(__name__)
-
 BLOCK_COMPONENTS = ("transformer", "vae")
-
-# Component, bytes in place so far, bytes in all.
-LoadCallback = Callable[[str, int, int], None]
-
-
-def ignore_load(component: str, done: int, total: int) -> None:
-    """Nobody watches the loading."""
 
 
 class StreamPipeline(Protocol):
@@ -53,6 +31,9 @@ class StreamPipeline(Protocol):
     pipe: ModularPipeline
     device: torch.device
     on_load: LoadCallback
+
+    def check_settings(self, settings: StreamSettings) -> None:
+        """Raise ValueError for what this pipeline cannot do, before anything is loaded."""
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """State entries the pipeline expects before block 0."""
@@ -72,6 +53,9 @@ class StreamPipeline(Protocol):
     def is_resident(self) -> bool:
         """Whether what a block needs is on the device."""
 
+    def held_masks(self) -> Mapping[str, object]:
+        """Attention masks that it keeps, for the memory timeline."""
+
     def describe(self) -> dict[str, Any]:
         """What the user should know of how the pipeline was made, as JSON values."""
 
@@ -80,30 +64,48 @@ class StreamPipeline(Protocol):
 
 
 class BuiltInPipeline:
-    """The causal Wan pipeline; each component is read from disk, onto the device, when first needed."""
+    """The pack's own blocks for a family of models; each component is read from disk when first needed.
+
+    Args:
+        recipe: that it is made from.
+        family: of the model.
+        store: of its components.
+        tokenizer: of its text encoder.
+        device: where it computes.
+        residency: decides what is on the device.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         *,
-        model: Path,
-        components: Path,
+        family: ModelFamily,
+        store: ComponentStore,
+        tokenizer: Any,  # noqa: ANN401
         device: torch.device,
-        dtype: torch.dtype,
-        vae_dtype: torch.dtype,
         residency: Residency,
     ) -> None:
         self.recipe = recipe
+        self.family = family
         self.device = device
-        self.dtype = dtype
-        self.vae_dtype = vae_dtype
         self.residency = residency
-        self.on_load: LoadCallback = ignore_load
-        self.pipe = make_causal_wan_pipeline()
-        self.pipe.update_components(tokenizer=load_tokenizer(components))
-        self._estimates: dict[tuple[Recipe, StreamSettings], MemoryEstimate] = {}
-        self._sources = {"transformer": model, "vae": components, "text_encoder": components}
-        self._dtypes = {"transformer": dtype, "vae": vae_dtype, "text_encoder": dtype}
+        self.pipe = family.make_pipeline()
+        self.pipe.update_components(tokenizer=tokenizer)
+        self._store = store
+        self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
+
+    @property
+    def on_load(self) -> LoadCallback:
+        """Told of each tensor that is in place."""
+        return self._store.on_load
+
+    @on_load.setter
+    def on_load(self, callback: LoadCallback) -> None:
+        self._store.on_load = callback
+
+    def check_settings(self, settings: StreamSettings) -> None:
+        """Sizes must be multiples of the family's step."""
+        self.family.geometry.check_size(settings.width, settings.height)
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """Nothing: the blocks make their own caches at block 0."""
@@ -118,17 +120,21 @@ class BuiltInPipeline:
         available = self.residency.available_bytes(self.device)
         if available is None:
             return
-        others = (
-            (text, self._estimate(recipe, changed)) for text, recipe, changed in smaller_choices(self.recipe, settings)
+        choices = smaller_choices(
+            self.recipe.quantization,
+            settings,
+            can_quantize=not self._store.components["transformer"].is_stored_quantized,
+            size_step=self.family.geometry.size_step,
         )
-        check_it_fits(self._estimate(self.recipe, settings), available, settings, others)
+        others = ((text, self._estimate(spec, changed)) for text, spec, changed in choices)
+        check_it_fits(self._estimate(self.recipe.quantization, settings), available, settings, others)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Run the text step alone when the prompt changed, so that 11 GB of text encoder can leave first."""
-        if state.get("encoded_prompt") == single_prompt(prompt):
+        """Run the text step alone when the prompt changed, so that a large text encoder can leave first."""
+        if state.get("encoded_prompt") == prompt:
             return
         self._load("text_encoder")
-        self._bring(["text_encoder"], working_bytes=0)
+        self._store.bring(["text_encoder"], working_bytes=0)
         step = self.pipe.blocks.sub_blocks["text_encoder"]
         state.set("prompt", prompt)
         with torch.no_grad():
@@ -138,42 +144,44 @@ class BuiltInPipeline:
         """Transformer and VAE, with room for the stream's caches and activations."""
         for name in BLOCK_COMPONENTS:
             self._load(name)
-        self._bring(BLOCK_COMPONENTS, working_bytes=self._estimate(self.recipe, settings).streaming)
+        self._store.bring(BLOCK_COMPONENTS, self._estimate(self.recipe.quantization, settings).streaming)
 
     def is_resident(self) -> bool:
         """Whether transformer and VAE are on the device."""
-        return _all_on_device([getattr(self.pipe, name) for name in BLOCK_COMPONENTS], self.device)
+        return self._store.are_resident(BLOCK_COMPONENTS)
+
+    def held_masks(self) -> Mapping[str, object]:
+        """Those of the transformer, once it is loaded."""
+        return self.family.held_masks(self.pipe.transformer)
 
     def describe(self) -> dict[str, Any]:
         """Plan of each quantized component, and whether this device gains speed from it."""
-        plans = [
-            plan_for(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
-            for name in ("transformer", "text_encoder")
-        ]
+        plans = [component.plan for component in self._store.components.values()]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
         notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
-        return {"quantization": [summarise_plan(plan) for plan in plans], "notices": sorted(notices - {""})}
+        return {
+            "family": self.family.name,
+            "quantization": [summarise_plan(plan) for plan in plans],
+            "notices": sorted(notices - {""}),
+        }
 
     def transformer(self) -> nn.Module:
         """The transformer, read from disk if it is not there."""
-        self._load("transformer")
-        return self.pipe.transformer
+        return self._load("transformer")
 
     def release(self) -> None:
         """Delete every component."""
-        self.residency.release()
-        for name in ("transformer", "vae", "text_encoder", "tokenizer"):
+        self._store.release()
+        for name in (*self._store.components, "tokenizer"):
             setattr(self.pipe, name, None)
 
-    def _load(self, name: str) -> None:
-        if getattr(self.pipe, name) is None:
-            weight_bytes = component_bytes(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
-            self.residency.make_room(weight_bytes, self.device)
-            self.pipe.update_components(**{name: self._read(name, weight_bytes)})
-            # Known to the residency at once: weights nobody knows of could never be asked to leave.
-            self._bring([name], working_bytes=0)
+    def _load(self, name: str) -> nn.Module:
+        module = self._store.load(name)
+        if getattr(self.pipe, name) is not module:
+            self.pipe.update_components(**{name: module})
+        return module
 
-    def _estimate(self, recipe: Recipe, settings: StreamSettings) -> MemoryEstimate:
+    def _estimate(self, spec: QuantizationSpec | None, settings: StreamSettings) -> MemoryEstimate:
         # What changes no size must not cost another rehearsal: a new seed comes with nearly every run.
         settings = replace(
             settings,
@@ -183,54 +191,24 @@ class BuiltInPipeline:
             cleanup=CleanupPolicy.NEVER,
             reset_compile=False,
         )
-        key = (recipe, settings)
+        key = (spec, settings)
         if key not in self._estimates:
+            components = self._store.components
+            if spec != self.recipe.quantization:
+                components = requantized(components, spec)
             self._estimates[key] = estimate_memory(
-                recipe,
-                settings,
-                model=self._sources["transformer"],
-                components=self._sources["vae"],
-                device=self.device,
-                dtype=self.dtype,
-                vae_dtype=self.vae_dtype,
+                self.family, components, settings, attention_choice(self.recipe), self.device
             )
         return self._estimates[key]
 
-    def _bring(self, names: Sequence[str], working_bytes: int) -> None:
-        components = {name: getattr(self.pipe, name) for name in names}
-        self.residency.bring(components, self.device, working_bytes)
 
-    def _read(self, name: str, weight_bytes: int) -> nn.Module:
-        plan = plan_for(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
-        if plan.spec is not None:
-            logger.info("%s", plan.summary())
-        placed = 0
-
-        def on_tensor(_: str, tensor_bytes: int) -> None:
-            nonlocal placed
-            placed += tensor_bytes
-            self.on_load(name, placed, weight_bytes)
-
-        source, dtype, quantization = self._sources[name], self._dtypes[name], self.recipe.quantization
-        if name == "vae":
-            vae = load_vae(source, device=self.device, dtype=dtype, on_tensor=on_tensor)
-            speed_up_vae(vae)
-            return vae
-        if name == "text_encoder":
-            return load_text_encoder(
-                source, device=self.device, dtype=dtype, quantization=quantization, on_tensor=on_tensor
-            )
-        transformer = load_transformer(
-            source, device=self.device, dtype=dtype, quantization=quantization, on_tensor=on_tensor
-        )
-        install_causal_attention(transformer, self.recipe.attention_backend)
-        if self.recipe.compile != COMPILE_NOTHING:
-            compile_transformer_blocks(transformer)
-        return transformer
+def attention_choice(recipe: Recipe) -> AttentionChoice:
+    """How a recipe has attention computed."""
+    return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)
 
 
 class ForeignPipeline:
-    """A diffusers modular repository with its own blocks, called by Krea Realtime's contract."""
+    """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md."""
 
     def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
         self.recipe = recipe
@@ -238,6 +216,9 @@ class ForeignPipeline:
         self.device = device
         self.residency = residency
         self.on_load: LoadCallback = ignore_load
+
+    def check_settings(self, settings: StreamSettings) -> None:
+        """Nothing: which sizes foreign blocks take is not known."""
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """`frame_cache_context`, a deque of the length the repository's config names (if it does)."""
@@ -260,7 +241,11 @@ class ForeignPipeline:
 
     def is_resident(self) -> bool:
         """Whether all components that are modules are on the device."""
-        return _all_on_device(self._modules().values(), self.device)
+        return all_on_device(self._modules().values(), self.device)
+
+    def held_masks(self) -> Mapping[str, object]:
+        """None that are known."""
+        return {}
 
     def release(self) -> None:
         """Delete every component."""
@@ -274,7 +259,3 @@ class ForeignPipeline:
 
     def _modules(self) -> dict[str, nn.Module]:
         return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}
-
-
-def _all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:
-    return all(module is not None and all(p.device == device for p in module.parameters()) for module in modules)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from ..memory.cleanup import read_card_memory
+from ..memory.cleanup import read_card_memory, release_cached_memory
+from ..memory.tensor_bytes import module_bytes
 
 
 def move_module(module: nn.Module, device: torch.device) -> None:
@@ -34,7 +35,10 @@ class Residency(Protocol):
 
 
 class PlainResidency:
-    """Residency without ComfyUI: components are moved to the device and stay."""
+    """Residency without ComfyUI: components stay on the device until one that is needed does not fit beside them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, nn.Module] = {}
 
     def available_bytes(self, device: torch.device) -> int | None:
         """Free memory of a CUDA card and what this process holds of it; unknown for other devices."""
@@ -42,12 +46,30 @@ class PlainResidency:
         return None if memory is None else memory.free + memory.reserved
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
-        """Nothing to free."""
+        """Evict all components if the device has less than `weight_bytes` left."""
+        self._evict_unless_free(weight_bytes, device, keep=())
 
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
-        """Move each component."""
+        """Move each component, others out of the way where needed."""
+        self._known.update(components)
+        missing = sum(module_bytes(module) for module in components.values() if not _is_on(module, device))
+        self._evict_unless_free(missing + working_bytes, device, keep=components)
         for component in components.values():
             move_module(component, device)
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Forget all components."""
+        self._known.clear()
+
+    def _evict_unless_free(self, needed: int, device: torch.device, keep: Collection[str]) -> None:
+        memory = read_card_memory(device)
+        if memory is None or memory.free + memory.unused >= needed:
+            return
+        for name, module in self._known.items():
+            if name not in keep:
+                move_module(module, torch.device("cpu"))
+        release_cached_memory(device)
+
+
+def _is_on(module: nn.Module, device: torch.device) -> bool:
+    return all(parameter.device == device for parameter in module.parameters())

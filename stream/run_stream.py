@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from ..memory.recorder import NoRecording
-from .pipelines import LoadCallback, StreamPipeline, ignore_load
+from .component_store import LoadCallback, ignore_load
+from .pipelines import StreamPipeline
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
@@ -86,6 +87,7 @@ def run_stream(
         OSError: a sink's disk is full.
     """
     began = time.perf_counter()
+    pipeline.check_settings(settings)
     pipeline.check_fit(settings)
     recorder = recorder or NoRecording()
     pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)

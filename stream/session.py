@@ -16,7 +16,6 @@ from ..memory.cleanup import clean_up_after_block, handling_table, release_cache
 from ..memory.compile_caches import clear_compile_caches
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
-from ..wan.transformer.attention import block_masks_of
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .pipelines import StreamPipeline
@@ -82,7 +81,7 @@ class Session:
         self.settings = settings
         self.on_pass = on_pass
         self.recorder = recorder or NoRecording()
-        self.recorder.hold(MASKS, lambda: block_masks_of(getattr(pipeline.pipe, "transformer", None)))
+        self.recorder.hold(MASKS, pipeline.held_masks)
         self.next_block = 0
         self._generator = pipeline.make_generator(settings.seed)
         self._state = StreamState(handling=handling_table(pipeline.recipe.state_rules))

@@ -8,7 +8,6 @@ from typing import Any
 from ..memory.cleanup import CleanupPolicy
 
 KV_POLICIES = ("recompute", "rolling")
-SIZE_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,8 @@ class StreamSettings:
     """Settings of a stream; checked when made.
 
     Attributes:
-        width: pixels, a multiple of 16.
-        height: pixels, a multiple of 16.
+        width: pixels; which sizes a model takes, its family says.
+        height: pixels.
         blocks: how many blocks the stream is planned for; the session itself has no end.
         seed: of the stream's one noise generator.
         steps: denoising passes per block.
@@ -51,9 +50,7 @@ class StreamSettings:
         Raises:
             ValueError: one sentence that names the setting, its value and what is allowed.
         """
-        for name in ("width", "height"):
-            _check_size(name, getattr(self, name))
-        for name in ("blocks", "steps", "context_frames", "frames_per_block"):
+        for name in ("width", "height", "blocks", "steps", "context_frames", "frames_per_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
         if self.shift <= 0:
@@ -70,11 +67,3 @@ class StreamSettings:
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for text output."""
         return asdict(self) | {"cleanup": self.cleanup.value}
-
-
-def _check_size(name: str, value: int) -> None:
-    if value < SIZE_STEP or value % SIZE_STEP:
-        below = max(SIZE_STEP, value // SIZE_STEP * SIZE_STEP)
-        raise ValueError(
-            f"{name} is {value}: choose a multiple of {SIZE_STEP}, such as {below} or {below + SIZE_STEP}."
-        )

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from streamblocks.ops.quantization import QuantizationSpec, plan_layers
-from streamblocks.wan.checkpoints.components import component_bytes, plan_for, plan_transformer
 from streamblocks.wan.checkpoints.layer_presets import PRESETS
+
+from wan_loading import component_bytes, plan_for
 
 PRESET = PRESETS["transformer"]
 
@@ -109,6 +110,6 @@ def test_the_text_encoder_is_optional_and_keeps_wo_in_fp8(tiny_folder):
 
 
 def test_a_plan_of_the_transformer_reads_headers_only(tiny_folder):
-    plan = plan_transformer(tiny_folder, QuantizationSpec("fp8"))
+    plan = plan_for(tiny_folder, "transformer", torch.bfloat16, QuantizationSpec("fp8"))
     assert "blocks.1.attn1.to_qkv" in plan.quantized_names and plan.bytes_after < plan.bytes_before
-    assert plan_transformer(tiny_folder, None).bytes_before == plan.bytes_before
+    assert plan_for(tiny_folder, "transformer", torch.bfloat16, None).bytes_before == plan.bytes_before

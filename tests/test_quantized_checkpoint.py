@@ -10,15 +10,15 @@ from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from streamblocks.checkpoints.module_loading import CheckpointError
+from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.ops.calibration import calibrating
 from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.quantization import QuantizationSpec
-from streamblocks.wan.checkpoints.components import load_transformer, plan_transformer
 from streamblocks.wan.checkpoints.original_names import original_name
 from streamblocks.wan.checkpoints.quantized_checkpoint import save_quantized_transformer
 
 from comfyui_server import comfyui_found, comfyui_path
+from wan_loading import load_transformer, plan_for
 
 BF16 = torch.bfloat16
 SCHEMES = [
@@ -64,8 +64,8 @@ def test_save_and_load_give_the_same_outputs_bitwise(request, tmp_path, spec, wh
     )
     loaded = _load(path)
     assert torch.equal(_velocity(loaded), _velocity(saved))
-    plan = plan_transformer(path, None)
-    assert plan.spec == spec and plan.bytes_after == plan_transformer(source, spec).bytes_after
+    plan = plan_for(path, "transformer", torch.bfloat16, None)
+    assert plan.spec == spec and plan.bytes_after == plan_for(source, "transformer", torch.bfloat16, spec).bytes_after
     assert path.stat().st_size < sum(written) + 50_000 and list(tmp_path.iterdir()) == [path]
     again = save_quantized_transformer(loaded, tmp_path / "again.safetensors")
     assert again.read_bytes() == path.read_bytes()
@@ -271,7 +271,7 @@ def test_the_real_comfyui_reads_and_samples_our_files(tiny_folder, tmp_path, spe
     sampled = theirs.pop("sampled")
     assert sampled.shape == (1, 16, 6, 4, 6)
     assert torch.isfinite(sampled).all() and sampled.std() > 0.1
-    plan = plan_transformer(path, None)
+    plan = plan_for(path, "transformer", torch.bfloat16, None)
     assert len(theirs) == len(plan.quantized_names) + 2 * 2  # q, k and v instead of qkv, in two layers
     for name in plan.quantized_names:
         layer = saved.get_submodule(name)

@@ -13,13 +13,8 @@ from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.int8 import is_int8
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from streamblocks.ops.weight_filling import quantize_model
-from streamblocks.wan.checkpoints.components import (
-    component_bytes,
-    load_text_encoder,
-    load_transformer,
-    plan_for,
-    plan_transformer,
-)
+
+from wan_loading import component_bytes, load_text_encoder, load_transformer, plan_for
 
 SCHEMES = [(format_, weights) for format_ in ("fp8", "int8") for weights in WEIGHT_GRANULARITIES]
 BF16 = torch.bfloat16
@@ -54,7 +49,7 @@ def test_the_module_equals_one_quantized_after_loading(tiny_folder, larger, form
     spec = QuantizationSpec(format_, weights)
     on_the_way = load_transformer(folder, device="cpu", dtype=BF16, quantization=spec)
     afterwards = load_transformer(folder, device="cpu", dtype=BF16)
-    plan = plan_transformer(folder, spec)
+    plan = plan_for(folder, "transformer", torch.bfloat16, spec)
     quantize_model(afterwards, plan)
     for name in plan.quantized_names:
         ours, theirs = on_the_way.get_submodule(name), afterwards.get_submodule(name)
@@ -76,7 +71,7 @@ def test_the_module_equals_one_quantized_after_loading(tiny_folder, larger, form
 def test_the_peak_is_within_the_promise(larger, format_, weights):
     """The promise is 64 MiB beyond quantized model and largest layer in BF16; here nearly nothing is used of them."""
     spec = QuantizationSpec(format_, weights)
-    plan = plan_transformer(larger, spec)
+    plan = plan_for(larger, "transformer", torch.bfloat16, spec)
     load_transformer(larger, device="cpu", dtype=BF16, quantization=spec)  # torchao's own set-up
     gc.collect()
     with PeakMeter() as counted:
@@ -92,7 +87,7 @@ def test_the_peak_is_within_the_promise(larger, format_, weights):
 @pytest.mark.parametrize(("format_", "weights"), SCHEMES)
 def test_live_bytes_while_loading_and_reported_bytes(larger, format_, weights):
     spec = QuantizationSpec(format_, weights)
-    plan = plan_transformer(larger, spec)
+    plan = plan_for(larger, "transformer", torch.bfloat16, spec)
     before, seen, reported = live_tensor_bytes(), [], []
 
     def watch(name, nbytes):

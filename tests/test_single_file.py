@@ -6,9 +6,10 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
-from streamblocks.checkpoints.module_loading import CheckpointError
-from streamblocks.wan.checkpoints.components import component_bytes, load_transformer
+from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.wan.checkpoints.single_file import SingleFileCheckpoint, config_from_shapes, recognise_single_file
+
+from wan_loading import component_bytes, load_transformer
 
 # Diffusers' names to Wan's own, written out here so that the test does not lean on what it tests.
 INVERSE = {

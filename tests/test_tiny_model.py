@@ -8,15 +8,10 @@ import torch
 from diffusers import WanPipeline
 
 from streamblocks.tools.make_tiny_model import main
-from streamblocks.wan.checkpoints.components import (
-    PIPELINE_COMPONENTS,
-    check_pipeline_folder,
-    load_text_encoder,
-    load_tokenizer,
-    load_transformer,
-    load_vae,
-)
+from streamblocks.wan.checkpoints.components import PIPELINE_COMPONENTS, check_pipeline_folder, load_tokenizer
 from streamblocks.wan.tiny_model import write_tiny_model
+
+from wan_loading import load_text_encoder, load_transformer, load_vae
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,12 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import nn
 
-from streamblocks.checkpoints.module_loading import (
-    CheckpointError,
-    index_tensors,
-    list_component_files,
-    load_weights,
-)
-from streamblocks.wan.checkpoints.components import (
-    load_transformer,
-    load_vae,
-)
+from streamblocks.checkpoints.checkpoint_files import CheckpointError, list_component_files
+from streamblocks.checkpoints.module_loading import load_weights
+from streamblocks.checkpoints.safetensors_reading import index_tensors
 from streamblocks.wan.tiny_model import write_tiny_model
+
+from wan_loading import load_transformer, load_vae
 
 
 @pytest.fixture(scope="module")

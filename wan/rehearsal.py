@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +12,102 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from torch.overrides import TorchFunctionMode
 
+from ..checkpoints.component import Component
+from ..families.model_family import AttentionChoice, LatentGeometry
+from ..memory.peak_meter import PeakMeter
+from ..ops.block_masks import BlockCausalShape, BlockMaskCache
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
 from .steps.text_step import DEFAULT_TEXT_TOKENS
 from .transformer.attention import install_causal_attention
 from .transformer.joined_projections import fuse_self_attention
 
 META = torch.device("meta")
+# Activations are the same in each layer, so two are rehearsed and the caches of the others added.
+_REHEARSED_LAYERS = 2
+# Bytes per score that backends hold which make the whole matrix: scores, weights and what is cast on the way.
+# `_native_math` by `PeakMeter` on a CPU; eager flex attention by the allocator of an H100 (torch 2.11, BF16).
+_BYTES_PER_SCORE = {"_native_math": 8, "flex": 12}
+# Measured with `PeakMeter` on UMT5 (transformers 5.23): bias, scores, float32 softmax and its cast, per score.
+_BYTES_PER_TEXT_SCORE = 18
 
 
+def rehearse_streaming_bytes(
+    transformer: Component,
+    vae: Component,
+    geometry: LatentGeometry,
+    inputs: Mapping[str, Any],
+    attention: AttentionChoice,
+) -> int:
+    """Bytes of a stream's caches and activations at their largest; see `ModelFamily.streaming_bytes`."""
+    config = dict(transformer.config)
+    layers = config["num_layers"]
+    rehearsed = min(layers, _REHEARSED_LAYERS)
+    rehearsal = MetaRehearsal(
+        config | {"num_layers": rehearsed},
+        vae.config,
+        dtype=transformer.dtype,
+        vae_dtype=vae.dtype,
+        kept_fp32=transformer.keep_fp32,
+        attention=attention,
+    )
+    with PeakMeter(meta=True) as meter:
+        rehearsal.run(inputs)
+    frames = inputs["context_frames"] + inputs["num_frames_per_block"]
+    tokens = frames * geometry.tokens_per_frame(inputs["width"], inputs["height"]) + DEFAULT_TEXT_TOKENS
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    # Keys and values of self- and cross-attention.
+    return meter.peak_bytes + (layers - rehearsed) * 2 * tokens * width * transformer.dtype.itemsize
+
+
+def text_encoding_bytes(text_encoder: Component) -> int:
+    """Bytes of UMT5's activations at their largest, for a prompt of full length."""
+    config = text_encoder.config
+    scores = config["num_heads"] * DEFAULT_TEXT_TOKENS**2
+    hidden = DEFAULT_TEXT_TOKENS * (4 * config["d_model"] + 3 * config["d_ff"])
+    return _BYTES_PER_TEXT_SCORE * scores + hidden * text_encoder.dtype.itemsize
+
+
+def bytes_per_score(attention: AttentionChoice) -> int:
+    """Bytes that one attention call holds per score; 0 for kernels that never hold the scores."""
+    # Compiled, flex attention is one kernel.
+    fused = attention.compiled and attention.backend == "flex"
+    return 0 if fused else _BYTES_PER_SCORE.get(attention.backend, 0)
+
+
+@dataclass
 class _MetaStandIns(TorchFunctionMode):
-    """Replaces what has no answer on the meta device, or another one than on a real device."""
+    """Replaces what has no answer on the meta device, or another one than on a real device.
+
+    Attributes:
+        score_bytes: held per score of an attention call, while it runs.
+    """
+
+    score_bytes: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
-            # On meta it falls back to the formula and holds the scores, which fused kernels never do.
-            return torch.empty_like(kwargs.get("query", args[0] if args else None))
+            return self._attend(*args, **kwargs)
         if func is torch.Tensor.cpu:
             return torch.empty_like(args[0])
         return func(*args, **kwargs)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # noqa: ANN401
+        # On meta it falls back to the formula and holds the scores, which fused kernels never do.
+        if self.score_bytes:
+            shape = (*query.shape[:-1], key.shape[-2], self.score_bytes)
+            torch.empty(shape, dtype=torch.uint8, device=META)
+        return torch.empty_like(query)
+
+
+class _NoBlockMasks(BlockMaskCache):
+    """Gives a mask of one number: what a mask holds is little, and attention is not computed."""
+
+    def block_causal(self, shape: BlockCausalShape) -> Any:  # noqa: ANN401
+        return torch.empty((1, 1, 1, 1), device=META)
 
 
 class MetaRehearsal:
@@ -41,6 +119,7 @@ class MetaRehearsal:
         dtype: of the transformer.
         vae_dtype: of the VAE.
         kept_fp32: parts of parameter names of the transformer that stay float32.
+        attention: how it is computed.
     """
 
     def __init__(
@@ -51,29 +130,33 @@ class MetaRehearsal:
         dtype: torch.dtype,
         vae_dtype: torch.dtype,
         kept_fp32: frozenset[str],
+        attention: AttentionChoice,
     ) -> None:
         with META:
             transformer = WanTransformer3DModel.from_config(dict(transformer_config)).requires_grad_(False)
             vae = AutoencoderKLWan.from_config(dict(vae_config)).requires_grad_(False).to(vae_dtype)
         fuse_self_attention(transformer)
         _cast(transformer, dtype, kept_fp32)
-        install_causal_attention(transformer)
+        causal = install_causal_attention(transformer)
+        if attention.backend == "flex":
+            causal.takes_block_masks, causal.block_masks = True, _NoBlockMasks()
         self._pipe = make_causal_wan_pipeline()
         self._pipe.update_components(transformer=transformer, vae=vae)
+        self._score_bytes = bytes_per_score(attention)
         text_dim = transformer_config["text_dim"]
         self._prompt_embeds = torch.empty((1, DEFAULT_TEXT_TOKENS, text_dim), dtype=dtype, device=META)
 
-    def run(self, inputs: Mapping[str, Any], blocks: int = 3) -> None:
-        """Make blocks; from the third on a stream repeats itself.
+    def run(self, inputs: Mapping[str, Any]) -> None:
+        """Make blocks until the window of context is full and has slid; from then on a stream repeats itself.
 
         Args:
             inputs: of the pipeline call: sizes, policy, frames; two denoising steps are as good as many.
-            blocks: how many.
         """
+        blocks = 2 + -(-inputs["context_frames"] // inputs["num_frames_per_block"])
         state = PipelineState()
         state.values |= {"prompt_embeds": self._prompt_embeds, "encoded_prompt": "", "prompt": "", **inputs}
         steps = [block for name, block in self._pipe.blocks.sub_blocks.items() if name != "text_encoder"]
-        with torch.no_grad(), _MetaStandIns():
+        with torch.no_grad(), _MetaStandIns(self._score_bytes):
             for index in range(blocks):
                 state.set("block_idx", index)
                 for step in steps:

@@ -1,38 +1,32 @@
-"""Paths to modules: each component of a Wan pipeline, loaded straight onto its device in its dtype."""
+"""Paths to components: what each component of a Wan pipeline is made of, and how it is built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from ...checkpoints.checkpoint_files import CheckpointError, index_tensors, list_component_files, read_json
-from ...checkpoints.module_loading import NO_FUSION, load_weights, without_tied
-from ...checkpoints.quantization_plan import ComponentWeights, make_fillings, plan_component
-from ...ops.quantization import QuantizationPlan, QuantizationSpec
-from ...ops.weight_filling import replace_layer
-from ..transformer.joined_projections import fuse_self_attention, fused_rows
+from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
+from ...checkpoints.component import Component, Prepare, prepare_nothing
+from ...checkpoints.module_loading import without_tied
+from ...checkpoints.quantization_plan import ComponentWeights
+from ...checkpoints.safetensors_reading import index_tensors
+from ...ops.quantization import QuantizationSpec
+from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
 from .layer_presets import PRESETS
 from .single_file import recognise_single_file
 
 PIPELINE_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+TRANSFORMER_CLASS = "WanTransformer3DModel"
+VAE_CLASS = "AutoencoderKLWan"
 
-OnTensor = Callable[[str, int], None]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-_CLASSES: Mapping[str, type[nn.Module]] = {
-    "transformer": WanTransformer3DModel,
-    "vae": AutoencoderKLWan,
-    "text_encoder": UMT5EncoderModel,
-}
 _SIXTEEN_BIT = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -48,69 +42,84 @@ def check_pipeline_folder(folder: Path, components: Collection[str] = PIPELINE_C
         )
 
 
-def load_transformer(
+def transformer_component(
     source: Path,
     *,
-    device: torch.device | str,
     dtype: torch.dtype,
     quantization: QuantizationSpec | None = None,
-    on_tensor: OnTensor | None = None,
-) -> WanTransformer3DModel:
+    prepare: Prepare = prepare_nothing,
+) -> Component:
     """The transformer of a pipeline folder or of a single `.safetensors` file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
-    modulation) are float32. With `quantization` the layers of `plan_transformer` are quantized as they are read, on
-    `device`; a file that is quantized already comes out as it is stored. Raises CheckpointError for anything but a
-    Wan text-to-video transformer and for quantizing twice, ValueError for what cannot be quantized as asked.
+    modulation) are float32. A file that is quantized already comes out as it is stored. Raises CheckpointError for
+    anything but a Wan text-to-video transformer.
     """
-    weights = _component_weights(source, "transformer")
-    plan = _plan(weights, "transformer", dtype, quantization)
-    with _empty_weights():
-        transformer = WanTransformer3DModel.from_config(dict(weights.config))
-    fuse_self_attention(transformer)
-    _fill(transformer, weights, plan, device, dtype, on_tensor, fused=fused_rows(transformer))
-    return _frozen(transformer)
+    return Component(
+        name="transformer",
+        weights=_transformer_weights(source),
+        dtype=dtype,
+        build=_build_transformer,
+        keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
+        preset=PRESETS["transformer"],
+        quantization=quantization,
+        joined_rows=fused_rows,
+        prepare=prepare,
+    )
 
 
-def load_vae(
-    folder: Path, *, device: torch.device | str, dtype: torch.dtype, on_tensor: OnTensor | None = None
-) -> AutoencoderKLWan:
-    """The VAE of the pipeline `folder`; raises CheckpointError when it cannot be loaded."""
-    config = _config(folder, "vae", "AutoencoderKLWan")
-    with _empty_weights():
-        vae = AutoencoderKLWan.from_config(config)
-    weights = _component_weights(folder, "vae")
-    _fill(vae, weights, _plan(weights, "vae", dtype, None), device, dtype, on_tensor)
-    return _frozen(vae)
+def vae_component(folder: Path, *, dtype: torch.dtype, prepare: Prepare = prepare_nothing) -> Component:
+    """The VAE of the pipeline `folder`; raises CheckpointError when it is of another class or incomplete."""
+    config = with_defaults(AutoencoderKLWan, _config(folder, "vae", VAE_CLASS))
+    return Component(
+        name="vae",
+        weights=ComponentWeights(folder, config, _folder_sources(folder, "vae", AutoencoderKLWan)),
+        dtype=dtype,
+        build=lambda config: AutoencoderKLWan.from_config(dict(config)),
+        keep_fp32=keep_fp32_parts(AutoencoderKLWan, dtype),
+        prepare=prepare,
+    )
 
 
-def load_text_encoder(
-    folder: Path,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    quantization: QuantizationSpec | None = None,
-    on_tensor: OnTensor | None = None,
-) -> UMT5EncoderModel:
-    """The UMT5 encoder of the pipeline `folder`, quantized as it is read where `quantization` names it.
-
-    Raises CheckpointError when it cannot be loaded, ValueError for what cannot be quantized as asked.
-    """
+def text_encoder_component(
+    folder: Path, *, dtype: torch.dtype, quantization: QuantizationSpec | None = None
+) -> Component:
+    """The UMT5 encoder of the pipeline `folder`; raises CheckpointError when it is another model or incomplete."""
     config = _config(folder, "text_encoder")
     if config.get("model_type") != "umt5":
         raise CheckpointError(
             f"{folder / 'text_encoder'} holds a {config.get('model_type')} model, and Wan needs umt5: give "
             "the text encoder of a Wan pipeline."
         )
-    with _empty_weights():
-        encoder = UMT5EncoderModel(UMT5Config.from_dict(config))
-    weights = _component_weights(folder, "text_encoder")
-    _fill(encoder, weights, _plan(weights, "text_encoder", dtype, quantization), device, dtype, on_tensor)
-    return _frozen(encoder)
+    full = UMT5Config.from_dict(config).to_dict()
+    return Component(
+        name="text_encoder",
+        weights=ComponentWeights(folder, full, _folder_sources(folder, "text_encoder", UMT5EncoderModel)),
+        dtype=dtype,
+        build=lambda config: UMT5EncoderModel(UMT5Config.from_dict(dict(config))),
+        keep_fp32=keep_fp32_parts(UMT5EncoderModel, dtype),
+        preset=PRESETS["text_encoder"],
+        quantization=quantization,
+    )
+
+
+def check_parts_go_together(components: Mapping[str, Component]) -> None:
+    """Raise CheckpointError when VAE or text encoder belong to another transformer, by their configs."""
+    transformer, vae, text_encoder = (components[name] for name in ("transformer", "vae", "text_encoder"))
+    pairs = (
+        (vae, vae.config["z_dim"], transformer.config["in_channels"], "latent channels"),
+        (text_encoder, text_encoder.config["d_model"], transformer.config["text_dim"], "channels of embedded text"),
+    )
+    for part, given, taken, what in pairs:
+        if given != taken:
+            raise CheckpointError(
+                f"the {part.name} in {part.weights.path} gives {given} {what} and the transformer in "
+                f"{transformer.weights.path} takes {taken}: choose components that belong to the model."
+            )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the pipeline `folder`, without touching the network."""
+    """The tokenizer of the pipeline `folder`, without touching the network and without running code of its own."""
     check_pipeline_folder(folder, ["tokenizer"])
     try:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
@@ -120,42 +129,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_scheduler_config(folder: Path) -> dict[str, Any]:
-    """`scheduler/scheduler_config.json` of the pipeline `folder`, as it is."""
-    check_pipeline_folder(folder, ["scheduler"])
-    return read_json(folder / "scheduler" / "scheduler_config.json")
-
-
-def component_bytes(
-    source: Path, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None = None
-) -> int:
-    """Bytes of a component's parameters and persistent buffers once loaded so, from headers only.
-
-    `component` is `transformer`, `vae` or `text_encoder`; `source` is what its loader takes. Tied weights
-    count once. Raises ValueError for another component, CheckpointError for an unusable source.
-    """
-    return plan_for(source, component, dtype, quantization).bytes_after
-
-
-def plan_transformer(
-    source: Path, quantization: QuantizationSpec | None, dtype: torch.dtype = torch.bfloat16
-) -> QuantizationPlan:
-    """What `load_transformer` would do with each layer, from headers only; raises what it would raise for that."""
-    return plan_for(source, "transformer", dtype, quantization)
-
-
-def plan_for(
-    source: Path, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None
-) -> QuantizationPlan:
-    """`plan_transformer` for any of `transformer`, `vae` and `text_encoder`; ValueError for another component."""
-    if component not in _CLASSES:
-        raise ValueError(f"component is {component!r}, allowed are {', '.join(_CLASSES)}: name one of them.")
-    return _plan(_component_weights(source, component), component, dtype, quantization)
-
-
-def component_config(source: Path, component: str) -> dict[str, Any]:
-    """The config a component is built from: its config.json, or for a single file what its shapes say."""
-    return dict(_component_weights(source, component).config)
+def with_defaults(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with the defaults of diffusers' class for what it does not say: published configs say little."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return defaults | dict(config)
 
 
 def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
@@ -164,36 +142,37 @@ def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
     diffusers keeps them for both 16-bit dtypes; transformers only for float16, whose range is too small
     for UMT5's `wo`, so in bfloat16 that encoder takes half the memory there.
     """
-    sixteen_bit = dtype in _SIXTEEN_BIT
-    needed = dtype == torch.float16 if issubclass(cls, UMT5EncoderModel) else sixteen_bit
+    needed = dtype == torch.float16 if issubclass(cls, UMT5EncoderModel) else dtype in _SIXTEEN_BIT
     return frozenset(getattr(cls, "_keep_in_fp32_modules", None) or ()) if needed else frozenset()
 
 
-def _component_weights(source: Path, component: str) -> ComponentWeights:
-    """Config and tensor sources of a component in a pipeline folder, or of a transformer in a single file."""
-    if component == "transformer" and not source.is_dir():
+def _build_transformer(config: Mapping[str, Any]) -> nn.Module:
+    transformer = WanTransformer3DModel.from_config(dict(config))
+    fuse_self_attention(transformer)
+    return transformer
+
+
+def _transformer_weights(source: Path) -> ComponentWeights:
+    if not source.is_dir():
         if not source.exists():
             raise CheckpointError(f"{source} does not exist: give a pipeline folder or a .safetensors file.")
         file = recognise_single_file(source)
-        return ComponentWeights(source, file.config, file.sources, file.stored, file.spec)
-    config = _config(source, component, "WanTransformer3DModel" if component == "transformer" else None)
-    if component == "transformer" and (
-        config.get("image_dim") is not None or config.get("in_channels", 16) != config.get("out_channels", 16)
-    ):
+        config = with_defaults(WanTransformer3DModel, file.config)
+        return ComponentWeights(source, config, file.sources, file.spec, joined_name)
+    config = with_defaults(WanTransformer3DModel, _config(source, "transformer", TRANSFORMER_CLASS))
+    if config["image_dim"] is not None or config["in_channels"] != config["out_channels"]:
         raise CheckpointError(
-            f"{source / 'transformer'} is an image-to-video transformer with {config.get('in_channels')} "
+            f"{source / 'transformer'} is an image-to-video transformer with {config['in_channels']} "
             "input channels: give a text-to-video one."
         )
-    tied = getattr(_CLASSES[component], "_tied_weights_keys", None)
-    sources = index_tensors(list_component_files(source / component))
-    return ComponentWeights(source, config, without_tied(sources, tied if isinstance(tied, Mapping) else {}))
+    sources = _folder_sources(source, "transformer", WanTransformer3DModel)
+    return ComponentWeights(source, config, sources, joined_name=joined_name)
 
 
-def _plan(
-    weights: ComponentWeights, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None
-) -> QuantizationPlan:
-    keep = keep_fp32_parts(_CLASSES[component], dtype)
-    return plan_component(weights, component, PRESETS.get(component), quantization, dtype=dtype, keep_fp32=keep)
+def _folder_sources(folder: Path, component: str, cls: type[nn.Module]) -> Mapping[str, Any]:
+    tied = getattr(cls, "_tied_weights_keys", None)
+    sources = index_tensors(list_component_files(folder / component))
+    return without_tied(sources, tied if isinstance(tied, Mapping) else {})
 
 
 def _config(folder: Path, component: str, class_name: str | None = None) -> dict[str, Any]:
@@ -206,51 +185,3 @@ def _config(folder: Path, component: str, class_name: str | None = None) -> dict
             "Wan text-to-video pipeline."
         )
     return config
-
-
-def _fill(
-    module: nn.Module,
-    weights: ComponentWeights,
-    plan: QuantizationPlan,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    on_tensor: OnTensor | None,
-    fused: Mapping[str, tuple[str, slice]] = NO_FUSION,
-) -> None:
-    """Load `weights` into the empty `module` and put its quantized layers in, as planned."""
-    fillings = make_fillings(weights, plan, device=device, dtype=dtype)
-    load_weights(
-        module,
-        weights.sources,
-        device=device,
-        dtype=dtype,
-        keep_fp32=keep_fp32_parts(type(module), dtype),
-        fused=fused,
-        fillings=fillings,
-        stored=weights.stored,
-        on_tensor=on_tensor,
-    )
-    with torch.inference_mode(False), torch.no_grad():
-        for name in plan.quantized_names:
-            filling = fillings.pop(f"{name}.weight")
-            linear = module.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            replace_layer(module, name, filling.finish(linear))
-
-
-@contextmanager
-def _empty_weights() -> Iterator[None]:
-    """Build on the meta device, buffers computed, global random state untouched, tensors ordinary ones."""
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        init_empty_weights(include_buffers=False),
-    ):
-        yield
-
-
-def _frozen(module: ModuleT) -> ModuleT:
-    module.eval()
-    module.requires_grad_(False)
-    return module

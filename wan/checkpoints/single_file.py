@@ -16,8 +16,10 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from ...checkpoints.checkpoint_files import CheckpointError, TensorSource, index_tensors, read_headers, refuse_pickled
-from ...checkpoints.comfy_format import StoredWeight, file_metadata, split_quantized
+from ...checkpoints.checkpoint_files import CheckpointError, refuse_pickled
+from ...checkpoints.comfy_format import gather_quantized
+from ...checkpoints.row_sources import RowSource
+from ...checkpoints.safetensors_reading import StoredTensor, read_header
 from ...ops.quantization import QuantizationSpec
 
 HEAD_DIM = 128
@@ -53,15 +55,14 @@ _KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B"}
 class SingleFileCheckpoint:
     """What a single file holds: `config` for WanTransformer3DModel and where each parameter is stored.
 
-    `sources` maps diffusers' parameter names; `prefix` is what stood before the names in the file. `stored`
-    has those weights which the file holds quantized, and `own` what this pack wrote about its own files.
+    `sources` maps diffusers' parameter names; `prefix` is what stood before the names in the file; `own` is what this
+    pack wrote about its own files.
     """
 
     path: Path
     prefix: str
     config: Mapping[str, Any]
-    sources: Mapping[str, TensorSource]
-    stored: Mapping[str, StoredWeight] = field(default_factory=dict)
+    sources: Mapping[str, RowSource]
     own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,21 +88,30 @@ def recognise_single_file(path: Path) -> SingleFileCheckpoint:
     refuse_pickled(path)
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path} has no .safetensors suffix: give a Wan transformer in that format.")
-    stored = index_tensors([path])
-    prefix = _prefix(path, stored)
-    split = split_quantized(path, _strip(stored, prefix), prefix)
-    own = _own_metadata(path)
-    originals = _diffusers_names(path, split.plain)
-    sources = {name: split.plain[original] for name, original in originals.items()}
-    quantized = {name: split.stored[original] for name, original in originals.items() if original in split.stored}
+    header = read_header(path)
+    prefix = _prefix(path, header.tensors)
+    gathered = gather_quantized(path, header, _strip(header.tensors, prefix), prefix)
+    own = _own_metadata(path, header.metadata)
+    sources = {name: gathered[original] for name, original in _diffusers_names(path, gathered).items()}
     if "config" in own:
-        return SingleFileCheckpoint(path, prefix, own["config"], MappingProxyType(sources), quantized, own)
-    shapes = {name: header.shape for name, header in read_headers(sources).items()}
+        return SingleFileCheckpoint(path, prefix, own["config"], MappingProxyType(sources), own)
     try:
-        config = config_from_shapes(shapes)
+        config = config_from_shapes({name: source.shape for name, source in sources.items()})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), quantized, own)
+    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), own)
+
+
+def holds_transformer(path: Path, channels: int) -> bool:
+    """Whether the safetensors file `path` holds a Wan transformer of `channels` latent channels, by its header.
+
+    Raises CheckpointError for a file that cannot be read.
+    """
+    refuse_pickled(path)
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return False
+    shapes = [tensor.shape for key, tensor in read_header(path).tensors.items() if key.endswith(_ANCHOR)]
+    return any(len(shape) == 5 and shape[1] == channels for shape in shapes)
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -155,15 +165,15 @@ def _layers(shapes: Iterable[str]) -> int:
     return len(numbers)
 
 
-def _own_metadata(path: Path) -> dict[str, Any]:
+def _own_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """What this pack wrote into the header of `path`; empty for files of others."""
-    text = file_metadata(path).get(OWN_METADATA_KEY)
+    text = metadata.get(OWN_METADATA_KEY)
     if text is None:
         return {}
     try:
         own = json.loads(text)
         return {**own, "config": dict(own["config"])}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} has a header field {OWN_METADATA_KEY} that cannot be read ({error!r}): save the model again."
         ) from error
@@ -187,9 +197,9 @@ def _prefix(path: Path, keys: Iterable[str]) -> str:
     return candidates[0]
 
 
-def _strip(stored: Mapping[str, TensorSource], prefix: str) -> dict[str, TensorSource]:
+def _strip(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
     """The tensors under `prefix`, without it; other models dropped, unknown names kept to be reported."""
-    kept: dict[str, TensorSource] = {}
+    kept: dict[str, StoredTensor] = {}
     for key, source in stored.items():
         plain = _WRAPPERS.sub("", key)
         if plain.startswith(prefix):
@@ -199,7 +209,7 @@ def _strip(stored: Mapping[str, TensorSource], prefix: str) -> dict[str, TensorS
     return kept
 
 
-def _diffusers_names(path: Path, sources: Mapping[str, TensorSource]) -> dict[str, str]:
+def _diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, str]:
     """The names of `sources` by diffusers' names for them, whichever of the two namings they are in."""
     for variant, marks in _VARIANTS.items():
         mark = next((mark for mark in marks if any(mark in name for name in sources)), None)

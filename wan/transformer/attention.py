@@ -36,7 +36,8 @@ class CausalAttention:
         rope: the transformer's.
         backend: of every attention.
         layers: the processors of self- and cross-attention, by layer.
-        block_masks: of flex attention, which takes a block-causal pass in one call.
+        takes_block_masks: whether a block-causal pass is one call with a mask, as flex attention takes it.
+        block_masks: those masks.
         plain_norms: see `rotary_store.has_plain_norms`.
     """
 
@@ -44,6 +45,7 @@ class CausalAttention:
         self.rope = rope
         self.backend = backend
         self.plain_norms = plain_norms
+        self.takes_block_masks = backend is AttentionBackendName.FLEX
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
 
@@ -64,7 +66,7 @@ class CausalAttention:
         rotary_kernel = rotary_store.load_kernel(device) if self.plain_norms else None
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
-        if self.backend is AttentionBackendName.FLEX and causal_tokens is not None and causal_tokens < tokens:
+        if self.takes_block_masks and causal_tokens is not None and causal_tokens < tokens:
             shape = BlockCausalShape(tokens, own.length, causal_tokens, device)
             block_mask = self.block_masks.block_causal(shape)
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary

@@ -7,6 +7,7 @@ its keys and values come from the text and are computed once per prompt.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 import torch
@@ -18,6 +19,7 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import nn
 
 _PARTS = ("to_q", "to_k", "to_v")
+_PROJECTION = re.compile(r"(blocks\.\d+\.attn1)\.(to_q|to_k|to_v)\.(weight|bias)")
 
 
 def fuse_self_attention(transformer: WanTransformer3DModel) -> None:
@@ -46,6 +48,12 @@ def fused_rows(transformer: WanTransformer3DModel) -> dict[str, tuple[str, slice
             for leaf in _leaves(attention):
                 rows[f"{prefix}.{part}.{leaf}"] = (f"{prefix}.to_qkv.{leaf}", span)
     return rows
+
+
+def joined_name(name: str) -> str:
+    """The name of a parameter after fusing: `to_q`, `to_k` and `to_v` of self-attention are `to_qkv`."""
+    match = _PROJECTION.fullmatch(name)
+    return f"{match[1]}.to_qkv.{match[3]}" if match else name
 
 
 def _self_attentions(transformer: WanTransformer3DModel) -> list[WanAttention]:

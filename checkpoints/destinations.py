@@ -1,0 +1,85 @@
+"""Where the rows of a tensor go: a parameter as it is, or the weight of a quantized layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from ..ops.weight_filling import WeightFilling
+from .row_sources import QuantizedRows, RowSource, read_scale
+
+
+class Destination(Protocol):
+    """Takes the rows of one parameter, which may come from several tensors."""
+
+    def prepare(self, sources: Sequence[RowSource]) -> None:
+        """See all values once before the first is taken, where something about all of them must be known."""
+
+    def take(self, start: int, source: RowSource) -> int:
+        """Put all rows of `source` in place behind the first `start` rows; returns the bytes they take there."""
+
+
+class PlainDestination:
+    """A parameter or buffer that holds values as they are, cast to its dtype.
+
+    Args:
+        tensor: allocated, on its device.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def prepare(self, sources: Sequence[RowSource]) -> None:
+        """Nothing to know."""
+
+    def take(self, start: int, source: RowSource) -> int:
+        """Copy; a quantized source arrives dequantized."""
+        rows = self._tensor if self._tensor.ndim else self._tensor.view(1)
+        taken = 0
+        for first, values in source.chunks(self._tensor.device):
+            part = rows[start + first : start + first + values.shape[0]]
+            part.copy_(values)
+            taken += part.numel() * part.element_size()
+        return taken
+
+
+class QuantizedDestination:
+    """The weight of a layer that is quantized while it is read, or taken as its file holds it.
+
+    Args:
+        filling: of the layer.
+    """
+
+    def __init__(self, filling: WeightFilling) -> None:
+        self._filling = filling
+
+    def prepare(self, sources: Sequence[RowSource]) -> None:
+        """Find the one scale of all parts, where the layer has one; they are read again to be written."""
+        if not self._filling.must_observe:
+            return
+        for source in sources:
+            if not isinstance(source, QuantizedRows):
+                for _, values in source.chunks(self._filling.device):
+                    self._filling.observe(values)
+
+    def take(self, start: int, source: RowSource) -> int:
+        """Quantize the rows; those that are stored quantized are taken as they are, with their scale."""
+        if isinstance(source, QuantizedRows):
+            for first, values, scale in source.quantized_chunks(self._filling.device):
+                self._filling.copy_rows(start + first, values, scale)
+            return self._filling.bytes_of(source.shape[0]) + self._take_input_scale(source)
+        for first, values in source.chunks(self._filling.device):
+            self._filling.write(start + first, values)
+        return self._filling.bytes_of(source.shape[0])
+
+    def _take_input_scale(self, source: QuantizedRows) -> int:
+        """Keep the scale of static activations, the largest where parts differ; bytes it takes for the first part."""
+        filling = self._filling
+        if filling.spec.activations != "static" or source.input_scale is None:
+            return 0
+        scale = read_scale(source.input_scale, filling.device).amax().reshape(1, 1)
+        known = filling.input_scale
+        filling.input_scale = scale if known is None else torch.maximum(known, scale)
+        return 0 if known is not None else scale.element_size()

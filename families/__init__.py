@@ -1,0 +1,1 @@
+"""What a family of models is, to whoever knows none by name."""

@@ -1,0 +1,181 @@
+"""All that is particular to a family of models, behind one object.
+
+`stream/`, `memory/` and `ops/` know no model by name: they ask the `ModelFamily` of a pipeline. Importing this module
+and the families' own `family` modules is light, so that nodes can read their facts; what needs diffusers is imported
+inside the methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers.modular_pipelines import ModularPipeline
+
+    from ..checkpoints.component import Component
+    from ..ops.quantization import QuantizationSpec
+
+
+@dataclass(frozen=True)
+class LatentGeometry:
+    """How latents relate to pictures and tokens.
+
+    Attributes:
+        channels: of a latent.
+        spatial_scale: pixels of a picture per latent pixel, each way.
+        temporal_scale: pixel frames per latent frame, but for a stream's first latent frame, which is one picture.
+        patch: latent frames, rows and columns that become one token.
+    """
+
+    channels: int
+    spatial_scale: int
+    temporal_scale: int
+    patch: tuple[int, int, int]
+
+    @property
+    def size_step(self) -> int:
+        """Width and height of a picture are multiples of this many pixels."""
+        return self.spatial_scale * self.patch[1]
+
+    def pixel_frames(self, latent_frames: int, *, from_the_start: bool) -> int:
+        """Pixel frames that latent frames decode to, at the start of a stream or behind others."""
+        frames = latent_frames * self.temporal_scale
+        return frames - self.temporal_scale + 1 if from_the_start else frames
+
+    def tokens_per_frame(self, width: int, height: int) -> int:
+        """Tokens of one latent frame of pictures of `width` x `height` pixels."""
+        rows, columns = (
+            side // self.spatial_scale // step for side, step in zip((height, width), self.patch[1:], strict=True)
+        )
+        return rows * columns
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ValueError, one sentence, for a width or height that is no multiple of `size_step`."""
+        step = self.size_step
+        for name, value in (("width", width), ("height", height)):
+            if value < step or value % step:
+                below = max(step, value // step * step)
+                raise ValueError(f"{name} is {value}: choose a multiple of {step}, such as {below} or {below + step}.")
+
+
+@dataclass(frozen=True)
+class StreamDefaults:
+    """What the makers of a family's models use, and what a stream starts from unless the user chooses otherwise.
+
+    Attributes:
+        width: pixels.
+        height: pixels.
+        fps: pictures a second.
+        steps: denoising passes per block.
+        shift: flow shift of the schedule.
+        kv_policy: how the past is remembered.
+        context_frames: latent frames of the past that a block sees.
+        frames_per_block: latent frames per block.
+    """
+
+    width: int
+    height: int
+    fps: float
+    steps: int
+    shift: float
+    kv_policy: str
+    context_frames: int
+    frames_per_block: int
+
+
+@dataclass(frozen=True)
+class ComponentOptions:
+    """What a user chose for the components of a pipeline.
+
+    Attributes:
+        dtype: of transformer and text encoder.
+        vae_dtype: of the VAE.
+        quantization: of what it names; None for none.
+        attention: how attention is computed.
+    """
+
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+    quantization: QuantizationSpec | None
+    attention: AttentionChoice
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """How a transformer's attention is computed.
+
+    Attributes:
+        backend: name of a diffusers attention backend.
+        compiled: whether the transformer's layers are compiled, the attention in them included.
+    """
+
+    backend: str = "native"
+    compiled: bool = False
+
+
+class ModelFamily(ABC):
+    """A family of models that the pack streams with blocks of its own.
+
+    Attributes:
+        name: for people.
+        transformer_classes: class names that configs of its transformers give, diffusers' own first.
+        vae_class: class name in the config of its VAE.
+        geometry: of its latents.
+        defaults: of its streams.
+    """
+
+    name: ClassVar[str]
+    transformer_classes: ClassVar[tuple[str, ...]]
+    vae_class: ClassVar[str]
+    geometry: ClassVar[LatentGeometry]
+    defaults: ClassVar[StreamDefaults]
+
+    @abstractmethod
+    def recognises(self, model: Path) -> bool:
+        """Whether `model`, a pipeline folder or a single file, holds a transformer of this family, by its headers."""
+
+    @abstractmethod
+    def components(self, model: Path, parts: Path, options: ComponentOptions) -> dict[str, Component]:
+        """Transformer, VAE and text encoder, known from their headers.
+
+        Args:
+            model: folder or file of the transformer.
+            parts: folder of VAE and text encoder.
+            options: the user's.
+
+        Raises:
+            CheckpointError: one of them is missing, of another model, or does not go with the others.
+        """
+
+    @abstractmethod
+    def load_tokenizer(self, parts: Path) -> Any:  # noqa: ANN401
+        """The tokenizer of the text encoder; raises CheckpointError when it cannot be loaded."""
+
+    @abstractmethod
+    def make_pipeline(self) -> ModularPipeline:
+        """The family's modular blocks, without components: a leaf block `text_encoder` comes first."""
+
+    @abstractmethod
+    def streaming_bytes(
+        self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
+    ) -> int:
+        """Bytes of a stream's caches and activations at their largest.
+
+        Args:
+            components: give configs and dtypes; no weight is read.
+            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`.
+            attention: how it is computed.
+        """
+
+    @abstractmethod
+    def text_encoding_bytes(self, text_encoder: Component) -> int:
+        """Bytes of the text encoder's activations at their largest, for a full-length prompt."""
+
+    @abstractmethod
+    def held_masks(self, transformer: object) -> Mapping[str, object]:
+        """Attention masks that a loaded transformer keeps, by shape, for the memory timeline."""

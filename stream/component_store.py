@@ -1,0 +1,83 @@
+"""The components of a pipeline: each read from disk, onto the device, when first needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from ..checkpoints.component import Component
+from .residency import Residency
+
+logger = logging.getLogger(__name__)
+
+# Component, bytes in place so far, bytes in all.
+LoadCallback = Callable[[str, int, int], None]
+
+
+def ignore_load(component: str, done: int, total: int) -> None:
+    """Nobody watches the loading."""
+
+
+class ComponentStore:
+    """Loads components, and has them brought to the device.
+
+    Args:
+        components: by name, known from their headers.
+        device: where they compute.
+        residency: decides what is on the device.
+
+    Attributes:
+        components: as given.
+        on_load: told of each tensor that is in place.
+    """
+
+    def __init__(self, components: Mapping[str, Component], device: torch.device, residency: Residency) -> None:
+        self.components = components
+        self.on_load: LoadCallback = ignore_load
+        self._device = device
+        self._residency = residency
+        self._modules: dict[str, nn.Module] = {}
+
+    def load(self, name: str) -> nn.Module:
+        """The module of a component, read from disk if it has not been."""
+        if name not in self._modules:
+            component = self.components[name]
+            self._residency.make_room(component.bytes, self._device)
+            self._modules[name] = self._read(component)
+            # At once: weights that the residency does not know could never be evicted.
+            self.bring([name], working_bytes=0)
+        return self._modules[name]
+
+    def bring(self, names: Iterable[str], working_bytes: int) -> None:
+        """Have loaded components on the device, with `working_bytes` left free for caches and activations."""
+        modules = {name: self._modules[name] for name in names}
+        self._residency.bring(modules, self._device, working_bytes)
+
+    def are_resident(self, names: Iterable[str]) -> bool:
+        """Whether these components are loaded and on the device."""
+        return all_on_device([self._modules.get(name) for name in names], self._device)
+
+    def release(self) -> None:
+        """Let go of all modules."""
+        self._residency.release()
+        self._modules.clear()
+
+    def _read(self, component: Component) -> nn.Module:
+        if component.plan.spec is not None:
+            logger.info("%s", component.plan.summary())
+        total, placed = component.bytes, 0
+
+        def on_tensor(_: str, tensor_bytes: int) -> None:
+            nonlocal placed
+            placed += tensor_bytes
+            self.on_load(component.name, placed, total)
+
+        return component.load(self._device, on_tensor)
+
+
+def all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:
+    """Whether all parameters of the modules are on `device`; False when a module is None."""
+    return all(module is not None and all(p.device == device for p in module.parameters()) for module in modules)

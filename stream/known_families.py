@@ -1,0 +1,21 @@
+"""The families of models that the pack streams with blocks of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..families.model_family import ModelFamily
+from ..wan.family import CAUSAL_WAN_21
+
+FAMILIES: tuple[ModelFamily, ...] = (CAUSAL_WAN_21,)
+
+
+def recognise_family(model: Path) -> ModelFamily:
+    """The family of the transformer in `model`, a pipeline folder or a single file.
+
+    Where none recognises it, the first: what is wrong is said when its components are looked for.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    return next((family for family in FAMILIES if family.recognises(model)), FAMILIES[0])

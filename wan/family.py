@@ -1,0 +1,119 @@
+"""The causal models of Wan 2.1: Krea Realtime 14B, Self-Forcing and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..families.model_family import (
+    AttentionChoice,
+    ComponentOptions,
+    LatentGeometry,
+    ModelFamily,
+    StreamDefaults,
+)
+
+if TYPE_CHECKING:
+    from diffusers.modular_pipelines import ModularPipeline
+    from transformers import PreTrainedTokenizerBase
+
+    from ..checkpoints.component import Component
+
+# Imports of diffusers stand inside the methods: they take seconds, and nodes read the facts at ComfyUI's start.
+
+
+class CausalWan21(ModelFamily):
+    """Text to video in blocks of latent frames; sources of the values: Wan 2.1's and Krea Realtime's model cards."""
+
+    name = "causal Wan 2.1"
+    transformer_classes = ("WanTransformer3DModel",)
+    vae_class = "AutoencoderKLWan"
+    geometry = LatentGeometry(channels=16, spatial_scale=8, temporal_scale=4, patch=(1, 2, 2))
+    defaults = StreamDefaults(
+        width=832,
+        height=480,
+        fps=16.0,
+        steps=4,
+        shift=5.0,
+        kv_policy="recompute",
+        context_frames=3,
+        frames_per_block=3,
+    )
+
+    def recognises(self, model: Path) -> bool:
+        """By the class in the config of a folder, or by names and shapes in a single file."""
+        from ..checkpoints.checkpoint_files import read_json
+        from .checkpoints.single_file import holds_transformer
+
+        if not model.is_dir():
+            return holds_transformer(model, self.geometry.channels)
+        config = model / "transformer" / "config.json"
+        if not config.is_file():
+            return False
+        facts = read_json(config)
+        channels = facts.get("in_channels", self.geometry.channels)
+        return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
+
+    def components(self, model: Path, parts: Path, options: ComponentOptions) -> dict[str, Component]:
+        """See `ModelFamily`; transformer and VAE are prepared for streaming when they are loaded."""
+        from .checkpoints.components import (
+            check_parts_go_together,
+            text_encoder_component,
+            transformer_component,
+            vae_component,
+        )
+        from .transformer.attention import install_causal_attention
+        from .transformer.compiled_blocks import compile_transformer_blocks
+        from .vae.gpu_layout import speed_up_vae
+
+        def prepare_transformer(transformer: Any) -> None:  # noqa: ANN401
+            install_causal_attention(transformer, options.attention.backend)
+            if options.attention.compiled:
+                compile_transformer_blocks(transformer)
+
+        quantization = options.quantization
+        components = {
+            "transformer": transformer_component(
+                model, dtype=options.dtype, quantization=quantization, prepare=prepare_transformer
+            ),
+            "vae": vae_component(parts, dtype=options.vae_dtype, prepare=speed_up_vae),
+            "text_encoder": text_encoder_component(parts, dtype=options.dtype, quantization=quantization),
+        }
+        check_parts_go_together(components)
+        return components
+
+    def load_tokenizer(self, parts: Path) -> PreTrainedTokenizerBase:
+        """UMT5's, from the folder."""
+        from .checkpoints.components import load_tokenizer
+
+        return load_tokenizer(parts)
+
+    def make_pipeline(self) -> ModularPipeline:
+        """See `ModelFamily`."""
+        from .steps.causal_wan_blocks import make_causal_wan_pipeline
+
+        return make_causal_wan_pipeline()
+
+    def streaming_bytes(
+        self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
+    ) -> int:
+        """By a rehearsal of the real blocks on the meta device."""
+        from .rehearsal import rehearse_streaming_bytes
+
+        return rehearse_streaming_bytes(components["transformer"], components["vae"], self.geometry, inputs, attention)
+
+    def text_encoding_bytes(self, text_encoder: Component) -> int:
+        """See `text_encoding_bytes`."""
+        from .rehearsal import text_encoding_bytes
+
+        return text_encoding_bytes(text_encoder)
+
+    def held_masks(self, transformer: object) -> Mapping[str, object]:
+        """Block masks of flex attention."""
+        from .transformer.attention import block_masks_of
+
+        return block_masks_of(transformer)
+
+
+CAUSAL_WAN_21 = CausalWan21()
