@@ -233,7 +233,12 @@ class StreamingBlockSampler(io.ComfyNode):
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(blocks * steps, node_id)
         watcher = _NodeWatcher(settings, progress)
-        materialised = materialise(pipeline, residency=host.ComfyResidency(), default_device=host.default_device())
+        materialised = materialise(
+            pipeline,
+            residency=host.ComfyResidency(),
+            default_device=host.default_device(),
+            on_load=watcher.while_loading,
+        )
         video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         recorder = None

@@ -2,33 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..checkpoints.checkpoint_files import CheckpointError
 
 BUILT_IN_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 
+_HUB_ERRORS = (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    SafetensorsParsingError,
+    HTTPError,
+    OSError,
+)
 
-def fetch_pipeline_folder(
-    repository: str, revision: str | None, components: Sequence[str] = BUILT_IN_COMPONENTS
-) -> Path:
-    """Download (or find in the hub's cache) the named components: configs, safetensors and tokenizer files only.
+# Bytes that have arrived, and bytes in all.
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository: its path in it, and bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """Files of one commit of a hub repository, of which nothing has been fetched yet.
+
+    Attributes:
+        name: owner/name.
+        revision: that was asked for; None for the default branch.
+        commit: 40 hex digits, that it stands for.
+        files: those that the wanted components need: configs, safetensors and tokenizer files only.
+    """
+
+    name: str
+    revision: str | None
+    commit: str
+    files: tuple[HubFile, ...]
+
+    def elements(self, component: str) -> int:
+        """How many numbers the weights of `component` have, from the headers of its files, some kilobytes each."""
+        count = 0
+        for file in self.files:
+            if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors"):
+                with _explained(self.name):
+                    header = HfApi().parse_safetensors_file_metadata(self.name, file.path, revision=self.commit)
+                count += sum(tensor.parameter_count for tensor in header.tensors.values())
+        return count
+
+    def fetch(self, on_bytes: OnBytes) -> Path:
+        """Download (or find in the hub's cache) all files, one after another.
+
+        Args:
+            on_bytes: called as they arrive; what it raises stops the download, which goes on there the next time.
+
+        Returns:
+            The folder they are in.
+
+        Raises:
+            CheckpointError: no network, no permission, or a repository that changes meanwhile.
+        """
+        folders: set[Path] = set()
+        total, done = sum(file.size for file in self.files), 0
+        for file in self.files:
+            bar = _progress_class(lambda count, done=done: on_bytes(done + count, total))  # type: ignore[misc]
+            with _explained(self.name):
+                # The first by the revision's own name, which the cache then knows also without a network.
+                revision = self.commit if folders else self.revision
+                local = Path(hf_hub_download(self.name, file.path, revision=revision, tqdm_class=bar))
+            done += file.size
+            on_bytes(done, total)
+            folders.add(local.parents[file.path.count("/")])
+        if len(folders) != 1:
+            raise CheckpointError(f"hub repository {self.name!r} was changed while it was downloaded: run again.")
+        return folders.pop()
+
+
+def find_repository(
+    repository: str, revision: str | None, components: Collection[str] = BUILT_IN_COMPONENTS
+) -> HubRepository:
+    """Ask the hub which files the named components have.
 
     Raises:
-        CheckpointError: no such repository, no network, or no permission.
+        CheckpointError: no such repository, no network, no permission, or no file of these components.
     """
     refuse_folder_as_hub_id(repository)
-    patterns = ["*.json"]
-    for component in components:
-        patterns += [f"{component}/*.json", f"{component}/*.safetensors", f"{component}/*.model"]
+    patterns = [f"{component}/{name}" for component in components for name in ("*.json", "*.safetensors", "*.model")]
+    with _explained(repository):
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    found = [HubFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
+    files = [file for file in found if any(fnmatch(file.path, pattern) for pattern in patterns)]
+    if not files or info.sha is None:
+        raise CheckpointError(
+            f"hub repository {repository!r} has no files in {', '.join(components)}: give one in diffusers' layout."
+        )
+    # Small ones first: what is wrong with a config is found before gigabytes have come.
+    return HubRepository(repository, revision, info.sha, tuple(sorted(files, key=lambda file: (file.size, file.path))))
+
+
+def find_cached_folder(repository: str, revision: str | None) -> Path | None:
+    """The folder in the hub's cache on this disk that an earlier download filled; None when there is none."""
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise _not_fetched(repository, error) from error
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
 
 
 def fetch_file(repository: str, revision: str | None, name: str) -> Path | None:
@@ -38,14 +136,13 @@ def fetch_file(repository: str, revision: str | None, name: str) -> Path | None:
         CheckpointError: no such repository, no network, or no permission.
     """
     refuse_folder_as_hub_id(repository)
-    try:
-        return Path(hf_hub_download(repository, name, revision=revision))
-    except LocalEntryNotFoundError as error:
-        raise _not_fetched(repository, error) from error
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, OSError) as error:
-        raise _not_fetched(repository, error) from error
+    with _explained(repository):
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
 
 
 def refuse_folder_as_hub_id(repository: str) -> None:
@@ -61,9 +158,35 @@ def refuse_folder_as_hub_id(repository: str) -> None:
         )
 
 
-def _not_fetched(repository: str, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0]
-    return CheckpointError(
-        f"hub repository {repository!r} could not be fetched ({reason}): check its name, your network and "
-        "whether it asks for a login, or download it into models/diffusers and choose the folder."
-    )
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        NotASafetensorsRepoError,
+        SafetensorsParsingError,
+        OSError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"hub repository {repository!r} could not be fetched ({reason}): check its name, your network and "
+            "whether it asks for a login, or download it into models/diffusers and choose the folder."
+        ) from error
+
+
+def _progress_class(on_count: Callable[[int], None]) -> type[Any]:
+    """A progress bar for `hf_hub_download` that draws nothing and tells `on_count` how many bytes of a file came."""
+
+    class Progress(hub_tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+            self._count = int(options.get("initial") or 0)
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._count += int(n or 0)
+            on_count(self._count)
+            return None
+
+    return Progress

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,14 +12,17 @@ import torch
 from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
 from ..families.model_family import ComponentOptions
 from ..memory.cleanup import release_cached_memory
-from .component_store import ComponentStore
+from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
 from .foreign import load_foreign_pipeline
-from .hub import BUILT_IN_COMPONENTS, fetch_pipeline_folder
+from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
 from .pipelines import BuiltInPipeline, ForeignPipeline, StreamPipeline, attention_choice
 from .recipe import BUILT_IN_BLOCKS, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
+
+# Hub id, revision and components to the folder they are in.
+Fetch = Callable[[str, str | None, Sequence[str]], Path]
 
 SHARED_COMPONENTS = ("vae", "text_encoder", "tokenizer")
 
@@ -26,7 +31,11 @@ _current: StreamPipeline | None = None
 
 
 def materialise(
-    recipe: Recipe, *, residency: Residency | None = None, default_device: torch.device | None = None
+    recipe: Recipe,
+    *,
+    residency: Residency | None = None,
+    default_device: torch.device | None = None,
+    on_load: LoadCallback = ignore_load,
 ) -> StreamPipeline:
     """The pipeline of a recipe: the one already there when the recipe is equal, else a new one.
 
@@ -37,17 +46,19 @@ def materialise(
         recipe: what to make.
         residency: who decides what is on the device; used when a pipeline is made.
         default_device: what the recipe's device "auto" means.
+        on_load: told of what is downloaded; what it raises stops the download.
 
     Raises:
+        MemoryError: the weights of a hub repository alone would not fit the device; nothing was downloaded.
         CheckpointError: the files are missing, damaged, pickled or do not fit.
-        ValueError: this machine has not got the device, dtype or attention backend.
+        ValueError: the device, dtype or attention backend is not available on this machine.
     """
     global _current
     with _lock:
         if _current is not None and _current.recipe == recipe:
             return _current
         _release_locked()
-        _current = _make(recipe, residency or PlainResidency(), default_device or torch.device("cpu"))
+        _current = _make(recipe, residency or PlainResidency(), default_device or torch.device("cpu"), on_load)
         return _current
 
 
@@ -72,7 +83,7 @@ def _release_locked() -> None:
     release_cached_memory(pipeline.device)
 
 
-def _make(recipe: Recipe, residency: Residency, default_device: torch.device) -> StreamPipeline:
+def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on_load: LoadCallback) -> StreamPipeline:
     device = choose_device(recipe.device, default_device)
     dtype = choose_dtype(recipe.dtype, device)
     vae_dtype = choose_vae_dtype(dtype, device)
@@ -81,21 +92,22 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device) ->
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)
-    model = _local_model(recipe)
-    parts = _local_parts(recipe, model)
-    family = recognise_family(model)
     options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe))
+    fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
+    model = _local_model(recipe, fetch)
+    parts = _local_parts(recipe, model, fetch)
+    family = recognise_family(model)
     store = ComponentStore(family.components(model, parts, options), device, residency)
     tokenizer = family.load_tokenizer(parts)
     return BuiltInPipeline(recipe, family=family, store=store, tokenizer=tokenizer, device=device, residency=residency)
 
 
-def _local_model(recipe: Recipe) -> Path:
+def _local_model(recipe: Recipe, fetch: Fetch) -> Path:
     """The folder or file of the transformer on this disk, fetched when the user named a hub repository."""
     if recipe.is_hub_id:
         # With components from elsewhere, gigabytes of VAE and text encoder would be fetched for nothing.
         wanted = BUILT_IN_COMPONENTS if recipe.components is None else ("transformer",)
-        return fetch_pipeline_folder(recipe.model, recipe.revision, wanted)
+        return fetch(recipe.model, recipe.revision, wanted)
     model = Path(recipe.model)
     refuse_pickled(model)
     if not model.exists():
@@ -106,11 +118,11 @@ def _local_model(recipe: Recipe) -> Path:
     return model
 
 
-def _local_parts(recipe: Recipe, model: Path) -> Path:
+def _local_parts(recipe: Recipe, model: Path, fetch: Fetch) -> Path:
     """The folder of VAE, text encoder and tokenizer."""
     if recipe.components is not None:
         if is_hub_id(recipe.components):
-            return fetch_pipeline_folder(recipe.components, None, SHARED_COMPONENTS)
+            return fetch(recipe.components, None, SHARED_COMPONENTS)
         return Path(recipe.components)
     if model.is_file():
         raise CheckpointError(
@@ -118,3 +130,32 @@ def _local_parts(recipe: Recipe, model: Path) -> Path:
             "VAE, text encoder and tokenizer."
         )
     return model
+
+
+def _fetch(
+    name: str,
+    revision: str | None,
+    components: Sequence[str],
+    *,
+    options: ComponentOptions,
+    available: int | None,
+    on_load: LoadCallback,
+) -> Path:
+    """Download components of a hub repository, unless its transformer alone is more than the device can give."""
+    try:
+        repository = find_repository(name, revision, components)
+    except CheckpointError:
+        # Without a network, what an earlier run has downloaded is still there.
+        folder = find_cached_folder(name, revision)
+        if folder is None:
+            raise
+        return folder
+    quantized = options.quantization is not None and "transformer" in options.quantization.components
+    elements = repository.elements("transformer") if available is not None else 0
+    least = elements * (1 if quantized else options.dtype.itemsize)
+    if available is not None and least > available:
+        raise MemoryError(
+            f"the transformer of {name!r} alone needs {least / 1e9:.1f} GB and {available / 1e9:.1f} GB are free: "
+            "choose a smaller model, or quantize it; nothing was downloaded."
+        )
+    return repository.fetch(partial(on_load, f"download of {name}"))

@@ -1,0 +1,67 @@
+"""A Hugging Face hub of one repository, on this machine: what `huggingface_hub` asks of the real one."""
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "c" * 40
+
+
+@contextmanager
+def fake_hub(repository: str, folder: Path):
+    """Serve `folder` as `repository`; gives the address and the list of what was asked for, such as `GET vae/x`."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_HEAD(self):
+            self.answer(with_body=False)
+
+        def do_GET(self):
+            self.answer(with_body=True)
+
+        def answer(self, with_body):
+            path = self.path.partition("?")[0]
+            if path.startswith(f"/api/models/{repository}"):
+                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+                siblings = [
+                    {"rfilename": str(path.relative_to(folder)), "size": path.stat().st_size, "blobId": "0"}
+                    for path in files
+                ]
+                return self.send(json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode(), True, {})
+            name = path.partition(f"/{repository}/resolve/")[2].partition("/")[2]
+            file = folder / name
+            if not name or not file.is_file():
+                return self.send(b"{}", with_body, {"X-Error-Code": "EntryNotFound"}, status=404)
+            asked.append(f"{self.command}{' part of' if 'Range' in self.headers else ''} {name}")
+            content = file.read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            return self.send(content, with_body, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
+
+        def send(self, content, with_body, headers, status=200):
+            asked_range = self.headers.get("Range")
+            if asked_range and status == 200:
+                first, _, last = asked_range.removeprefix("bytes=").partition("-")
+                total = len(content)
+                content = content[int(first) : int(last) + 1 if last else None]
+                headers = headers | {"Content-Range": f"bytes {first}-{int(first) + len(content) - 1}/{total}"}
+                status = 206
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(content)), "Accept-Ranges": "bytes"}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
