@@ -30,6 +30,7 @@ from ..wan.transformer.attention import install_causal_attention
 from ..wan.transformer.compiled_blocks import compile_transformer_blocks
 from ..wan.vae.gpu_layout import speed_up_vae
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, smaller_choices
+from .kernel_report import report_kernels
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
@@ -145,14 +146,18 @@ class BuiltInPipeline:
         return _all_on_device([getattr(self.pipe, name) for name in BLOCK_COMPONENTS], self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Plan of each quantized component, and whether this device gains speed from it."""
+        """Plan of each quantized component, whether this device gains speed from it, and which GPU kernels run."""
         plans = [
             plan_for(self._sources[name], name, self._dtypes[name], self.recipe.quantization)
             for name in ("transformer", "text_encoder")
         ]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
         notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
-        return {"quantization": [summarise_plan(plan) for plan in plans], "notices": sorted(notices - {""})}
+        return {
+            "quantization": [summarise_plan(plan) for plan in plans],
+            "kernels": report_kernels(self.pipe, self.device, self.dtype, self.vae_dtype),
+            "notices": sorted(notices - {""}),
+        }
 
     def transformer(self) -> nn.Module:
         """The transformer, read from disk if it is not there."""
