@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from streamblocks.wan.vae.norm_silu import PendingSum, norm_into_window
 from plain_attention import attend_to_all, pad
 
 CPU, SECOND_CARD = torch.device("cpu"), torch.device("cuda:1")
-VARIANTS = {
+VARIANTS: dict[Kernel[Any], Any] = {
     NORM_SILU: NormVariant(96, True, True, True, True),
     ROTARY_STORE: RotaryVariant(64, 32),
     FEW_KEY_ATTENTION: FewKeyVariant(32),
@@ -89,7 +90,7 @@ def test_a_card_runs_all_of_them(cards):
 
 
 def test_each_need_is_told(cards):
-    whole = {"dtype": torch.bfloat16, "vae_dtype": torch.float16, "heads": 12, "head_dim": 128}
+    whole: dict[str, Any] = {"dtype": torch.bfloat16, "vae_dtype": torch.float16, "heads": 12, "head_dim": 128}
 
     def told(name, **changed):
         return describe_kernels(SECOND_CARD, **(whole | changed))[name]
