@@ -120,8 +120,7 @@ class Kernel(Generic[Variant]):
             try:
                 self.try_out(self.source(), device, dtype, variant)
             except Exception as error:
-                if _says_nothing_about_a_kernel(error):
-                    raise
+                _raise_what_is_no_fault_of_a_kernel(error)
                 self._drop(error)
                 return None
             TRIALS.passed.add(key)
@@ -213,9 +212,10 @@ def next_power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _says_nothing_about_a_kernel(error: Exception) -> bool:
-    """Whether it is the device that failed: out of memory, or an error of earlier work, which torch reports late."""
+def _raise_what_is_no_fault_of_a_kernel(error: Exception) -> None:
+    """Raise again what says that the device failed: out of memory, or an error of earlier work, told late."""
     if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))):
-        return True
+        raise error
     # Triton's own words when there is no memory to load the compiled code into.
-    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        raise torch.OutOfMemoryError(str(error)) from error
