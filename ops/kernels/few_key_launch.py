@@ -63,13 +63,6 @@ def launch_few_keys(
     return attended
 
 
-def _source() -> Any:  # noqa: ANN401
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .few_key_triton import attend_to_few_keys
-
-    return attend_to_few_keys
-
-
 def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: FewKeyVariant) -> None:  # noqa: ANN401
     # Three heads and three queries: Triton compiles numbers that 16 divides, and 1, for themselves.
     values = torch.zeros((1, 3, 3, variant.head_dim), device=device, dtype=dtype)
@@ -86,7 +79,7 @@ def _check(variant: FewKeyVariant) -> str | None:
 
 FEW_KEY_ATTENTION = Kernel(
     KernelName.FEW_KEY_ATTENTION,
-    _source,
+    "few_key_triton.attend_to_few_keys",
     _try_out,
     # Of float32 its matrix products would keep 10 bits of the mantissa, torch's way keeps all.
     dtypes=(torch.bfloat16, torch.float16),

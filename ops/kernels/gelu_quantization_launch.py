@@ -49,13 +49,6 @@ def launch_gelu_quantization(kernel: Any, rows: torch.Tensor) -> tuple[torch.Ten
     return quantized, scale
 
 
-def _source() -> Any:  # noqa: ANN401
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .gelu_quantization_triton import gelu_quantize_rows
-
-    return gelu_quantize_rows
-
-
 def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: GeluVariant) -> None:  # noqa: ANN401
     launch_gelu_quantization(kernel, torch.zeros((1, variant.columns), device=device, dtype=dtype))
 
@@ -68,7 +61,7 @@ def _check(variant: GeluVariant) -> str | None:
 
 GELU_QUANTIZATION = Kernel(
     KernelName.GELU_QUANTIZATION,
-    _source,
+    "gelu_quantization_triton.gelu_quantize_rows",
     _try_out,
     # The first with FP8 conversions.
     first_capability=(8, 9),

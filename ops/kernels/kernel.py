@@ -7,6 +7,7 @@ a failure could not be answered by torch's way any more.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Hashable
@@ -71,7 +72,7 @@ class Kernel(Generic[Variant]):
 
     Attributes:
         name: of the kernel.
-        source: imports Triton and gives the compiled function; called only where the needs are met.
+        function: module in this folder and name of the Triton function.
         try_out: launches the function once on a few values, on a device, in a dtype, for a variant.
         dtypes: of the tensors it works on.
         first_capability: the lowest compute capability of a CUDA device it is compiled for.
@@ -79,7 +80,7 @@ class Kernel(Generic[Variant]):
     """
 
     name: KernelName
-    source: Callable[[], Any]
+    function: str
     try_out: Callable[[Any, torch.device, torch.dtype, Variant], None]
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
     first_capability: tuple[int, int] = TRITON_CAPABILITY
@@ -125,6 +126,11 @@ class Kernel(Generic[Variant]):
                 return None
             TRIALS.passed.add(key)
         return self.source()
+
+    def source(self) -> Any:  # noqa: ANN401
+        """The Triton function, imported now: Triton may be missing where the kernel is not used, and loads slowly."""
+        module, _, name = self.function.partition(".")
+        return getattr(importlib.import_module(f".{module}", __package__), name)
 
     def _switched_off(self) -> str | None:
         if self.name.value in switched_off():

@@ -88,13 +88,6 @@ def launch_norm_silu(kernel: Any, buffers: NormBuffers, *, fold: bool) -> None: 
     )
 
 
-def _source() -> Any:  # noqa: ANN401
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .norm_silu_triton import add_norm_silu
-
-    return add_norm_silu
-
-
 def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: NormVariant) -> None:  # noqa: ANN401
     channels, has_bias, has_residual, has_past, fold = variant
     frame = torch.zeros((1, 1, 1, channels), device=device, dtype=dtype)
@@ -112,4 +105,4 @@ def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: Nor
     launch_norm_silu(kernel, buffers, fold=fold)
 
 
-NORM_SILU = Kernel(KernelName.NORM_SILU, _source, _try_out)
+NORM_SILU = Kernel(KernelName.NORM_SILU, "norm_silu_triton.add_norm_silu", _try_out)

@@ -76,13 +76,6 @@ def launch_rotary_store(
     return rotated
 
 
-def _source() -> Any:  # noqa: ANN401
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .rotary_store_triton import norm_rotate_and_store
-
-    return norm_rotate_and_store
-
-
 def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: RotaryVariant) -> None:  # noqa: ANN401
     tokens, past = 1, 3
     row = torch.zeros((1, tokens, variant.dim), device=device, dtype=dtype)
@@ -103,7 +96,7 @@ def _check(variant: RotaryVariant) -> str | None:
 
 ROTARY_STORE = Kernel(
     KernelName.ROTARY_STORE,
-    _source,
+    "rotary_store_triton.norm_rotate_and_store",
     _try_out,
     check_variant=_check,
 )
