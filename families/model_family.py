@@ -179,3 +179,9 @@ class ModelFamily(ABC):
     @abstractmethod
     def held_masks(self, transformer: object) -> Mapping[str, object]:
         """Attention masks that a loaded transformer keeps, by shape, for the memory timeline."""
+
+    @abstractmethod
+    def report_kernels(
+        self, pipe: ModularPipeline, components: Mapping[str, Component], device: torch.device
+    ) -> dict[str, str]:
+        """Which GPU kernels the pipeline runs: "runs" or the reason why not, by the kernel's name."""

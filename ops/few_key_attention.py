@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .triton_kernels import runs_kernel_on
+from .kernels.few_key_launch import launch_few_keys
 
 # With more keys the tuned kernels of the attention backends are as fast.
 MOST_KEYS = 128
-_BLOCK_QUERIES = 64
-_BLOCK_KEYS = 32
 
 
 class FewKeys(NamedTuple):
@@ -63,7 +61,7 @@ def attend_to_few_keys(
         key: [1, text tokens, heads, head_dim], contiguous.
         value: the shape of `key`.
         few: which keys, and their bias.
-        kernel: `load_kernel` of the queries' device; None computes it with torch.
+        kernel: of `FEW_KEY_ATTENTION.load`; None computes it with torch.
 
     Returns:
         The shape and dtype of `query`.
@@ -73,34 +71,4 @@ def attend_to_few_keys(
         query, key, value = (part.transpose(1, 2) for part in (query, key[:, :used], value[:, :used]))
         bias = few.bias[None, :used].to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2)
-    query = query.contiguous()
-    attended = torch.empty_like(query)
-    _, queries, heads, head_dim = query.shape
-    kernel[(heads, -(-queries // _BLOCK_QUERIES))](
-        query,
-        key,
-        value,
-        few.bias,
-        few.used,
-        attended,
-        queries,
-        heads,
-        SCALE=head_dim**-0.5,
-        HEAD_DIM=head_dim,
-        BLOCK_QUERIES=_BLOCK_QUERIES,
-        BLOCK_KEYS=_BLOCK_KEYS,
-        num_warps=4,
-        num_stages=1,
-    )
-    return attended
-
-
-def load_kernel(device: torch.device, head_dim: int) -> Any:  # noqa: ANN401
-    """The kernel for heads of `head_dim` on `device`; None where torch has to compute it (no CUDA, no Triton)."""
-    power_of_two = head_dim >= 16 and head_dim & (head_dim - 1) == 0
-    if not runs_kernel_on(device) or not power_of_two:
-        return None
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .few_key_attention_kernel import attend_to_few_keys
-
-    return attend_to_few_keys
+    return launch_few_keys(kernel, query.contiguous(), key, value, few.bias, few.used)

@@ -9,13 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .kernels.gelu_quantization_launch import (
+    FP8_DTYPE,
+    FP8_MAX,
+    GELU_QUANTIZATION,
+    SMALLEST_SCALE,
+    GeluVariant,
+    launch_gelu_quantization,
+)
 from .quantization import QuantizationSpec
-from .triton_kernels import runs_kernel_on
 
-FP8_DTYPE = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8_DTYPE).max
-# A scale below this would be a denormal number, by which a GPU may divide as by 0. Rows of zeros get it too.
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 FIRST_CAPABILITY = (8, 9)
 
 
@@ -137,13 +140,12 @@ class FP8Linear(nn.Module):
         """Apply GELU (tanh approximation) to the input from now on, if that can be done while quantizing it.
 
         One pass over the input, which GELU, the largest magnitude of each row and the quotient take three for
-        otherwise. Only on FP8 units, with a scale per row and Triton; returns whether it is so.
+        otherwise. Only on FP8 units, with a scale per row and where the kernel `GELU_QUANTIZATION` runs; returns
+        whether it is so.
         """
-        if self._scaled and self._row_wise and runs_kernel_on(self.weight.device):
-            # Here, because Triton is not installed on machines without a GPU.
-            from .gelu_quantization_kernel import gelu_quantize_rows
-
-            self.gelu_kernel = gelu_quantize_rows
+        if self._scaled and self._row_wise:
+            dtype = torch.bfloat16 if self.bias is None else self.bias.dtype
+            self.gelu_kernel = GELU_QUANTIZATION.load(self.weight.device, dtype, GeluVariant(self.in_features))
         return self.gelu_kernel is not None
 
     def decide_compute(self) -> None:
@@ -214,7 +216,7 @@ class FP8Linear(nn.Module):
     def _quantize_input(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, in_features] as float8_e4m3fn with its scale, float32 [rows, 1] or [1, 1]."""
         if self.gelu_kernel is not None:
-            return self._quantize_gelu(rows)
+            return launch_gelu_quantization(self.gelu_kernel, rows)
         scale = self.scale_of_input(rows)
         quantized = torch.empty(rows.shape, dtype=FP8_DTYPE, device=rows.device)
         # Straight into FP8: a quotient of its own would be a tensor four times as large. A dynamic scale keeps it
@@ -222,22 +224,6 @@ class FP8Linear(nn.Module):
         torch.div(rows, scale, out=quantized)
         if self._saturate:
             _saturate(quantized)
-        return quantized, scale
-
-    def _quantize_gelu(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        quantized = torch.empty(rows.shape, dtype=FP8_DTYPE, device=rows.device)
-        scale = torch.empty((rows.shape[0], 1), dtype=torch.float32, device=rows.device)
-        block = 1 << (self.in_features - 1).bit_length()
-        self.gelu_kernel[(rows.shape[0],)](
-            rows,
-            quantized,
-            scale,
-            self.in_features,
-            LARGEST=FP8_MAX,
-            SMALLEST_SCALE=SMALLEST_SCALE,
-            BLOCK=block,
-            num_warps=8,
-        )
         return quantized, scale
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FP8Linear:

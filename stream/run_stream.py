@@ -91,8 +91,7 @@ def run_stream(
     pipeline.check_fit(settings)
     recorder = recorder or NoRecording()
     pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
-    described = pipeline.describe()
-    notices: list[str] = [*described.pop("notices", [])]
+    notices: list[str] = []
     blocks_made = pictures = 0
     try:
         with Session(pipeline, settings, watcher.before_pass, recorder) as session:
@@ -117,6 +116,9 @@ def run_stream(
     finally:
         pipeline.on_load = ignore_load
         _close_all(sinks, quietly=sys.exc_info()[1] is not None)
+    # Behind the stream, which is when it is known which kernels ran.
+    described = pipeline.describe()
+    notices = [*described.pop("notices", []), *notices]
     return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
 
 

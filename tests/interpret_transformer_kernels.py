@@ -6,6 +6,7 @@ A program of its own, because Triton reads TRITON_INTERPRET when a kernel is def
 import itertools
 import json
 import os
+from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -14,16 +15,20 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch.nn import functional as F
 
 from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, merge_padding
-from streamblocks.ops.few_key_attention_kernel import attend_to_few_keys as few_key_kernel
 from streamblocks.ops.fp8_linear import FP8_MAX, SMALLEST_SCALE, fp8_scale, largest_magnitude
-from streamblocks.ops.gelu_quantization_kernel import gelu_quantize_rows
+from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
+from streamblocks.ops.kernels.gelu_quantization_launch import GELU_QUANTIZATION, GeluVariant
+from streamblocks.ops.kernels.kernel import TRIALS, Kernel, launch
+from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from streamblocks.wan.transformer import rotary_store
 from streamblocks.wan.transformer.attention_passes import SelfAttentionPass
 from streamblocks.wan.transformer.rope import FrameOffsetRotaryEmbedding
 from streamblocks.wan.transformer.rotary_store import Projections
-from streamblocks.wan.transformer.rotary_store_kernel import norm_rotate_and_store
 
 from plain_attention import attend_to_all, pad
+from triton_interpreter import mend_interpreter
+
+CPU = torch.device("cpu")
 
 
 def few_keys(words, text_tokens=512):
@@ -31,7 +36,10 @@ def few_keys(words, text_tokens=512):
     query, key, value = (torch.randn(1, tokens, 3, 32) for tokens in (150, text_tokens, text_tokens))
     key, value, few = pad(key, words), pad(value, words), merge_padding(words, text_tokens)
     assert few is not None
-    whole, made = attend_to_all(query, key, value), attend_to_few_keys(query, key, value, few, few_key_kernel)
+    # In float32, in which the interpreter has no fewer bits than torch; a GPU would, and so the kernel refuses it.
+    assert FEW_KEY_ATTENTION.load(CPU, torch.float16, FewKeyVariant(32)) is not None
+    kernel = FEW_KEY_ATTENTION.source()
+    whole, made = attend_to_all(query, key, value), attend_to_few_keys(query, key, value, few, kernel)
     return float((made - whole).abs().max())
 
 
@@ -40,7 +48,9 @@ def gelu_and_rows(columns):
     x = (3 * torch.randn(7, columns)).bfloat16()
     x[3] = 0
     quotients, scales = torch.empty(7, columns), torch.empty(7, 1)
-    gelu_quantize_rows[(7,)](x, quotients, scales, columns, LARGEST=FP8_MAX, SMALLEST_SCALE=SMALLEST_SCALE, BLOCK=256)
+    kernel = GELU_QUANTIZATION.load(CPU, x.dtype, GeluVariant(columns))
+    constants = {"LARGEST": FP8_MAX, "SMALLEST_SCALE": SMALLEST_SCALE, "BLOCK": 256}
+    launch(kernel, (7,), CPU, x, quotients, scales, columns, **constants)
     expected = F.gelu(x.float(), approximate="tanh")
     scale = fp8_scale(largest_magnitude(expected, "per row"))
     return float((scales / scale - 1).abs().max() + (quotients - expected / scale).abs().max() / FP8_MAX)
@@ -57,7 +67,9 @@ def norm_rotate_store(heads, head_dim, fused):
     table = rope(torch.empty(1, 1, 1, 4, 6))
     parts = torch.randn(1, tokens, 3 * dim).chunk(3, dim=-1) if fused else torch.randn(3, 1, tokens, dim)
     results = []
-    for kernel in (norm_rotate_and_store, None):
+    by_kernel = ROTARY_STORE.load(CPU, torch.float32, RotaryVariant(dim, head_dim))
+    assert by_kernel is not None
+    for kernel in (by_kernel, None):
         keys, values = torch.ones(2, 1, past + tokens + 1, heads, head_dim)
         bound = SelfAttentionPass(keys, values, past, None, None, kernel=kernel)
         results.append((rotary_store.store_block(attn, Projections(*parts), table, bound), keys, values))
@@ -67,8 +79,11 @@ def norm_rotate_store(heads, head_dim, fused):
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    errors = {f"{words} words": few_keys(words) for words in (0, 5, MOST_KEYS - 1)}
-    errors |= {f"{columns} columns": gelu_and_rows(columns) for columns in (256, 200)}
-    cases = itertools.product(((2, 16), (3, 32)), (True, False))
-    errors |= {f"rotary {size} {fused}": norm_rotate_store(*size, fused) for size, fused in cases}
+    mend_interpreter()
+    with mock.patch.object(Kernel, "_refuses_device", lambda self, device: None):
+        errors = {f"{words} words": few_keys(words) for words in (0, 5, MOST_KEYS - 1)}
+        errors |= {f"{columns} columns": gelu_and_rows(columns) for columns in (256, 200)}
+        cases = itertools.product(((2, 16), (3, 32)), (True, False))
+        errors |= {f"rotary {size} {fused}": norm_rotate_store(*size, fused) for size, fused in cases}
+    assert not TRIALS.failed, TRIALS
     print(json.dumps(errors))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from streamblocks.ops.triton_kernels import runs_kernel_on
-from streamblocks.wan.vae import norm_silu
+from streamblocks.ops.kernels.kernel import ALL, SWITCH_VARIABLE
+from streamblocks.ops.kernels.norm_silu_launch import NORM_SILU
 from streamblocks.wan.vae.norm_silu import PendingSum, norm_into_window, norm_sum
 from streamblocks.wan.vae.steady_decoder import fuse_decoder
 from streamblocks.wan.vae.streaming_vae import DecoderCache, decode_latent_frame
@@ -114,7 +114,7 @@ def test_the_sum_is_added_up_in_place_and_the_rest_left():
 
 
 def test_no_kernel_off_cuda():
-    assert not runs_kernel_on(torch.device("cpu"))
+    assert NORM_SILU.why_not(torch.device("cpu")) == "needs CUDA, this is cpu"
 
 
 def test_the_kernel_computes_the_formula_in_tritons_interpreter():
@@ -146,7 +146,8 @@ def test_the_kernel_computes_the_formula_on_cuda(channels, frames, kind, summand
         return value.first, made.window, made.past
 
     made = compute(value, gamma, past)
-    monkeypatch.setattr(norm_silu, "runs_kernel_on", lambda device: False)
+    assert NORM_SILU.why_not(value.first.device) is None
+    monkeypatch.setenv(SWITCH_VARIABLE, ALL)
     expected = compute(wide, gamma.float(), past.float())
     for index, (tensor, reference) in enumerate(zip(made, expected, strict=True)):
         assert relative_error(tensor.float(), reference) < 1e-3, index

@@ -55,6 +55,7 @@ report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min(
     assert facts["settings"]["blocks_made"] == 3
     assert facts["settings"]["pictures"] == 33
     assert facts["settings"]["notices"] == []
+    assert facts["settings"]["kernels"]["norm_silu"] == "needs CUDA, this is cpu"
     assert {"prompt", "workflow"} <= set(facts["metadata"])
     assert facts["in_temp"] and facts["exists"]
     assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]

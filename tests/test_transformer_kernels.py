@@ -8,8 +8,10 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch.nn import functional as F
 
-from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, load_kernel, merge_padding
+from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, merge_padding
 from streamblocks.ops.fp8_linear import FP8Linear, supports_fp8_matmul
+from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
+from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.wan.transformer import rotary_store
 from streamblocks.wan.transformer.attention import install_causal_attention
@@ -65,7 +67,9 @@ def test_other_prompts_keep_all_their_keys(words, text_tokens):
 
 
 def test_without_cuda_there_is_no_kernel():
-    assert load_kernel(torch.device("cpu"), 128) is None
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    assert FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(128)) is None
+    assert ROTARY_STORE.load(device, dtype, RotaryVariant(5120, 128)) is None
     layer = FP8Linear.from_float(torch.randn(16, 16), None, QuantizationSpec("fp8", "per row", "dynamic per row"))
     assert not layer.take_gelu()
 
@@ -78,8 +82,9 @@ def test_few_keys_on_cuda(words, compiled):
     draw = lambda tokens: torch.randn(1, tokens, 5, 128, device="cuda", dtype=torch.bfloat16)  # noqa: E731
     query, key, value = draw(1000), pad(draw(512), words), pad(draw(512), words)
     whole = attend_to_all(query.float(), key.float(), value.float())
-    few, kernel = merge_padding(words, 512, device="cuda"), load_kernel(query.device, 128)
-    assert few is not None
+    few = merge_padding(words, 512, device="cuda")
+    kernel = FEW_KEY_ATTENTION.load(query.device, query.dtype, FewKeyVariant(128))
+    assert few is not None and kernel is not None
     attend = torch.compile(attend_to_few_keys, fullgraph=True) if compiled else attend_to_few_keys
     made = attend(query, key, value, few, kernel)
     assert (made.float() - whole).abs().max() < 0.02
@@ -117,7 +122,8 @@ def test_norm_rotary_and_store_on_cuda(fused, compiled):
         store = torch.compile(store, fullgraph=True, dynamic=False)
     # Each in memory of its own, as in the cache: compiled code takes no two views of one tensor to be written.
     keys, values = (torch.ones(1, past + tokens + 1, heads, 128, device="cuda").bfloat16() for _ in range(2))
-    kernel = rotary_store.load_kernel(torch.device("cuda"))
+    kernel = ROTARY_STORE.load(keys.device, keys.dtype, RotaryVariant(dim, 128))
+    assert kernel is not None
     by_kernel = SelfAttentionPass(keys, values, past, None, None, kernel=kernel)
     made_query = store(attn, rotary_store.Projections(*parts), table, by_kernel)
     wide = SelfAttentionPass(torch.ones_like(keys).float(), torch.ones_like(values).float(), past, None, None)

@@ -15,6 +15,7 @@ from ..families.model_family import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from diffusers.modular_pipelines import ModularPipeline
     from transformers import PreTrainedTokenizerBase
 
@@ -114,6 +115,14 @@ class CausalWan21(ModelFamily):
         from .transformer.attention import block_masks_of
 
         return block_masks_of(transformer)
+
+    def report_kernels(
+        self, pipe: ModularPipeline, components: Mapping[str, Component], device: torch.device
+    ) -> dict[str, str]:
+        """See `ModelFamily`."""
+        from .kernel_report import report_kernels
+
+        return report_kernels(pipe, device, components["transformer"].dtype, components["vae"].dtype)
 
 
 CAUSAL_WAN_21 = CausalWan21()

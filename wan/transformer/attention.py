@@ -17,10 +17,10 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-from ...ops import few_key_attention
 from ...ops.block_masks import BlockCausalShape, BlockMaskCache
 from ...ops.few_key_attention import attend_to_few_keys
-from . import rotary_store
+from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
+from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
 from .rotary_store import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
@@ -60,10 +60,12 @@ class CausalAttention:
 
     def _hand_out(self, causal_pass: CausalPass, tokens: int) -> None:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
-        device = own.keys[0].device
+        device, dtype = own.keys[0].device, own.keys[0].dtype
+        heads, head_dim = own.keys[0].shape[2:]
         few = text.few
-        few_kernel = None if few is None else few_key_attention.load_kernel(device, text.keys[0].shape[-1])
-        rotary_kernel = rotary_store.load_kernel(device) if self.plain_norms else None
+        few_kernel = None if few is None else FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(head_dim))
+        rotary = RotaryVariant(heads * head_dim, head_dim)
+        rotary_kernel = ROTARY_STORE.load(device, dtype, rotary) if self.plain_norms else None
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
         if self.takes_block_masks and causal_tokens is not None and causal_tokens < tokens:

@@ -45,7 +45,7 @@ class SelfAttentionPass(NamedTuple):
     causal_tokens: int | None
     key_bias: torch.Tensor | None
     block_mask: BlockMask | None = None
-    # Of `fused_rotary`; None where torch does its work.
+    # Of `ROTARY_STORE`; None where torch does its work.
     kernel: Any = None
 
 
@@ -56,7 +56,7 @@ class CrossAttentionPass(NamedTuple):
         keys: of the prompt.
         values: the same.
         few: see `CrossAttentionCache`; None without a kernel for it.
-        kernel: of `few_key_attention`.
+        kernel: of `FEW_KEY_ATTENTION`.
     """
 
     keys: torch.Tensor

@@ -6,13 +6,13 @@ writes these tensors some ten times, compiled torch two or three times. On CUDA 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
-from ...ops.triton_kernels import runs_kernel_on
+from ...ops.kernels.rotary_store_launch import RowNorm, launch_rotary_store
 from .attention_passes import SelfAttentionPass
 from .kv_cache import write_block
 from .rope import RotaryTable, apply_rotary
@@ -38,7 +38,10 @@ def store_block(
 ) -> torch.Tensor:
     """Put keys and values into the cache of the bound pass; returns the rotated queries."""
     if bound.kernel is not None:
-        return norm_rotate_and_store(attn, projections, rotary_emb, bound.keys, bound.values, bound.past, bound.kernel)
+        norms = RowNorm(attn.norm_q.weight, float(attn.norm_q.eps)), RowNorm(attn.norm_k.weight, float(attn.norm_k.eps))
+        return launch_rotary_store(
+            bound.kernel, projections, norms, rotary_emb[0], bound.keys, bound.values, bound.past
+        )
     query, key = norm_and_rotate(attn, projections, rotary_emb)
     write_block(bound.keys, bound.values, bound.past, key, split_heads(projections.value, attn.heads))
     return query
@@ -53,55 +56,6 @@ def norm_and_rotate(
     return query.type_as(projections.value), key
 
 
-def norm_rotate_and_store(
-    attn: WanAttention,
-    projections: Projections,
-    rotary_emb: RotaryTable,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    past: int,
-    kernel: Any,  # noqa: ANN401
-) -> torch.Tensor:
-    """Norm, rotate, and store keys and values behind `past` tokens.
-
-    Args:
-        attn: whose norms are applied; `has_plain_norms`.
-        projections: of the block's tokens.
-        rotary_emb: of `FrameOffsetRotaryEmbedding`, for these tokens.
-        keys: the layer's cache [1, capacity tokens, heads, head_dim], contiguous; written.
-        values: the same.
-        past: tokens in front of the block.
-        kernel: of `load_kernel`.
-
-    Returns:
-        The rotated queries [1, tokens, heads, head_dim].
-    """
-    query, key, value = projections
-    _, tokens, dim = query.shape
-    heads, head_dim = keys.shape[2:]
-    rotated = torch.empty((1, tokens, heads, head_dim), dtype=value.dtype, device=value.device)
-    kernel[(tokens,)](
-        query,
-        key,
-        value,
-        query.stride(1),
-        attn.norm_q.weight,
-        attn.norm_k.weight,
-        rotary_emb[0],
-        rotated,
-        keys,
-        values,
-        past,
-        DIM=dim,
-        HEAD_DIM=head_dim,
-        QUERY_EPSILON=float(attn.norm_q.eps),
-        KEY_EPSILON=float(attn.norm_k.eps),
-        BLOCK=1 << (dim - 1).bit_length(),
-        num_warps=8,
-    )
-    return rotated
-
-
 def split_heads(hidden_states: torch.Tensor, heads: int) -> torch.Tensor:
     """[batch, tokens, dim] to [batch, tokens, heads, head_dim]."""
     return hidden_states.unflatten(2, (heads, -1))
@@ -110,13 +64,3 @@ def split_heads(hidden_states: torch.Tensor, heads: int) -> torch.Tensor:
 def has_plain_norms(attn: WanAttention) -> bool:
     """Whether queries and keys are normed as the kernel does it, over all heads."""
     return all(isinstance(norm, nn.RMSNorm) and norm.weight is not None for norm in (attn.norm_q, attn.norm_k))
-
-
-def load_kernel(device: torch.device) -> Any:  # noqa: ANN401
-    """The kernel on `device`; None where torch has to compute it (no CUDA, no Triton)."""
-    if not runs_kernel_on(device):
-        return None
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .rotary_store_kernel import norm_rotate_and_store
-
-    return norm_rotate_and_store

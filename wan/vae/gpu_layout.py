@@ -6,7 +6,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
-from ...ops.triton_kernels import runs_kernel_on
+from ...ops.kernels.norm_silu_launch import NORM_SILU
 from .steady_decoder import fuse_decoder
 from .streaming_vae import encode_pixel_frame, vae_device
 
@@ -14,15 +14,15 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def speed_up_vae(vae: AutoencoderKLWan) -> None:
-    """Lay a VAE on CUDA out for cuDNN and, where Triton is installed, have it decode with fused norms."""
+    """Lay a VAE on CUDA out for cuDNN and, where the kernel `NORM_SILU` runs, have it decode with fused norms."""
     device = vae_device(vae)
     if device.type != "cuda":
         return
     _put_channels_last(vae)
-    if runs_kernel_on(device):
+    # The kernel's variants for the encoder are compiled here, not in the third block of a running stream.
+    encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64), device=device))
+    if NORM_SILU.why_not(device) is None:
         fuse_decoder(vae)
-        # The kernel's variants for the encoder are compiled here, not in the third block of a running stream.
-        encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64), device=device))
 
 
 def _put_channels_last(module: nn.Module) -> None:

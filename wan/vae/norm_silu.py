@@ -7,22 +7,22 @@ input once and writes each output once; elsewhere the same is computed by torch.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from ...ops.triton_kernels import runs_kernel_on
+from ...ops.kernels.norm_silu_launch import (
+    EPSILON,
+    NORM_SILU,
+    PAST_FRAMES,
+    NormBuffers,
+    NormVariant,
+    launch_norm_silu,
+)
 
-# Frames that a causal convolution with 3 taps looks back.
-PAST_FRAMES = 2
 TAPS = PAST_FRAMES + 1
-# Of torch.nn.functional.normalize, which Wan's norm is made of.
-_EPSILON = 1e-12
-# 32 values for each of the 128 threads of a program: several wide loads in flight, few registers.
-_VALUES_PER_PROGRAM = 4096
 
 
 @dataclass
@@ -76,10 +76,11 @@ def norm_into_window(value: PendingSum, gamma: torch.Tensor, past: torch.Tensor,
         fold: give the window folded.
     """
     frames, height, width, channels = value.first.shape
-    if runs_kernel_on(value.first.device):
+    kernel = _load_kernel(value, has_past=True, fold=fold)
+    if kernel is not None:
         shape = (frames, height, width, TAPS * channels) if fold else (PAST_FRAMES + frames, height, width, channels)
         normed = NormedWindow(value.first.new_empty(shape), torch.empty_like(past))
-        _launch_kernel(value, gamma, normed.window, past, normed.past, fold=fold)
+        _launch(kernel, value, gamma, normed.window, past, normed.past, fold=fold)
         return normed
     window = torch.cat([past, norm_sum(value, gamma)])
     new_past = window[-PAST_FRAMES:].clone()
@@ -98,58 +99,32 @@ def norm_sum(value: PendingSum, gamma: torch.Tensor) -> torch.Tensor:
     Returns:
         The normed sum, the shape and dtype of `value`.
     """
-    if runs_kernel_on(value.first.device):
+    kernel = _load_kernel(value, has_past=False, fold=False)
+    if kernel is not None:
         normed = torch.empty_like(value.first)
-        _launch_kernel(value, gamma, normed, None, None, fold=False)
+        _launch(kernel, value, gamma, normed)
         return normed
     total = value.add_up()
     weight = total.shape[-1] ** 0.5 * gamma.float()
-    return F.silu(F.normalize(total.float(), dim=-1, eps=_EPSILON) * weight).to(total.dtype)
+    return F.silu(F.normalize(total.float(), dim=-1, eps=EPSILON) * weight).to(total.dtype)
 
 
-@functools.cache
-def _kernel() -> Any:  # noqa: ANN401
-    # Here, because Triton is not installed on machines without a GPU, and takes a second to import.
-    from .norm_silu_kernel import add_norm_silu
-
-    return add_norm_silu
+def _load_kernel(value: PendingSum, *, has_past: bool, fold: bool) -> Any:  # noqa: ANN401
+    channels = value.first.shape[-1]
+    variant = NormVariant(channels, value.bias is not None, value.residual is not None, has_past, fold)
+    return NORM_SILU.load(value.first.device, value.first.dtype, variant)
 
 
-def _launch_kernel(
+def _launch(
+    kernel: Any,  # noqa: ANN401
     value: PendingSum,
     gamma: torch.Tensor,
     window: torch.Tensor,
-    past: torch.Tensor | None,
-    new_past: torch.Tensor | None,
+    past: torch.Tensor | None = None,
+    new_past: torch.Tensor | None = None,
     *,
-    fold: bool,
+    fold: bool = False,
 ) -> None:
-    """Add `value` up and fill `window`, and `new_past` where there is a past."""
-    frames, height, width, channels = value.first.shape
-    past_frames = 0 if past is None else PAST_FRAMES
-    block_channels = max(16, 1 << (channels - 1).bit_length())
-    block_pixels = max(1, _VALUES_PER_PROGRAM // block_channels)
-    grid = (-(-height * width // block_pixels), past_frames + frames)
-    with torch.cuda.device(value.first.device):
-        _kernel()[grid](
-            value.first,
-            # What is not there is not read; a pointer must be given all the same.
-            value.first if value.bias is None else value.bias,
-            value.first if value.residual is None else value.residual,
-            gamma,
-            window if past is None else past,
-            window,
-            window if new_past is None else new_past,
-            frames,
-            height * width,
-            channels,
-            channels**0.5,
-            _EPSILON,
-            HAS_BIAS=value.bias is not None,
-            HAS_RESIDUAL=value.residual is not None,
-            PAST_FRAMES=past_frames,
-            FOLD=fold,
-            BLOCK_PIXELS=block_pixels,
-            BLOCK_CHANNELS=block_channels,
-        )
+    buffers = NormBuffers(value.first, value.bias, value.residual, gamma, window, past, new_past)
+    launch_norm_silu(kernel, buffers, fold=fold)
     value.forget_summands()

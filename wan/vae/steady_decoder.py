@@ -4,7 +4,7 @@ The same computation as diffusers' `WanDecoder3d`, which stays in charge of the 
 of other VAEs and of other devices. From the third on every convolution has two cached frames, and this takes over:
 
 - Tensors are [frames, height, width, channels], cuDNN's own layout, so nothing is transposed or padded on the way.
-- Between two convolutions memory is passed over once (`fused_norm`).
+- Between two convolutions memory is passed over once (`norm_silu`).
 - Convolutions of few channels become 2-D ones over three frames side by side: on an H200 cuDNN multiplies 96 channels
   at 490 TFLOP/s so, and at 270 in three dimensions (`benchmarks/vae_convolutions.py`). The sums are the same.
 - Convolutions of an enlarged picture are made from the small one.

@@ -1,4 +1,4 @@
-"""A Triton kernel that applies GELU and quantizes rows to float8_e4m3fn; imported only where it runs."""
+"""Triton source of `gelu_quantization_launch`: GELU and rows as float8_e4m3fn. Imported only where it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Triton kernel for attention over a handful of keys; imported only where it runs."""
+"""Triton source of `few_key_launch`: attention over a handful of keys. Imported only where it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attend_to_few_keys(  # noqa: ANN201
     BLOCK_QUERIES: tl.constexpr,  # noqa: N803
     BLOCK_KEYS: tl.constexpr,  # noqa: N803
 ):
-    """See `few_key_attention`. Grid: heads x blocks of queries; softmax is taken online (Dao et al. 2022)."""
+    """See `launch_few_keys`. Grid: heads x blocks of queries; softmax is taken online (Dao et al. 2022)."""
     place = (tl.program_id(1) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)).to(tl.int64)
     channel = tl.program_id(0) * HEAD_DIM + tl.arange(0, HEAD_DIM)
     row = heads * HEAD_DIM

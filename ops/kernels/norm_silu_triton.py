@@ -1,4 +1,4 @@
-"""The Triton kernel of `fused_norm`; imported only where it runs."""
+"""Triton source of `norm_silu_launch`. Imported only where it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_norm_silu(  # noqa: ANN201
     BLOCK_PIXELS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
-    """See `fused_norm`. Grid: blocks of pixels x (past frames + frames); PAST_FRAMES is 2, or 0 for no window."""
+    """See `launch_norm_silu`. Grid: blocks of pixels x (past frames + frames); PAST_FRAMES is 2, or 0 for no window."""
     frame = tl.program_id(1) - PAST_FRAMES
     pixel = (tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)).to(tl.int64)
     channel = tl.arange(0, BLOCK_CHANNELS)

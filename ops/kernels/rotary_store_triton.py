@@ -1,4 +1,4 @@
-"""The Triton kernel of `fused_rotary`; imported only where it runs."""
+"""Triton source of `rotary_store_launch`. Imported only where it runs."""
 
 from __future__ import annotations
 

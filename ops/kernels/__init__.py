@@ -1,0 +1,1 @@
+"""The pack's GPU kernels: what each needs, how it is launched, and its Triton source."""

@@ -1,0 +1,227 @@
+"""One GPU kernel of the pack: what it needs, why it is not used, and how it is launched.
+
+Beside every kernel stands torch's way to the same values. A kernel is used where it can run, where nobody has switched
+it off, and where a trial launch on a few numbers has worked: compiled layers launch kernels from inside a graph, where
+a failure could not be answered by torch's way any more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils._triton import has_triton
+
+logger = logging.getLogger(__name__)
+
+# Names, with commas between them, of kernels that are not to be used; or "all".
+SWITCH_VARIABLE = "STREAMBLOCKS_DISABLE_KERNELS"
+ALL = "all"
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# The oldest that Triton compiles for.
+TRITON_CAPABILITY = (7, 0)
+# Triton's own limit for the values of one block.
+MOST_BLOCK_VALUES = 1 << 20
+
+# What a kernel is compiled for, beside device and dtype: sizes, and which of its inputs there are.
+Variant = TypeVar("Variant", bound=Hashable)
+
+
+class KernelName(str, Enum):
+    """Names of the kernels, as in `SWITCH_VARIABLE` and in the sampler's settings output."""
+
+    NORM_SILU = "norm_silu"
+    ROTARY_STORE = "rotary_store"
+    FEW_KEY_ATTENTION = "few_key_attention"
+    GELU_QUANTIZATION = "gelu_quantization"
+
+
+@dataclass
+class KernelTrials:
+    """What this process has found out by trial launches.
+
+    Attributes:
+        failed: the error of each kernel that failed; it is not used again.
+        passed: (kernel, device, dtype, variant) of the trials that worked.
+        reported: values of `SWITCH_VARIABLE` whose unknown names were reported.
+    """
+
+    failed: dict[KernelName, str] = field(default_factory=dict)
+    passed: set[tuple[KernelName, torch.device, torch.dtype, Hashable]] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
+
+    def reset(self) -> None:
+        """Forget everything, for tests."""
+        self.failed.clear()
+        self.passed.clear()
+        self.reported.clear()
+
+
+TRIALS = KernelTrials()
+
+
+@dataclass(frozen=True)
+class Kernel(Generic[Variant]):
+    """A Triton kernel and what it needs.
+
+    Attributes:
+        name: of the kernel.
+        function: module in this folder and name of the Triton function.
+        try_out: launches the function once on a few values, on a device, in a dtype, for a variant.
+        dtypes: of the tensors it works on.
+        first_capability: the lowest compute capability of a CUDA device it is compiled for.
+        check_variant: why it cannot be compiled for a variant; None where it can.
+    """
+
+    name: KernelName
+    function: str
+    try_out: Callable[[Any, torch.device, torch.dtype, Variant], None]
+    dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
+    first_capability: tuple[int, int] = TRITON_CAPABILITY
+    check_variant: Callable[[Variant], str | None] = lambda variant: None
+
+    def why_not(
+        self, device: torch.device, dtype: torch.dtype | None = None, variant: Variant | None = None
+    ) -> str | None:
+        """The reason, in words, why the kernel is not used; None where it is.
+
+        Args:
+            device: of the tensors.
+            dtype: of the tensors; None where it is not known, and then not checked.
+            variant: the sizes; None likewise.
+        """
+        return (
+            self._switched_off()
+            or self._refuses_device(device)
+            or self._refuses_dtype(dtype)
+            or (None if variant is None else self.check_variant(variant))
+            or self._has_failed()
+        )
+
+    def load(self, device: torch.device, dtype: torch.dtype, variant: Variant) -> Any:  # noqa: ANN401
+        """The function for `launch`; None where torch has to compute it.
+
+        The first call for a device, dtype and variant compiles the kernel and launches it once on a few values. If
+        that fails, the kernel is not used again in this process, and one warning says so. Call it outside of
+        compiled code.
+
+        Raises:
+            torch.OutOfMemoryError: no memory for the trial, which says nothing about the kernel.
+        """
+        if self.why_not(device, dtype, variant) is not None:
+            return None
+        key = (self.name, device, dtype, variant)
+        if key not in TRIALS.passed:
+            try:
+                self.try_out(self.source(), device, dtype, variant)
+            except Exception as error:
+                _raise_what_is_no_fault_of_a_kernel(error)
+                self._drop(error)
+                return None
+            TRIALS.passed.add(key)
+        return self.source()
+
+    def source(self) -> Any:  # noqa: ANN401
+        """The Triton function, imported now: Triton may be missing where the kernel is not used, and loads slowly."""
+        module, _, name = self.function.partition(".")
+        return getattr(importlib.import_module(f".{module}", __package__), name)
+
+    def _switched_off(self) -> str | None:
+        if self.name.value in switched_off():
+            return f"switched off by the environment variable {SWITCH_VARIABLE}"
+        return None
+
+    def _refuses_device(self, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return f"needs CUDA, this is {device.type}"
+        if not has_triton():
+            return "needs the package triton (triton-windows on Windows), which is missing or does not support this GPU"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < self.first_capability:
+            needed, present = (".".join(map(str, numbers)) for numbers in (self.first_capability, capability))
+            return f"needs compute capability {needed}, {device} has {present}"
+        return None
+
+    def _refuses_dtype(self, dtype: torch.dtype | None) -> str | None:
+        if dtype is None or dtype in self.dtypes:
+            return None
+        allowed = " or ".join(str(one).removeprefix("torch.") for one in self.dtypes)
+        return f"needs {allowed}, this is {str(dtype).removeprefix('torch.')}"
+
+    def _has_failed(self) -> str | None:
+        error = TRIALS.failed.get(self.name)
+        return None if error is None else f"failed to compile or launch: {error}"
+
+    def _drop(self, error: Exception) -> None:
+        TRIALS.failed[self.name] = f"{type(error).__name__}: {error}"
+        logger.warning(
+            "The GPU kernel %s failed to compile or launch and is not used any more; torch computes the same, slower. "
+            "%s=%s switches it off without a trial. %s",
+            self.name.value,
+            SWITCH_VARIABLE,
+            self.name.value,
+            TRIALS.failed[self.name],
+        )
+
+
+def switched_off() -> frozenset[str]:
+    """Names of the kernels that `SWITCH_VARIABLE` switches off; a name it does not know gets one warning."""
+    value = os.environ.get(SWITCH_VARIABLE, "")
+    names = frozenset(name.strip().lower() for name in value.split(",")) - {""}
+    known = frozenset(name.value for name in KernelName)
+    unknown = names - known - {ALL}
+    if unknown and value not in TRIALS.reported:
+        TRIALS.reported.add(value)
+        logger.warning(
+            "The environment variable %s names %s, which is no kernel: use %s, with commas between several, or %s.",
+            SWITCH_VARIABLE,
+            ", ".join(sorted(unknown)),
+            ", ".join(sorted(known)),
+            ALL,
+        )
+    return known if ALL in names else names & known
+
+
+def launch(
+    kernel: Any,  # noqa: ANN401
+    grid: tuple[int, ...],
+    device: torch.device,
+    *arguments: Any,  # noqa: ANN401
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Launch a Triton function on the device of its tensors; Triton itself takes the current one.
+
+    Args:
+        kernel: of `Kernel.load`.
+        grid: programs along each axis.
+        device: of the tensors.
+        arguments: tensors and numbers, in the kernel's order.
+        options: its compile-time constants, and Triton's own options such as num_warps.
+    """
+    if torch.compiler.is_compiling() or device.type != "cuda":
+        # Inductor makes a graph's device current before it launches anything; a `with` inside would break the graph.
+        # Off CUDA there is Triton's interpreter only.
+        kernel[grid](*arguments, **options)
+        return
+    with torch.cuda.device(device):
+        kernel[grid](*arguments, **options)
+
+
+def next_power_of_two(number: int) -> int:
+    """The smallest power of two that is not below `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+def _raise_what_is_no_fault_of_a_kernel(error: Exception) -> None:
+    """Raise again what says that the device failed: out of memory, or an error of earlier work, told late."""
+    if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))):
+        raise error
+    # Triton's own words when there is no memory to load the compiled code into.
+    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        raise torch.OutOfMemoryError(str(error)) from error

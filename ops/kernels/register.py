@@ -1,0 +1,47 @@
+"""All GPU kernels of the pack, and what is to be said of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
+from .gelu_quantization_launch import GELU_QUANTIZATION
+from .kernel import Kernel
+from .norm_silu_launch import NORM_SILU
+from .rotary_store_launch import ROTARY_STORE, RotaryVariant
+
+KERNELS: tuple[Kernel[Any], ...] = (NORM_SILU, ROTARY_STORE, FEW_KEY_ATTENTION, GELU_QUANTIZATION)
+RUNS = "runs"
+
+
+def describe_kernels(
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    vae_dtype: torch.dtype | None = None,
+    heads: int | None = None,
+    head_dim: int | None = None,
+) -> dict[str, str]:
+    """Which kernels run on a device.
+
+    Args:
+        device: of the tensors.
+        dtype: of the transformer; None where it is not known, and then it counts as fitting, as do the sizes.
+        vae_dtype: of the VAE.
+        heads: of the transformer's attention.
+        head_dim: of the transformer's attention.
+
+    Returns:
+        "runs" or the reason why not, by the kernel's name.
+    """
+    few = None if head_dim is None else FewKeyVariant(head_dim)
+    rotary = None if heads is None or head_dim is None else RotaryVariant(heads * head_dim, head_dim)
+    reasons = {
+        NORM_SILU.name: NORM_SILU.why_not(device, vae_dtype),
+        ROTARY_STORE.name: ROTARY_STORE.why_not(device, dtype, rotary),
+        FEW_KEY_ATTENTION.name: FEW_KEY_ATTENTION.why_not(device, dtype, few),
+        GELU_QUANTIZATION.name: GELU_QUANTIZATION.why_not(device, dtype),
+    }
+    return {name.value: reason or RUNS for name, reason in reasons.items()}

@@ -1,0 +1,40 @@
+"""Which GPU kernels a built-in pipeline runs."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.modular_pipelines import ModularPipeline
+
+from ..ops.fp8_linear import FP8Linear
+from ..ops.kernels.kernel import KernelName
+from ..ops.kernels.register import RUNS, describe_kernels
+
+NOT_ASKED_FOR = "not asked for: it serves FP8 layers with a scale per row behind a GELU, in a compiled transformer"
+
+
+def report_kernels(
+    pipe: ModularPipeline, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype
+) -> dict[str, str]:
+    """ "runs" or the reason why not, by the kernel's name.
+
+    Args:
+        pipe: the causal Wan pipeline; of a transformer that is not loaded the sizes count as fitting.
+        device: of its components.
+        dtype: of the transformer.
+        vae_dtype: of the VAE.
+    """
+    transformer = getattr(pipe, "transformer", None)
+    if transformer is None:
+        return describe_kernels(device, dtype=dtype, vae_dtype=vae_dtype)
+    config = transformer.config
+    told = describe_kernels(
+        device,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+    )
+    asked = any(isinstance(module, FP8Linear) and module.gelu_kernel is not None for module in transformer.modules())
+    if told[KernelName.GELU_QUANTIZATION.value] == RUNS and not asked:
+        told[KernelName.GELU_QUANTIZATION.value] = NOT_ASKED_FOR
+    return told
