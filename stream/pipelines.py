@@ -154,6 +154,13 @@ class BuiltInPipeline:
         notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
         return {"quantization": [summarise_plan(plan) for plan in plans], "notices": sorted(notices - {""})}
 
+    def transformer_bytes(self) -> int:
+        """Bytes that the transformer's weights take once it is loaded, from headers only; 0 when it is loaded."""
+        if self.pipe.transformer is not None:
+            return 0
+        source, dtype = self._sources["transformer"], self._dtypes["transformer"]
+        return component_bytes(source, "transformer", dtype, self.recipe.quantization)
+
     def transformer(self) -> nn.Module:
         """The transformer, read from disk if it is not there."""
         self._load("transformer")
