@@ -20,6 +20,18 @@ from .sinks import FrameSink
 
 logger = logging.getLogger(__name__)
 
+# What a user sets for the model, by the name under which blocks take it.
+_INPUT_NAMES = {
+    "width": "width",
+    "height": "height",
+    "steps": "num_inference_steps",
+    "shift": "shift",
+    "kv_policy": "kv_policy",
+    "context_frames": "context_frames",
+    "sink_frames": "sink_frames",
+    "attention_bias": "attention_bias",
+}
+
 
 class StreamWatcher(Protocol):
     """Sees a stream go by, and may stop it by raising."""
@@ -96,6 +108,7 @@ def run_stream(
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         described = pipeline.describe()
         notices += described.pop("notices", [])
+        _note_ignored_settings(pipeline, settings, notices)
         with Session(pipeline, settings, watcher.before_pass, recorder) as session:
             for index in range(settings.blocks):
                 block = session.run_block(prompt_of(index))
@@ -133,6 +146,18 @@ def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) ->
         watcher.while_loading(component, done, total)
 
     return call
+
+
+def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, notices: list[str]) -> None:
+    """Say which settings differ from the defaults without effect: a repository's own blocks take what they declare."""
+    taken, defaults = set(pipeline.pipe.blocks.input_names), StreamSettings()
+    ignored = [
+        f"{name} {getattr(settings, name)}"
+        for name, input_name in _INPUT_NAMES.items()
+        if input_name not in taken and getattr(settings, name) != getattr(defaults, name)
+    ]
+    if ignored:
+        notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: set so, these change nothing.")
 
 
 def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:

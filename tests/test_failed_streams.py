@@ -311,3 +311,11 @@ def test_a_rewrite_that_fails_is_a_notice_of_the_stream(tiny_folder, tmp_path, m
     assert "a.mp4 holds all 21 pictures" in notice and "The process cannot access the file" in notice
     assert "The process cannot access the file" in caplog.text
     assert decoded(video.path) == sum(map(len, keeper.held()["kept"])) == report.pictures == 21
+
+
+def test_settings_that_the_blocks_do_not_take_are_a_notice(pipeline):
+    settings = replace(SETTINGS, blocks=1, steps=1, kv_policy="rolling", attention_bias=0.3)
+    report = run_stream(pipeline, settings, lambda _: "a cat", [], Watcher())
+    foreign = pipeline.recipe.blocks == REPOSITORY_BLOCKS
+    sentence = "The pipeline's blocks take no kv_policy rolling, no attention_bias 0.3: set so, these change nothing."
+    assert report.notices == ((sentence,) if foreign else ())
