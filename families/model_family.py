@@ -8,7 +8,7 @@ inside the methods.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -175,6 +175,20 @@ class ModelFamily(ABC):
     @abstractmethod
     def text_encoding_bytes(self, text_encoder: Component) -> int:
         """Bytes of the text encoder's activations at their largest, for a full-length prompt."""
+
+    @abstractmethod
+    def save_quantized(self, transformer: Any, path: Path, on_tensor: Callable[[str, int], None]) -> None:  # noqa: ANN401
+        """Write a quantized transformer to one safetensors file, which the family reads again.
+
+        Args:
+            transformer: as its component loaded it.
+            path: replaced only by a complete file.
+            on_tensor: called with each tensor's name and bytes when it is in the file.
+
+        Raises:
+            ValueError: the format cannot be written.
+            OSError: the file cannot be written.
+        """
 
     @abstractmethod
     def held_masks(self, transformer: object) -> Mapping[str, object]:

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .. import host
 from ..memory.cleanup import parse_state_rules
+from ..stream.file_stamp import stamp_files
 from ..stream.recipe import (
     ATTENTION_BACKENDS,
     BLOCK_SOURCES,
@@ -17,7 +18,6 @@ from ..stream.recipe import (
     DTYPES,
     Recipe,
     is_hub_id,
-    stamp_files,
 )
 from ..stream.remote_code import REMOTE_CODE_VARIABLE, check_remote_code_allowed
 
@@ -148,9 +148,13 @@ class LoadStreamingPipeline(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, components: str, **_: object) -> str:
-        """Run again when the files of the chosen model or components changed."""
-        paths = [host.resolve_model(name) for name in (model, components) if "/" in name]
+    def fingerprint_inputs(cls, model: str | None, components: str | None, **_: object) -> str:
+        """Run again when the files of the chosen model or components changed.
+
+        ComfyUI gives None for an input that another node is connected to: its files are looked at when this node runs,
+        which it does when what comes in changes.
+        """
+        paths = [host.resolve_model(name) for name in (model, components) if name is not None and "/" in name]
         return " ".join(stamp_files(path) for path in paths)
 
     @classmethod

@@ -9,11 +9,14 @@ from comfy_api.latest import io
 from .. import host
 from ..ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from ..stream.recipe import Recipe
+from .byte_progress import ByteProgress
 from .loader import RecipeType
 
 NOT_QUANTIZED = "none"
 # "static" is left to Python: it needs a calibration run that a graph has no place for.
 NODE_ACTIVATIONS = ("dynamic per row", "dynamic per tensor", "none")
+# Of the progress bar of Save Quantized Model: in all, and those of loading, which takes about as long as writing.
+_BAR_STEPS, _LOADING_STEPS = 100, 50
 
 
 class QuantizePipeline(io.ComfyNode):
@@ -132,6 +135,7 @@ class SaveQuantizedModel(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -151,5 +155,23 @@ class SaveQuantizedModel(io.ComfyNode):
 
         materialised = materialise(pipeline, residency=host.ComfyResidency(), default_device=host.default_device())
         path, _ = host.new_output_file(filename_prefix, ".safetensors", width=0, height=0)
-        save_quantized_pipeline(materialised, path)
+        node_id = None if cls.hidden is None else cls.hidden.unique_id
+        save_quantized_pipeline(materialised, path, _SaveWatcher(path.name, node_id))
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+class _SaveWatcher:
+    """Shows loading and writing on the node, and carries the cancel button to them."""
+
+    def __init__(self, file_name: str, node_id: str | None) -> None:
+        self._file_name = file_name
+        self._bar = host.StreamProgress(_BAR_STEPS, node_id)
+        self._text = ByteProgress(self._bar)
+
+    def while_loading(self, component: str, done: int, total: int) -> None:
+        self._bar.update(_LOADING_STEPS * done // max(total, 1))
+        self._text.show(f"loading {component}", done, total)
+
+    def while_writing(self, done: int, total: int) -> None:
+        self._bar.update(_LOADING_STEPS + (_BAR_STEPS - _LOADING_STEPS) * done // max(total, 1))
+        self._text.show(f"writing {self._file_name}", done, total)

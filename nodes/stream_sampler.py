@@ -15,6 +15,7 @@ from ..memory.recorder import TimelineRecorder
 from ..stream.recipe import Recipe
 from ..stream.settings import KV_POLICIES, StreamSettings
 from ..wan.family import CAUSAL_WAN_21
+from .byte_progress import ByteProgress
 from .loader import RecipeType
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
@@ -252,6 +253,8 @@ class StreamingBlockSampler(io.ComfyNode):
         try:
             report = run_stream(materialised, settings, lambda _: prompt, [video, keeper], watcher, recorder)
         except BaseException:
+            # Who keeps the error keeps this function's variables; the pictures are in the file.
+            keeper.drop()
             watcher.say_what_is_kept(video)
             raise
         frames = keeper.frames()
@@ -270,14 +273,11 @@ class _NodeWatcher:
         self._settings = settings
         self._progress = progress
         self._blocks_done = 0
-        self._loading = ("", 0)
+        self._loading = ByteProgress(progress)
 
     def while_loading(self, component: str, done: int, total: int) -> None:
         host.throw_if_cancelled()
-        percent = 100 * done // max(total, 1)
-        if (component, percent // 5) != self._loading:
-            self._loading = (component, percent // 5)
-            self._progress.say(f"loading {component}: {percent} % of {total / 1e9:.2f} GB")
+        self._loading.show(f"loading {component}", done, total)
 
     def before_pass(self, index: int) -> None:
         # Context and clean passes count as none: what a user set is steps.

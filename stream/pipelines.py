@@ -166,6 +166,10 @@ class BuiltInPipeline:
             "notices": sorted(notices - {""}),
         }
 
+    def transformer_bytes(self) -> int:
+        """Bytes that the transformer's weights take once it is loaded, from headers only; 0 when it is loaded."""
+        return 0 if self.pipe.transformer is not None else self._store.components["transformer"].bytes
+
     def transformer(self) -> nn.Module:
         """The transformer, read from disk if it is not there."""
         return self._load("transformer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ REPOSITORY_BLOCKS = "the repository's own"
 BLOCK_SOURCES = (BUILT_IN_BLOCKS, REPOSITORY_BLOCKS)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+NATIVE_ATTENTION = "native"
 # Names of diffusers' attention backends that need no download at run time.
 ATTENTION_BACKENDS = (
-    "native",
+    NATIVE_ATTENTION,
     "_native_cudnn",
     "_native_flash",
     "_native_efficient",
@@ -44,13 +44,13 @@ class Recipe:
     Attributes:
         model: absolute path of a diffusers-layout folder or a single `.safetensors` file, or a hub id (`owner/name`).
         components: absolute path of a diffusers folder, or a hub id, that VAE, text encoder and tokenizer come from;
-            None: from `model`.
+            None: from `model`. Built-in blocks only.
         revision: commit, branch or tag of the hub repository; None for its default.
         blocks: one of `BLOCK_SOURCES`.
         trust_remote_code: the user allowed the repository's own Python code.
         dtype: one of `DTYPES`; "auto" is bfloat16 where a GPU computes in it, else float16; float32 on a CPU.
         device: "auto" or a torch device.
-        attention_backend: one of `ATTENTION_BACKENDS`.
+        attention_backend: one of `ATTENTION_BACKENDS`; built-in blocks only.
         compile: one of `COMPILE_CHOICES`; built-in blocks only.
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
@@ -64,7 +64,7 @@ class Recipe:
     trust_remote_code: bool = False
     dtype: str = "auto"
     device: str = "auto"
-    attention_backend: str = "native"
+    attention_backend: str = NATIVE_ATTENTION
     compile: str = COMPILE_NOTHING
     state_rules: tuple[StateRule, ...] = ()
     quantization: QuantizationSpec | None = None
@@ -74,7 +74,8 @@ class Recipe:
         """Check what needs no disk and no device.
 
         Raises:
-            ValueError: a value is not one of those allowed, or remote code is asked for without a pinned commit.
+            ValueError: a value is not one of those allowed, the repository's own blocks would ignore it, or remote
+                code is asked for without a pinned commit.
         """
         if not self.model:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
@@ -85,16 +86,27 @@ class Recipe:
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("compile", self.compile, COMPILE_CHOICES)
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
-        if self.quantization is not None and self.blocks != BUILT_IN_BLOCKS:
-            raise ValueError(
-                f"quantization is {self.quantization.format}: weights are quantized for the blocks "
-                f"{BUILT_IN_BLOCKS!r} only; choose those, or no quantization."
-            )
+        if self.blocks != BUILT_IN_BLOCKS:
+            self._refuse_what_only_built_in_blocks_do()
         if self.trust_remote_code and self.is_hub_id and not _COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"revision is {self.revision!r}: remote code of {self.model} runs only from a pinned commit; "
                 "give the 40-digit commit you have read."
             )
+
+    def _refuse_what_only_built_in_blocks_do(self) -> None:
+        quantization = None if self.quantization is None else self.quantization.format
+        for name, value, neutral in (
+            ("quantization", quantization, None),
+            ("compile", self.compile, COMPILE_NOTHING),
+            ("attention_backend", self.attention_backend, NATIVE_ATTENTION),
+            ("components", self.components, None),
+        ):
+            if value != neutral:
+                raise ValueError(
+                    f"{name} is {value!r}, and {self.blocks} blocks do not use it: choose the blocks "
+                    f"{BUILT_IN_BLOCKS!r}, or for {name} {'none' if neutral is None else repr(neutral)}."
+                )
 
     @property
     def is_hub_id(self) -> bool:
@@ -105,16 +117,6 @@ class Recipe:
 def is_hub_id(model: str) -> bool:
     """Whether `model` is `owner/name`. What lies on this disk is named by its absolute path, which never looks so."""
     return _HUB_ID.fullmatch(model) is not None
-
-
-def stamp_files(model: str) -> str:
-    """A short digest that changes when the weight or config files under `model` do; empty for hub ids."""
-    root = Path(model)
-    if is_hub_id(model) or not root.exists():
-        return ""
-    files = [root] if root.is_file() else sorted(root.rglob("*.safetensors")) + sorted(root.rglob("*.json"))
-    facts = "".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns};" for file in files)
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .pipelines import StreamPipeline
@@ -20,6 +20,18 @@ from .settings import StreamSettings
 from .sinks import FrameSink
 
 logger = logging.getLogger(__name__)
+
+# What a user sets for the model, by the name under which blocks take it.
+_INPUT_NAMES = {
+    "width": "width",
+    "height": "height",
+    "steps": "num_inference_steps",
+    "shift": "shift",
+    "kv_policy": "kv_policy",
+    "context_frames": "context_frames",
+    "sink_frames": "sink_frames",
+    "attention_bias": "attention_bias",
+}
 
 
 class StreamWatcher(Protocol):
@@ -59,6 +71,7 @@ class StreamReport:
         return values | values.pop("described")
 
 
+@clearing_error_locals
 def run_stream(
     pipeline: StreamPipeline,
     settings: StreamSettings,
@@ -69,8 +82,8 @@ def run_stream(
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
-    A block that comes out unusable ends the stream; the blocks before it count. Whatever is raised, the sinks
-    are finished and the stream's caches freed.
+    A block that comes out unusable ends the stream; the blocks before it count. Whatever is raised, all sinks are
+    finished, the stream's caches freed, and the error holds none of them, however long it is kept.
 
     Args:
         pipeline: materialised.
@@ -87,13 +100,15 @@ def run_stream(
         OSError: a sink's disk is full.
     """
     began = time.perf_counter()
-    pipeline.check_settings(settings)
-    pipeline.check_fit(settings)
     recorder = recorder or NoRecording()
-    pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
     notices: list[str] = []
     blocks_made = pictures = 0
+    failed = True
     try:
+        pipeline.check_settings(settings)
+        pipeline.check_fit(settings)
+        pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
+        _note_ignored_settings(pipeline, settings, notices)
         with Session(pipeline, settings, watcher.before_pass, recorder) as session:
             for index in range(settings.blocks):
                 block = session.run_block(prompt_of(index))
@@ -103,9 +118,11 @@ def run_stream(
                 pictures += len(block.frames)
                 _note_cut_prompt(block, notices)
                 watcher.after_block(block)
+        failed = False
     except BlockFailedError as error:
         if blocks_made == 0:
             raise
+        failed = False
         logger.warning("%s", error)
         notices.append(str(error))
     except torch.OutOfMemoryError as error:
@@ -115,7 +132,7 @@ def run_stream(
         ) from error
     finally:
         pipeline.on_load = ignore_load
-        _close_all(sinks, quietly=sys.exc_info()[1] is not None)
+        notices += _close_all(sinks, quietly=failed)
     # Behind the stream, which is when it is known which kernels ran.
     described = pipeline.describe()
     notices = [*described.pop("notices", []), *notices]
@@ -134,6 +151,18 @@ def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) ->
     return call
 
 
+def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, notices: list[str]) -> None:
+    """Say which settings differ from the defaults without effect: a repository's own blocks take what they declare."""
+    taken, defaults = set(pipeline.pipe.blocks.input_names), StreamSettings()
+    ignored = [
+        f"{name} {getattr(settings, name)}"
+        for name, input_name in _INPUT_NAMES.items()
+        if input_name not in taken and getattr(settings, name) != getattr(defaults, name)
+    ]
+    if ignored:
+        notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: set so, these change nothing.")
+
+
 def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
     if block.prompt_tokens_cut:
         notice = f"The prompt is {block.prompt_tokens_cut} tokens too long for the text encoder; its end was cut off."
@@ -141,14 +170,26 @@ def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
             notices.append(notice)
 
 
-def _close_all(sinks: Sequence[FrameSink], *, quietly: bool) -> None:
-    """Close every sink, also when one fails; the first failure is raised unless there is one to raise already."""
-    failure: Exception | None = None
+def _close_all(sinks: Sequence[FrameSink], *, quietly: bool) -> list[str]:
+    """Close every sink, also when one fails, and return what they say.
+
+    The first failure is raised when all are closed, unless an error is under way already; failures that are not
+    raised are logged.
+    """
+    said: list[str] = []
+    failure: BaseException | None = None
     for sink in sinks:
         try:
-            sink.close()
-        except (OSError, ValueError) as error:
-            logger.warning("%s", error)
+            notice = sink.close()
+        except BaseException as error:
+            if quietly or failure is not None:
+                logger.warning("closing %s failed too", type(sink).__name__, exc_info=True)
             failure = failure or error
-    if failure is not None and not quietly:
+        else:
+            said += [notice] if notice else []
+    if quietly:
+        for notice in said:
+            logger.warning("%s", notice)
+    elif failure is not None:
         raise failure
+    return said

@@ -2,32 +2,80 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
+from typing import Protocol
 
-from ..wan.checkpoints.quantized_checkpoint import save_quantized_transformer
+from torch import nn
+
+from ..families.model_family import ModelFamily
+from ..memory.error_locals import clearing_error_locals
+from ..memory.tensor_bytes import module_bytes
+from .component_store import ignore_load
+from .estimate import DEVICE_OVERHEAD
+from .full_disk import explaining_full_disk
 from .pipelines import BuiltInPipeline, StreamPipeline
 
 
-def save_quantized_pipeline(pipeline: StreamPipeline, path: Path) -> Path:
+class SaveWatcher(Protocol):
+    """Sees a model being loaded and written, and may stop both by raising."""
+
+    def while_loading(self, component: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of a component are in place; called after each tensor."""
+
+    def while_writing(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are in the file; called after each tensor."""
+
+
+@clearing_error_locals
+def save_quantized_pipeline(pipeline: StreamPipeline, path: Path, watcher: SaveWatcher) -> Path:
     """Load the pipeline's transformer, if it is not loaded yet, and write it in ComfyUI's quantized format.
+
+    Whatever is raised, no half file is left, a transformer that was not loaded whole is freed, and the error holds
+    nothing of it.
 
     Args:
         pipeline: materialised from a recipe with quantization.
         path: a `.safetensors` file; replaced only by a complete one.
+        watcher: sees progress; what it raises (cancel) stops the loading or writing within one tensor.
 
     Raises:
         ValueError: the pipeline has foreign blocks, or its format cannot be written.
+        MemoryError: the transformer cannot fit the device; nothing was loaded.
         OSError: the disk is full; nothing is left behind.
     """
     if not isinstance(pipeline, BuiltInPipeline):
         raise ValueError("pipeline has the repository's own blocks: only built-in ones are quantized and saved.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_fit(pipeline)
+    pipeline.on_load = watcher.while_loading
     try:
-        return save_quantized_transformer(pipeline.transformer(), path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            errno.ENOSPC, f"the disk of {path.parent} is full: nothing was written; free some space and run again"
-        ) from error
+        transformer = pipeline.transformer()
+    finally:
+        pipeline.on_load = ignore_load
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explaining_full_disk(path.parent, lambda: "nothing was written"):
+        return _write(pipeline.family, transformer, path, watcher)
+
+
+def _check_fit(pipeline: BuiltInPipeline) -> None:
+    weights = pipeline.transformer_bytes()
+    available = pipeline.residency.available_bytes(pipeline.device)
+    needed = weights + (0 if pipeline.device.type == "cpu" else DEVICE_OVERHEAD)
+    if weights and available is not None and needed > available:
+        raise MemoryError(
+            f"the quantized transformer needs {needed / 1e9:.1f} GB of {pipeline.device}, {available / 1e9:.1f} GB are "
+            "free: close programs that use the memory, or set the loader's device to 'cpu' to save it from there."
+        )
+
+
+def _write(family: ModelFamily, transformer: nn.Module, path: Path, watcher: SaveWatcher) -> Path:
+    # The file also has a mark of some bytes for each layer, and a scale for each projection that is fused here.
+    total = module_bytes(transformer)
+    written = 0
+
+    def on_tensor(_: str, nbytes: int) -> None:
+        nonlocal written
+        written += nbytes
+        watcher.while_writing(min(written, total), total)
+
+    family.save_quantized(transformer, path, on_tensor)
+    return path

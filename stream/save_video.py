@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import av
 
+from .full_disk import explaining_full_disk
 from .remux import remux_mp4
 
 ShownT = TypeVar("ShownT")
@@ -39,14 +39,6 @@ def save_video(
         stream = container.streams.video[0]
         width, height = stream.width, stream.height
     target, shown = new_file(width, height)
-    try:
+    with explaining_full_disk(target.parent, lambda: f"nothing is lost, the video is still in {source}"):
         remux_mp4(source, target, metadata)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk of {target.parent} is full: nothing is lost, the video is still in {source}; free some "
-            "space and run again",
-        ) from error
     return shown

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..memory.cleanup import clean_up_after_block, handling_table, release_cached_memory
 from ..memory.compile_caches import clear_compile_caches
+from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .device_choice import check_attention_backend
@@ -97,8 +98,12 @@ class Session:
     ) -> None:
         self.close()
 
+    @clearing_error_locals
     def run_block(self, prompt: str) -> StreamBlock:
         """Make the next block.
+
+        What it raises holds no local variable of the functions it came through, so nothing of the stream stays
+        allocated by an error that is kept.
 
         Args:
             prompt: of this block; the text encoder runs only when it differs from the block before.
@@ -139,7 +144,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        self._state.values.clear()
+        self._state.clear()
         self.recorder.close()
         if self.settings.reset_compile:
             clear_compile_caches()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
+import logging
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Protocol
 import av
 import torch
 
+from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4
 from .remux import remux_mp4
+
+logger = logging.getLogger(__name__)
 
 # Constant-quality H.264 that players everywhere take; 17 is close to visually lossless.
 DEFAULT_CRF = 17
@@ -23,10 +26,14 @@ class FrameSink(Protocol):
     """Takes the pictures of a stream, block by block."""
 
     def write(self, frames: torch.Tensor) -> None:
-        """Take the next pictures, uint8 [F, height, width, 3] on the CPU."""
+        """Take the next pictures, uint8 [F, height, width, 3] on the CPU; raises ValueError after `close`."""
 
-    def close(self) -> None:
-        """Finish; calling it again does nothing."""
+    def close(self) -> str | None:
+        """Finish; calling it again does nothing.
+
+        Returns:
+            A sentence for the user when the pictures are safe but not as they were to be; None when all is well.
+        """
 
 
 class Mp4Sink:
@@ -44,44 +51,68 @@ class Mp4Sink:
         self._crf = crf
         self._encoder: _Encoder | None = None
         self._file: GrowingMp4 | None = None
+        self._closed = False
 
     def write(self, frames: torch.Tensor) -> None:
         """Append one block of pictures, uint8 [F, height, width, 3]; they are in the file when this returns.
 
         Raises:
+            ValueError: the sink is closed; its file is finished and stays as it is.
             OSError: the disk is full or the folder cannot be written; the blocks before are in the file.
         """
+        if self._closed:
+            raise ValueError(f"{self.path} is finished: make a new sink, with a path of its own, for more pictures.")
         if self._encoder is None or self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
             self._file = GrowingMp4(self.path, self._encoder.stream)
-        try:
+        with explaining_full_disk(
+            self.path.parent, lambda: f"the {self.frames_written} pictures written so far are kept"
+        ):
             self._file.append(self._encoder.encode(frames))
-        except OSError as error:
-            raise _explain_disk(error, self.path, self.frames_written) from error
         self.frames_written += len(frames)
 
-    def close(self) -> None:
+    def close(self) -> str | None:
         """Rewrite the file as a plain mp4 (index in front), which all players can seek in.
 
-        Raises:
-            OSError: no room for the rewrite; the growing file stays and is playable.
+        Where that fails (a full disk, a player that holds the file open on Windows) the growing file stays, which
+        holds every picture.
+
+        Returns:
+            A sentence that says so, or None when the file is a plain mp4 or there is none.
         """
+        self._closed = True
         encoder, self._encoder, self._file = self._encoder, None, None
         if encoder is None:
-            return
-        encoder.close()
+            return None
         if self.frames_written == 0:
-            self.path.unlink(missing_ok=True)
-            return
+            encoder.close()
+            _remove(self.path)
+            return None
         plain = self.path.with_suffix(".plain.mp4")
         try:
+            encoder.close()
             remux_mp4(self.path, plain)
             plain.replace(self.path)
-        except OSError as error:
-            raise _explain_disk(error, self.path, self.frames_written) from error
+        except Exception as error:
+            # Whatever it is: the pictures are in the file, and a stream must not fail for a nicer index.
+            logger.warning("rewriting %s failed", self.path, exc_info=True)
+            return (
+                f"{self.path} holds all {self.frames_written} pictures but stays a fragmented mp4, which some players "
+                f"cannot seek in, because rewriting it failed ({error}): close programs that have it open and free "
+                "some space, then save the video."
+            )
         finally:
-            plain.unlink(missing_ok=True)
+            _remove(plain)
+        return None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # Another program has it open; it lies in a folder that is emptied.
+        logger.warning("%s could not be removed: %s", path, error)
 
 
 class _Encoder:
@@ -130,9 +161,12 @@ class FrameKeeper:
     def __init__(self, keep: KeepFrames) -> None:
         self.keep = keep
         self._frames: list[torch.Tensor] = []
+        self._closed = False
 
     def write(self, frames: torch.Tensor) -> None:
-        """Take pictures, uint8 [F, height, width, 3]."""
+        """Take pictures, uint8 [F, height, width, 3]; raises ValueError after `close`."""
+        if self._closed:
+            raise ValueError("the stream's pictures are complete: make a new keeper for more.")
         if self.keep is KeepFrames.NONE:
             return
         if self.keep is KeepFrames.LAST_BLOCK:
@@ -140,7 +174,12 @@ class FrameKeeper:
         self._frames.append(frames)
 
     def close(self) -> None:
-        """Nothing to finish."""
+        """Take no more pictures; those kept stay."""
+        self._closed = True
+
+    def drop(self) -> None:
+        """Let go of all pictures, for a stream that failed: who keeps its error would keep them too."""
+        self._frames.clear()
 
     def held(self) -> dict[str, list[torch.Tensor]]:
         """What is kept, for the memory timeline."""
@@ -149,14 +188,3 @@ class FrameKeeper:
     def frames(self) -> torch.Tensor | None:
         """The kept pictures, uint8 [F, height, width, 3]; None when there are none."""
         return torch.cat(self._frames) if self._frames else None
-
-
-def _explain_disk(error: OSError, path: Path, frames_written: int) -> OSError:
-    if error.errno != errno.ENOSPC:
-        return error
-    return OSError(
-        errno.ENOSPC,
-        f"the disk of {path.parent} is full: the {frames_written} pictures written so far are kept; free some "
-        "space and run again",
-        str(path),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,17 @@ class StreamState(PipelineState):
 
     Attributes:
         handling: by key, what is dropped, shared or copied; see `memory/cleanup.py`.
+        given_out: this state and the copies made of it and of one another, those that are still alive, by identity.
     """
 
     handling: Mapping[str, Handling] = field(default_factory=handling_table)
+    given_out: weakref.WeakValueDictionary[int, StreamState] = field(
+        default_factory=weakref.WeakValueDictionary, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Register among the copies."""
+        self.given_out[id(self)] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamState:
         values = {
@@ -32,7 +41,12 @@ class StreamState(PipelineState):
             for key, value in self.values.items()
         }
         mapping = {kind: list(keys) for kind, keys in self.kwargs_mapping.items()}
-        return StreamState(values=values, kwargs_mapping=mapping, handling=self.handling)
+        return StreamState(values, mapping, self.handling, self.given_out)
+
+    def clear(self) -> None:
+        """Empty this state and every copy of it that is still alive: a block or a hook may have kept one."""
+        for state in list(self.given_out.values()):
+            state.values.clear()
 
     def set(self, key: str, value: Any, kwargs_type: str | None = None) -> None:  # noqa: ANN401
         """Set a value; unlike the base class, a key is listed once under its `kwargs_type`, not once per call."""

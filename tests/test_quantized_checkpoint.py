@@ -21,11 +21,14 @@ from comfyui_server import comfyui_found, comfyui_path
 from wan_loading import load_transformer, plan_for
 
 BF16 = torch.bfloat16
+INT8_ROWS = QuantizationSpec("int8", "per row", "dynamic per row")
+INT8_TENSOR = QuantizationSpec("int8", "per tensor", "none")
 SCHEMES = [
     QuantizationSpec("fp8", "per tensor", "dynamic per tensor"),
     QuantizationSpec("fp8", "per tensor", "none"),
-    QuantizationSpec("int8", "per row", "dynamic per row"),
-    QuantizationSpec("int8", "per tensor", "none"),
+    QuantizationSpec("fp8", "per tensor", "dynamic per tensor", fast_accumulation=False),
+    INT8_ROWS,
+    INT8_TENSOR,
 ]
 
 
@@ -66,6 +69,8 @@ def test_save_and_load_give_the_same_outputs_bitwise(request, tmp_path, spec, wh
     assert torch.equal(_velocity(loaded), _velocity(saved))
     plan = plan_for(path, "transformer", torch.bfloat16, None)
     assert plan.spec == spec and plan.bytes_after == plan_for(source, "transformer", torch.bfloat16, spec).bytes_after
+    kept = {layer.fast_accumulation for layer in loaded.modules() if isinstance(layer, FP8Linear)}
+    assert kept == ({spec.fast_accumulation} if spec.format == "fp8" else set())
     assert path.stat().st_size < sum(written) + 50_000 and list(tmp_path.iterdir()) == [path]
     again = save_quantized_transformer(loaded, tmp_path / "again.safetensors")
     assert again.read_bytes() == path.read_bytes()
@@ -94,7 +99,7 @@ def test_the_file_is_in_comfyuis_format(folder, tmp_path):
     with safe_open(path, "pt") as opened:
         config = json.loads(opened.metadata()["config"])["transformer"]
     assert config["causal_ar"] is True and "num_heads" not in config
-    int8 = load_file(save_quantized_transformer(_load(folder, SCHEMES[2]), tmp_path / "int8.safetensors"))
+    int8 = load_file(save_quantized_transformer(_load(folder, INT8_ROWS), tmp_path / "int8.safetensors"))
     assert int8["blocks.0.ffn.0.weight"].dtype == torch.int8
     assert int8["blocks.0.ffn.0.weight_scale"].shape == (256, 1)
     assert json.loads(int8["blocks.0.ffn.0.comfy_quant"].numpy().tobytes()) == {"format": "int8_tensorwise"}
@@ -253,7 +258,7 @@ save_file(weights, result, {"model": type(patcher.model).__name__})
 
 
 @pytest.mark.skipif(not comfyui_found(), reason=f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
-@pytest.mark.parametrize("spec", [SCHEMES[0], SCHEMES[2], SCHEMES[3]], ids=["fp8", "int8 per row", "int8 per tensor"])
+@pytest.mark.parametrize("spec", [SCHEMES[0], INT8_ROWS, INT8_TENSOR], ids=["fp8", "int8 per row", "int8 per tensor"])
 def test_the_real_comfyui_reads_and_samples_our_files(tiny_folder, tmp_path, spec):
     saved = _load(tiny_folder, spec)
     path = save_quantized_transformer(saved, tmp_path / "ours.safetensors")

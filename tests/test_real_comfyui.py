@@ -146,6 +146,23 @@ def test_cancel_twice_then_a_new_run(comfyui_server: ComfyUIServer) -> None:
     assert decoded(again) == decoded(first)
 
 
+def test_a_linked_model_is_not_computed_again_each_run(comfyui_server: ComfyUIServer) -> None:
+    path = ROOT / "example_workflows/text_to_video_stream.json"
+    prompt = convert_workflow(json.loads(path.read_text()), comfyui_server.object_info())
+    by_class = {node["class_type"]: key for key, node in prompt.items()}
+    loader, sampler = by_class["StreamBlocksLoadPipeline"], by_class["StreamBlocksSampler"]
+    prompt[sampler]["inputs"] |= {"blocks": 1, "width": 64, "height": 64, "steps": 1}
+    for name in ("model", "components"):
+        prompt[f"{name} text"] = {"class_type": "PrimitiveString", "inputs": {"value": prompt[loader]["inputs"][name]}}
+        through = {"anything": [f"{name} text", 0], "drop_pipeline": False}
+        through |= {"unload_models": False, "clear_compile_caches": False}
+        prompt[f"{name} link"] = {"class_type": "StreamBlocksFreeMemory", "inputs": through}
+        prompt[loader]["inputs"][name] = [f"{name} link", 0]
+    comfyui_server.run(prompt)
+    messages = dict(comfyui_server.run(prompt)["status"]["messages"])
+    assert {loader, sampler} <= set(messages["execution_cached"]["nodes"])
+
+
 def test_a_failing_node_is_reported_with_its_own_words(comfyui_server: ComfyUIServer) -> None:
     prompt = {"1": {"class_type": "StreamBlocksNoSuchNode", "inputs": {}}}
     with pytest.raises(ComfyUIError, match="StreamBlocksNoSuchNode"):

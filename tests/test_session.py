@@ -332,6 +332,21 @@ def test_bad_recipes_are_named(change, message):
         Recipe(**({"model": "owner/x"} | change))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compile": "transformer"}, "compile is 'transformer', and the repository's own blocks do not use it"),
+        ({"attention_backend": "flex"}, "attention_backend is 'flex', and .*, or for attention_backend 'native'"),
+        ({"components": "/models/wan"}, "components is '/models/wan', and .*, or for components none"),
+        ({"quantization": QuantizationSpec("fp8")}, "quantization is 'fp8', and"),
+    ],
+)
+def test_what_a_repositorys_own_blocks_would_ignore_is_refused(change, message):
+    Recipe("owner/x", blocks=REPOSITORY_BLOCKS, dtype="bfloat16", device="cpu")
+    with pytest.raises(ValueError, match=message):
+        Recipe("owner/x", blocks=REPOSITORY_BLOCKS, **change)
+
+
 def test_unknown_models_and_devices_are_named(tiny_folder, tmp_path):
     with pytest.raises(CheckpointError, match="is not there"):
         materialise(Recipe(model=str(tmp_path / "nothing")))

@@ -75,6 +75,57 @@ def test_a_sink_without_pictures_makes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def unwilling(error):
+    def fail(*arguments, **named):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("pathlib.Path.replace", PermissionError(13, "The process cannot access the file")),
+        ("streamblocks.stream.sinks.remux_mp4", av.error.InvalidDataError(1094995529, "Invalid data found")),
+        ("streamblocks.stream.sinks.remux_mp4", RuntimeError("no such muxer")),
+        # What is left of the rewrite cannot be deleted either.
+        ("pathlib.Path.unlink", PermissionError(13, "The process cannot access the file")),
+    ],
+    ids=["open in a player", "PyAV's own error", "anything", "not removed"],
+)
+def test_a_failed_rewrite_keeps_the_growing_mp4_and_says_so(tmp_path, monkeypatch, where, error):
+    sink = Mp4Sink(tmp_path / "a.mp4")
+    sink.write(pictures(9))
+    sink.write(pictures(12, seed=1))
+    monkeypatch.setattr(where, unwilling(error))
+    notice = sink.close()
+    if "unlink" in where:
+        assert notice is None
+    else:
+        assert notice is not None
+        assert str(error) in notice and str(tmp_path / "a.mp4") in notice and "holds all 21 pictures" in notice
+        assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert sink.close() is None
+    assert len(decode(tmp_path / "a.mp4")) == 21
+    save_video(tmp_path / "a.mp4", lambda w, h: (tmp_path / "saved.mp4", None), {})
+    assert len(decode(tmp_path / "saved.mp4")) == 21
+
+
+def test_a_finished_sink_takes_no_more_pictures(tmp_path):
+    sink, unused, keeper = Mp4Sink(tmp_path / "a.mp4"), Mp4Sink(tmp_path / "b.mp4"), FrameKeeper(KeepFrames.ALL)
+    for each in (sink, keeper):
+        each.write(pictures(9))
+    for each in (sink, unused, keeper):
+        each.close()
+    written = (tmp_path / "a.mp4").read_bytes()
+    for each, sentence in ((sink, "a.mp4 is finished"), (unused, "b.mp4 is finished"), (keeper, "are complete")):
+        with pytest.raises(ValueError, match=sentence):
+            each.write(pictures(12))
+    assert (tmp_path / "a.mp4").read_bytes() == written and not (tmp_path / "b.mp4").exists()
+    kept = keeper.frames()
+    assert kept is not None and len(kept) == 9
+
+
 def test_saving_copies_packets_and_embeds_the_workflow(tmp_path):
     sink = Mp4Sink(tmp_path / "a.mp4")
     sink.write(pictures(9))
@@ -145,8 +196,8 @@ def test_a_full_disk_while_streaming_keeps_the_pictures_written(small_disk):
             sink.write(noise(12))
     assert raised.value.errno == errno.ENOSPC
     assert sink.frames_written > 0
-    with pytest.raises(OSError, match="is full"):
-        sink.close()
+    assert "No space left on device" in str(sink.close())
+    assert [path.name for path in small_disk.iterdir()] == ["a.mp4"]
     assert len(decode(small_disk / "a.mp4")) == sink.frames_written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,12 @@ class CausalWan21(ModelFamily):
         from .rehearsal import text_encoding_bytes
 
         return text_encoding_bytes(text_encoder)
+
+    def save_quantized(self, transformer: Any, path: Path, on_tensor: Callable[[str, int], None]) -> None:  # noqa: ANN401
+        """In ComfyUI's own format."""
+        from .checkpoints.quantized_checkpoint import save_quantized_transformer
+
+        save_quantized_transformer(transformer, path, on_tensor=on_tensor)
 
     def held_masks(self, transformer: object) -> Mapping[str, object]:
         """Block masks of flex attention."""

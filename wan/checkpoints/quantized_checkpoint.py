@@ -39,6 +39,7 @@ class _QuantizedLayer:
     scale: torch.Tensor
     input_scale: torch.Tensor | None
     activations: str
+    fast_accumulation: bool = True
 
 
 def save_quantized_transformer(
@@ -67,8 +68,17 @@ def save_quantized_transformer(
 def _quantized_layers(transformer: nn.Module) -> Iterator[tuple[str, _QuantizedLayer]]:
     for name, module in transformer.named_modules():
         if isinstance(module, FP8Linear):
-            scale = module.weight_scale.view(-1, 1)
-            yield name, _QuantizedLayer(_COMFY_FP8, module.weight, scale, module.input_scale, module.activations)
+            yield (
+                name,
+                _QuantizedLayer(
+                    _COMFY_FP8,
+                    module.weight,
+                    module.weight_scale.view(-1, 1),
+                    module.input_scale,
+                    module.activations,
+                    module.fast_accumulation,
+                ),
+            )
         elif isinstance(module, nn.Linear) and is_int8(module.weight.data):
             weight: Any = module.weight.data
             activations = "none"
@@ -147,6 +157,7 @@ def _spec(layers: Mapping[str, _QuantizedLayer]) -> QuantizationSpec:
         "fp8" if some.format == _COMFY_FP8 else "int8",
         "per row" if any(layer.scale.shape[0] > 1 for layer in layers.values()) else "per tensor",
         some.activations,
+        some.fast_accumulation,
     )
 
 

@@ -1,0 +1,28 @@
+"""How much of a model is read or written, as a line of text on a node."""
+
+from __future__ import annotations
+
+from .. import host
+
+# The page needs no more lines than it can show.
+_PERCENT_STEP = 5
+
+
+class ByteProgress:
+    """Says how far something has come, each time it is 5 % further.
+
+    Args:
+        progress: of the node.
+    """
+
+    def __init__(self, progress: host.StreamProgress) -> None:
+        self._progress = progress
+        self._said = ("", 0)
+
+    def show(self, doing: str, done: int, total: int) -> None:
+        """`done` of `total` bytes are through what `doing` says, such as "loading vae"."""
+        percent = 100 * done // max(total, 1)
+        now = (doing, percent // _PERCENT_STEP)
+        if now != self._said:
+            self._said = now
+            self._progress.say(f"{doing}: {percent} % of {total / 1e9:.2f} GB")

@@ -1,0 +1,52 @@
+"""A stamp of the files behind a model, so that a replaced checkpoint is loaded anew."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .recipe import is_hub_id
+
+# Weights, configs, tokenizers, and the code of a repository with blocks of its own.
+_SUFFIXES = frozenset({".safetensors", ".json", ".model", ".txt", ".py"})
+
+
+def stamp_files(model: str) -> str:
+    """A short digest that changes when a file of `model` does: its weights, configs, tokenizer or code.
+
+    Symbolic links are followed, to files and to folders. One that leads nowhere counts as such, and is named when the
+    model is loaded.
+
+    Args:
+        model: absolute path of a folder or file, or a hub id.
+
+    Returns:
+        16 hexadecimal digits; empty for hub ids and for what is not there.
+    """
+    root = Path(model)
+    if is_hub_id(model) or not os.path.lexists(root):
+        return ""
+    files = sorted(_files_below(root)) if root.is_dir() else [root]
+    return hashlib.sha256("".join(map(_fact, files)).encode()).hexdigest()[:16]
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """The files that count below `root`, each folder entered once, whatever links lead to it."""
+    entered = {os.path.realpath(root)}
+    for folder, names, files in os.walk(root, followlinks=True):
+        inside = {name: os.path.realpath(Path(folder, name)) for name in sorted(names)}
+        names[:] = [name for name, real in inside.items() if real not in entered]
+        entered |= set(inside.values())
+        yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in _SUFFIXES)
+
+
+def _fact(file: Path) -> str:
+    place = f"{file}:{os.path.realpath(file)}"
+    try:
+        facts = file.stat()
+    except OSError as error:
+        # A link to nothing or to itself, or a file that was deleted while we looked.
+        return f"{place}:{type(error).__name__};"
+    return f"{place}:{facts.st_size}:{facts.st_mtime_ns};"
