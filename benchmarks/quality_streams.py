@@ -21,6 +21,7 @@ from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.clips import SIZE
 from streamblocks.tools.train_mini.drawn_truth import Hits, compare, see
 from streamblocks.tools.train_mini.scenes import Scene, plain_caption
+from streamblocks.wan.steps.names import RECOMPUTE
 
 FLOAT32 = "float32"
 # Blocks that are looked at as one clip.
@@ -44,7 +45,7 @@ class StreamJob:
     seed: int
     model: str
     weights: str = FLOAT32
-    policy: str = "recompute"
+    policy: str = RECOMPUTE
     keep_frames: bool = False
 
     def recipe(self) -> Recipe:

@@ -13,7 +13,8 @@ from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.recipe import Recipe
-from ..stream.settings import KV_POLICIES, SIZE_STEP, StreamSettings
+from ..stream.settings import SIZE_STEP, StreamSettings
+from ..wan.steps.names import KV_POLICIES, RECOMPUTE
 from .loader import RecipeType
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
@@ -100,7 +101,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 io.Combo.Input(
                     "kv_policy",
                     options=list(KV_POLICIES),
-                    default="recompute",
+                    default=RECOMPUTE,
                     tooltip=(
                         "How the past is remembered. recompute (Krea) computes the context anew for each block and "
                         "forgets old errors; rolling (Self-Forcing) keeps a window of keys and is a little faster."

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder, host.py, or a room within a room; each lists what it may import.
 ALLOWED = {
     "": {"nodes"},
-    "nodes": {"stream", "memory", "host", "wan.tiny_model", "ops.quantization"},
+    "nodes": {"stream", "memory", "host", "wan.tiny_model", "wan.steps.names", "ops.quantization"},
     "host": {"memory", "stream.residency"},
     "stream": {"wan", "checkpoints", "ops", "memory"},
     "wan": {"wan.checkpoints", "wan.steps", "wan.transformer", "wan.vae", "checkpoints", "ops"},
