@@ -42,22 +42,41 @@ def make_pipeline(components, *, backend=None, fused=True, device="cpu"):
     return pipe
 
 
+def make_prompts(device="cpu"):
+    """Embeddings of two prompts, [2, 1, text tokens, text dim]."""
+    return torch.randn((2, 1, 16, TEXT_DIM), generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def make_state(**entries):
+    """The state of a small stream of the first prompt."""
+    state = PipelineState()
+    state.values |= {"height": 32, "width": 48, "num_inference_steps": 3, "encoded_prompt": "prompt 0"}
+    state.values |= {"generator": torch.Generator().manual_seed(2), "prompt_embeds": make_prompts()[0]} | entries
+    return state
+
+
 @torch.no_grad()
+def run_steps(pipe, state, last=None):
+    """One block, by every step behind the text encoder's; up to the leaf step called `last`."""
+    for name, step in pipe.blocks.sub_blocks.items():
+        if name == "text_encoder":
+            continue
+        for leaf, part in step.sub_blocks.items() if step.sub_blocks else [(name, step)]:
+            part(pipe, state)
+            if leaf == last:
+                return
+
+
 def stream(pipe, before_block=lambda index: None, blocks=BLOCKS, **settings):
     """Latents of each block, and the graphs compiled up to its end; the prompt changes on the way."""
-    state = PipelineState()
-    prompts = torch.randn((2, 1, 16, TEXT_DIM), generator=torch.Generator().manual_seed(1))
-    prompts = prompts.to(pipe.transformer.device)
-    inputs = {"height": 32, "width": 48, "num_inference_steps": 3, "generator": torch.Generator().manual_seed(2)}
-    state.values |= inputs | settings
-    steps = [step for name, step in pipe.blocks.sub_blocks.items() if name != "text_encoder"]
+    prompts = make_prompts(pipe.transformer.device)
+    state = make_state(**settings)
     made, graphs = [], []
     for index in range(blocks):
         prompt = int(index >= CHANGED_AT)
         state.values |= {"block_idx": index, "prompt_embeds": prompts[prompt], "encoded_prompt": f"prompt {prompt}"}
         before_block(index)
-        for step in steps:
-            step(pipe, state)
+        run_steps(pipe, state)
         made.append(state.get("current_denoised_latents"))
         graphs.append(counters["stats"]["unique_graphs"])
     return made, graphs

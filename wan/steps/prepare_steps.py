@@ -169,7 +169,8 @@ class PrepareCachesStep(ModularPipelineBlocks):
         if block_state.decoder_cache is None:
             block_state.decoder_cache = DecoderCache.for_vae(components.vae)
         pictures, length = block_state.frame_cache_context, frame_cache_length(block_state.context_frames)
-        if pictures is None or pictures.maxlen != length:
+        if getattr(pictures, "maxlen", None) != length:
+            # Pictures brought from elsewhere may come in a list, or in a deque of another length.
             block_state.frame_cache_context = deque(pictures or (), maxlen=length)
 
 
