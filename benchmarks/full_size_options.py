@@ -9,8 +9,8 @@ import streamblocks_path  # noqa: F401
 from full_size_models import SIZES
 from weight_formats import FORMATS
 
+from streamblocks.families.kv_policies import KV_POLICIES, RECOMPUTE
 from streamblocks.stream.recipe import ATTENTION_BACKENDS
-from streamblocks.stream.settings import KV_POLICIES
 
 
 def parse_options(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def _add_what_is_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", "--sizes", dest="sizes", type=_names, default=["14B"], help="14B, 1.3B, tiny")
     parser.add_argument("--formats", type=_names, default=["bf16"], help=", ".join(FORMATS))
     parser.add_argument("--resolutions", type=_names, default=["832x480"], help="width x height, with an x")
-    parser.add_argument("--policies", type=_names, default=["recompute"], help=", ".join(KV_POLICIES))
+    parser.add_argument("--policies", type=_names, default=[RECOMPUTE], help=", ".join(KV_POLICIES))
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)

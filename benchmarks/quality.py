@@ -28,7 +28,8 @@ from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
 
-from streamblocks.stream.settings import KV_POLICIES, StreamSettings
+from streamblocks.families.kv_policies import KV_POLICIES
+from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.drawn_truth import Hits
 from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
 

@@ -13,6 +13,7 @@ import torch
 from fp8_activations import rounded_fp8_activations
 from weight_formats import PLAIN, SPECS
 
+from streamblocks.families.kv_policies import RECOMPUTE
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
@@ -44,7 +45,7 @@ class StreamJob:
     seed: int
     model: str
     weights: str = FLOAT32
-    policy: str = "recompute"
+    policy: str = RECOMPUTE
     keep_frames: bool = False
 
     def recipe(self) -> Recipe:

@@ -61,20 +61,12 @@ def plain_loop(
     """The loop users write: diffusers' own state, given back to each call; `on_state` gets each state returned."""
     state = PipelineState()
     generator = pipeline.make_generator(settings.seed)
+    known = pipeline.pipe.blocks.input_names
+    inputs = {name: value for name, value in settings.pipeline_inputs().items() if name in known}
 
     def call(index: int) -> torch.Tensor:
         nonlocal state
-        state = pipeline.pipe(
-            state,
-            prompt=[PROMPT],
-            block_idx=index,
-            num_frames_per_block=settings.frames_per_block,
-            num_inference_steps=settings.steps,
-            generator=generator,
-            height=settings.height,
-            width=settings.width,
-            context_frames=settings.context_frames,
-        )
+        state = pipeline.pipe(state, prompt=[PROMPT], block_idx=index, generator=generator, **inputs)
         if on_state is not None:
             on_state(state)
         return to_uint8_frames(state.values["videos"])

@@ -229,7 +229,7 @@ def run_plain_loop(pipeline: RandomPipeline, settings: StreamSettings, blocks: i
     for index in range(blocks):
         began = time.perf_counter()
         with count_deepcopied_tensors() as count:
-            state = pipeline.pipe(state, **_plain_inputs(settings, index, generator))
+            state = pipeline.pipe(state, **_plain_inputs(pipeline, settings, index, generator))
         to_uint8_frames(state.values["videos"])
         seconds.append(time.perf_counter() - began)
         copied.append(count.bytes)
@@ -245,18 +245,9 @@ def run_plain_loop(pipeline: RandomPipeline, settings: StreamSettings, blocks: i
     }
 
 
-def _plain_inputs(settings: StreamSettings, index: int, generator: torch.Generator) -> dict[str, Any]:
-    return {
-        "prompt": [PROMPT],
-        "block_idx": index,
-        "num_frames_per_block": settings.frames_per_block,
-        "num_inference_steps": settings.steps,
-        "generator": generator,
-        "height": settings.height,
-        "width": settings.width,
-        "shift": settings.shift,
-        "kv_policy": settings.kv_policy,
-        "context_frames": settings.context_frames,
-        "sink_frames": settings.sink_frames,
-        "attention_bias": settings.attention_bias,
-    }
+def _plain_inputs(
+    pipeline: RandomPipeline, settings: StreamSettings, index: int, generator: torch.Generator
+) -> dict[str, Any]:
+    inputs = settings.pipeline_inputs() | {"prompt": [PROMPT], "block_idx": index, "generator": generator}
+    known = pipeline.pipe.blocks.input_names
+    return {name: value for name, value in inputs.items() if name in known}

@@ -18,6 +18,7 @@ from full_size_models import META, ModelSize, build_transformer_skeleton, build_
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from streamblocks.families.kv_policies import RECOMPUTE, ROLLING
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
 from streamblocks.wan.transformer.attention import install_causal_attention
@@ -66,7 +67,7 @@ class BlockWork:
     def by_stage(self, settings: StreamSettings) -> dict[str, Work]:
         """The stages the settings' policy has, under the names of the printed table."""
         stages = {f"step {number}": self.step for number in range(settings.steps)}
-        if settings.kv_policy == "recompute":
+        if settings.kv_policy == RECOMPUTE:
             stages |= {"context": self.context_pass, "encode": self.context_encode}
         else:
             stages["remember"] = self.remember
@@ -80,7 +81,7 @@ def count_block_work(size: ModelSize, settings: StreamSettings) -> BlockWork:
         context_pass=counter.context_pass(),
         context_encode=counter.encode(),
         step=counter.step(),
-        remember=counter.step() if settings.kv_policy == "rolling" else Work(),
+        remember=counter.step() if settings.kv_policy == ROLLING else Work(),
         decode=counter.decode(),
     )
 

@@ -9,11 +9,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import host
+from ..families.kv_policies import KV_POLICIES, RECOMPUTE
 from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.recipe import Recipe
-from ..stream.settings import KV_POLICIES, StreamSettings
+from ..stream.settings import StreamSettings
 from ..wan.family import CAUSAL_WAN_21
 from .byte_progress import ByteProgress
 from .loader import RecipeType
@@ -103,7 +104,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 io.Combo.Input(
                     "kv_policy",
                     options=list(KV_POLICIES),
-                    default="recompute",
+                    default=RECOMPUTE,
                     tooltip=(
                         "How the past is remembered. recompute (Krea) computes the context anew for each block and "
                         "forgets old errors; rolling (Self-Forcing) keeps a window of keys and is a little faster."

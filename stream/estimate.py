@@ -134,18 +134,8 @@ def smaller_choices(
 
 
 def _rehearsal_inputs(settings: StreamSettings) -> dict[str, Any]:
-    return {
-        "height": settings.height,
-        "width": settings.width,
-        "num_frames_per_block": settings.frames_per_block,
-        "context_frames": settings.context_frames,
-        "sink_frames": settings.sink_frames,
-        "kv_policy": settings.kv_policy,
-        "attention_bias": settings.attention_bias,
-        "num_inference_steps": min(settings.steps, 2),
-        "shift": settings.shift,
-        "generator": torch.Generator().manual_seed(0),
-    }
+    few_steps = replace(settings, steps=min(settings.steps, 2))
+    return few_steps.pipeline_inputs() | {"generator": torch.Generator().manual_seed(0)}
 
 
 def _dequantized_bytes(component: Component, device: torch.device) -> int:

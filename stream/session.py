@@ -1,9 +1,9 @@
-"""One stream from block 0: the loop around `pipe()`."""
+"""One stream: the loop around `pipe()`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -64,6 +64,7 @@ class Session:
         settings: StreamSettings,
         on_pass: PassCallback | None = None,
         recorder: NoRecording | None = None,
+        start_from: Mapping[str, Any] | None = None,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -73,6 +74,10 @@ class Session:
             on_pass: called with 0, 1, ... before each pass of the transformer within a block; raise in it to
                 stop the stream within one denoising step.
             recorder: of the memory timeline; None records nothing and installs no hook.
+            start_from: state entries of a stream to go on from, under the names of `STATE_RULES`; the session takes
+                them over and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
+                `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
+                `kv_cache`; `decoder_cache` and `generator` make the seam invisible. None starts at the first frame.
 
         Raises:
             ValueError: the pipeline's attention backend cannot do what the settings ask.
@@ -84,9 +89,10 @@ class Session:
         self.recorder = recorder or NoRecording()
         self.recorder.hold(MASKS, pipeline.held_masks)
         self.next_block = 0
-        self._generator = pipeline.make_generator(settings.seed)
         self._state = StreamState(handling=handling_table(pipeline.recipe.state_rules))
         self._state.values.update(pipeline.start(settings))
+        self._state.values.update(start_from or {})
+        self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._closed = False
 
@@ -158,21 +164,10 @@ class Session:
             self.recorder.add("text encode", "prompt changed" if self.next_block else "")
 
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
-        settings = self.settings
-        inputs = {
+        inputs = self.settings.pipeline_inputs() | {
             "prompt": [prompt],
             "block_idx": self.next_block,
-            "num_blocks": settings.blocks,
-            "num_frames_per_block": settings.frames_per_block,
-            "num_inference_steps": settings.steps,
             "generator": self._generator,
-            "height": settings.height,
-            "width": settings.width,
-            "shift": settings.shift,
-            "kv_policy": settings.kv_policy,
-            "context_frames": settings.context_frames,
-            "sink_frames": settings.sink_frames,
-            "attention_bias": settings.attention_bias,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..families.kv_policies import RECOMPUTE, check_kv_policy
 from ..memory.cleanup import CleanupPolicy
-
-KV_POLICIES = ("recompute", "rolling")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class StreamSettings:
     seed: int = 0
     steps: int = 4
     shift: float = 5.0
-    kv_policy: str = "recompute"
+    kv_policy: str = RECOMPUTE
     context_frames: int = 3
     sink_frames: int = 0
     attention_bias: float = 1.0
@@ -55,8 +54,7 @@ class StreamSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
         if self.shift <= 0:
             raise ValueError(f"shift is {self.shift}: choose a value above 0 (Wan 2.1 uses 5).")
-        if self.kv_policy not in KV_POLICIES:
-            raise ValueError(f"kv_policy is {self.kv_policy!r}: choose one of {', '.join(KV_POLICIES)}.")
+        check_kv_policy(self.kv_policy)
         if not 0.0 < self.attention_bias <= 1.0:
             raise ValueError(f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off).")
         if not 0 <= self.sink_frames <= self.context_frames:
@@ -67,3 +65,21 @@ class StreamSettings:
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for text output."""
         return asdict(self) | {"cleanup": self.cleanup.value}
+
+    def pipeline_inputs(self) -> dict[str, Any]:
+        """Inputs of the pipeline call that are the same for every block of a stream.
+
+        Missing are the prompt, `block_idx` and the generator. A pipeline may know only some of them.
+        """
+        return {
+            "num_blocks": self.blocks,
+            "num_frames_per_block": self.frames_per_block,
+            "num_inference_steps": self.steps,
+            "height": self.height,
+            "width": self.width,
+            "shift": self.shift,
+            "kv_policy": self.kv_policy,
+            "context_frames": self.context_frames,
+            "sink_frames": self.sink_frames,
+            "attention_bias": self.attention_bias,
+        }

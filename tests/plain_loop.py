@@ -18,21 +18,7 @@ def run_plain_loop(pipe, settings, prompts, *, generator=None):
     known = set(pipe.blocks.input_names)
     frames = []
     for index, prompt in enumerate(prompts):
-        inputs = {
-            "prompt": [prompt],
-            "block_idx": index,
-            "num_blocks": len(prompts),
-            "num_frames_per_block": settings.frames_per_block,
-            "num_inference_steps": settings.steps,
-            "generator": generator,
-            "height": settings.height,
-            "width": settings.width,
-            "shift": settings.shift,
-            "kv_policy": settings.kv_policy,
-            "context_frames": settings.context_frames,
-            "sink_frames": settings.sink_frames,
-            "attention_bias": settings.attention_bias,
-        }
+        inputs = settings.pipeline_inputs() | {"prompt": [prompt], "block_idx": index, "generator": generator}
         state = pipe(state, **{name: value for name, value in inputs.items() if name in known})
         frames.append(to_uint8_frames(state.values["videos"]))
     return frames

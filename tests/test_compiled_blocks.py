@@ -1,36 +1,16 @@
 """Compiled transformer blocks: how many graphs a stream needs, and that they compute the same. Counts, no timing."""
 
-import copy
-
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.modular_pipelines import PipelineState
 from torch._dynamo.utils import counters
 
-from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
-from streamblocks.wan.transformer.attention import install_causal_attention
-from streamblocks.wan.transformer.joined_projections import fuse_self_attention
-
 from golden_wan import relative_error
-
-LAYERS, BLOCKS, TEXT_DIM = 4, 6, 48
-CHANGED_AT = 3
+from small_wan import BLOCKS, make_components, make_pipeline, stream
 
 
 @pytest.fixture(scope="module")
 def components():
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=32,
-        text_dim=TEXT_DIM,
-        freq_dim=32,
-        ffn_dim=128,
-        num_layers=LAYERS,
-    )
-    vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1)
-    return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False)
+    return make_components()
 
 
 @pytest.fixture
@@ -39,40 +19,6 @@ def fresh_dynamo():
     counters.clear()
     yield
     torch._dynamo.reset()
-
-
-def make_pipeline(components, *, backend=None, fused=True, device="cpu"):
-    transformer, vae = (copy.deepcopy(component).to(device) for component in components)
-    if fused:
-        fuse_self_attention(transformer)
-    install_causal_attention(transformer)
-    if backend is not None:
-        for block in transformer.blocks:
-            block.compile(backend=backend, fullgraph=True, dynamic=False)
-    pipe = make_causal_wan_pipeline()
-    pipe.update_components(transformer=transformer, vae=vae)
-    return pipe
-
-
-@torch.no_grad()
-def stream(pipe, before_block=lambda index: None, **settings):
-    """Latents of each block, and the graphs compiled up to its end; the prompt changes on the way."""
-    state = PipelineState()
-    prompts = torch.randn((2, 1, 16, TEXT_DIM), generator=torch.Generator().manual_seed(1))
-    prompts = prompts.to(pipe.transformer.device)
-    inputs = {"height": 32, "width": 48, "num_inference_steps": 3, "generator": torch.Generator().manual_seed(2)}
-    state.values |= inputs | settings
-    steps = [step for name, step in pipe.blocks.sub_blocks.items() if name != "text_encoder"]
-    made, graphs = [], []
-    for index in range(BLOCKS):
-        prompt = int(index >= CHANGED_AT)
-        state.values |= {"block_idx": index, "prompt_embeds": prompts[prompt], "encoded_prompt": f"prompt {prompt}"}
-        before_block(index)
-        for step in steps:
-            step(pipe, state)
-        made.append(state.get("current_denoised_latents"))
-        graphs.append(counters["stats"]["unique_graphs"])
-    return made, graphs
 
 
 # One graph for a block without a past, one with; then nothing new, for any number of layers and blocks.

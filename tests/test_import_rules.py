@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder, host.py, or a room within a room; each lists what it may import.
 ALLOWED = {
     "": {"nodes"},
-    "nodes": {"stream", "memory", "host", "wan.tiny_model", "wan.family", "ops.quantization"},
+    "nodes": {"stream", "memory", "host", "wan.tiny_model", "wan.family", "families.kv_policies", "ops.quantization"},
     "host": {"memory", "stream.residency"},
     "stream": {"wan.family", "families", "checkpoints", "ops", "memory"},
     "wan": {"wan.checkpoints", "wan.steps", "wan.transformer", "wan.vae", "families", "checkpoints", "ops", "memory"},
     "wan.checkpoints": {"wan.transformer", "checkpoints", "ops"},
-    "wan.steps": {"wan.transformer", "wan.vae"},
+    "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops"},
     "families": {"checkpoints", "ops"},

@@ -58,6 +58,7 @@ def test_a_short_prompt_gives_the_same_attention_by_few_keys(words):
 @pytest.mark.parametrize(("words", "text_tokens"), [(MOST_KEYS, 512), (512, 512), (16, 16)])
 def test_other_prompts_keep_all_their_keys(words, text_tokens):
     transformer = tiny_transformer()
+    install_causal_attention(transformer)
     cache = allocate_cross_cache(transformer, text_tokens=text_tokens)
     embeds = torch.zeros(1, text_tokens, 8)
     embeds[:, :words] = 1.0

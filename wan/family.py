@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..families.kv_policies import RECOMPUTE
 from ..families.model_family import (
     AttentionChoice,
     ComponentOptions,
@@ -37,7 +38,7 @@ class CausalWan21(ModelFamily):
         fps=16.0,
         steps=4,
         shift=5.0,
-        kv_policy="recompute",
+        kv_policy=RECOMPUTE,
         context_frames=3,
         frames_per_block=3,
     )

@@ -9,8 +9,8 @@ from diffusers.modular_pipelines.modular_pipeline_utils import OutputParam
 
 from .decode_step import DecodeBlockStep
 from .denoise_steps import DenoiseBlockStep, RememberBlockStep
+from .names import MODEL_NAME
 from .prepare_steps import (
-    MODEL_NAME,
     PrepareCachesStep,
     PrepareNoiseStep,
     RefillContextStep,

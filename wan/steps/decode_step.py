@@ -10,7 +10,8 @@ from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, 
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ..vae.streaming_vae import DecoderCache, decode_latent_frame
-from .prepare_steps import MODEL_NAME, State
+from .names import MODEL_NAME
+from .prepare_steps import State
 
 
 class DecodeBlockStep(ModularPipelineBlocks):

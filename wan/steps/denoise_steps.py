@@ -7,10 +7,13 @@ from diffusers import WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
+from ...families.kv_policies import RECOMPUTE
 from ..transformer.attention_passes import CausalPass, make_key_bias
-from ..transformer.causal_transformer import predict_velocity, write_keys
+from ..transformer.causal_transformer import predict_velocity
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
-from .prepare_steps import MODEL_NAME, RECOMPUTE, ROLLING, State, draw_noise
+from .context_policies import find_context_policy
+from .names import MODEL_NAME
+from .prepare_steps import State, draw_noise
 
 
 class DenoiseBlockStep(ModularPipelineBlocks):
@@ -84,14 +87,14 @@ class DenoiseBlockStep(ModularPipelineBlocks):
 
 
 class RememberBlockStep(ModularPipelineBlocks):
-    """Keep of the block what the next one needs: its latents and, for `rolling`, its clean keys."""
+    """Keep of the block what the next one needs, and move the stream's place in time behind it."""
 
     model_name = MODEL_NAME
 
     @property
     def description(self) -> str:
         """What the block does."""
-        return "Writes the block's clean keys (rolling) and keeps the latest latents as context."
+        return "Keeps the latest latents as context, and the block's clean keys where the policy does (rolling)."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -100,9 +103,10 @@ class RememberBlockStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """The denoised latents, the policy and the caches."""
+        """The denoised latents, the policy, the place in time and the caches."""
         return [
             InputParam("latents", required=True, type_hint=torch.Tensor),
+            InputParam("stream_position", required=True, type_hint=int),
             InputParam("kv_policy", type_hint=str, default=RECOMPUTE),
             InputParam("context_frames", type_hint=int, default=3),
             InputParam("kv_cache", required=True, type_hint=KVCache),
@@ -113,13 +117,14 @@ class RememberBlockStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """The latents of the latest frames."""
+        """The latents of the latest frames, and how many there were."""
         return [
+            OutputParam("stream_position", type_hint=int, description="latent frames before the next block"),
             OutputParam(
                 "current_denoised_latents",
                 type_hint=torch.Tensor,
                 description="float32, the last max(context, block) latent frames",
-            )
+            ),
         ]
 
     @torch.no_grad()
@@ -127,14 +132,11 @@ class RememberBlockStep(ModularPipelineBlocks):
         """Run the block."""
         block_state = self.get_block_state(state)
         latents: torch.Tensor = block_state.latents
-        cache: KVCache = block_state.kv_cache
-        if block_state.kv_policy == ROLLING:
-            # The clean pass: keys at t = 0 replace those of the last denoising step (Self-Forcing).
-            causal_pass = CausalPass(cache, block_state.crossattn_cache, frame_offset=block_state.frame_offset)
-            write_keys(components.transformer, latents, 0.0, causal_pass)
-            cache.commit(latents.shape[2] * cache.tokens_per_frame)
-        past = block_state.current_denoised_latents
-        history = latents if past is None else torch.cat([past, latents], dim=2)
+        causal_pass = CausalPass(block_state.kv_cache, block_state.crossattn_cache, block_state.frame_offset)
+        find_context_policy(block_state.kv_policy).finish_block(components.transformer, latents, causal_pass)
+        past = block_state.current_denoised_latents if block_state.stream_position else None
+        history = latents if past is None else torch.cat([past.to(latents), latents], dim=2)
+        block_state.stream_position += latents.shape[2]
         keep = max(block_state.context_frames, latents.shape[2])
         # A copy of its own: a view would keep the whole concatenation alive.
         block_state.current_denoised_latents = history[:, :, -keep:].clone()

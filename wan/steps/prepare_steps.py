@@ -10,29 +10,20 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from ..transformer.attention_passes import CausalPass
+from ...families.kv_policies import RECOMPUTE
 from ..transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
     fill_cross_cache,
     weight_device,
-    write_keys,
 )
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
-from ..vae.streaming_vae import DecoderCache, encode_pixel_frame
+from ..vae.streaming_vae import DecoderCache
+from .context_policies import Past, find_context_policy, frame_cache_length
 from .few_step_schedule import make_few_step_schedule
-
-RECOMPUTE = "recompute"
-ROLLING = "rolling"
-KV_POLICIES = (RECOMPUTE, ROLLING)
-MODEL_NAME = "streamblocks-causal-wan"
+from .names import MODEL_NAME
 
 State = tuple[ModularPipeline, PipelineState]
-
-
-def frame_cache_length(context_frames: int) -> int:
-    """Pixel frames that `context_frames` latent frames stand for: 1 + (context - 1) * 4."""
-    return 1 + (context_frames - 1) * 4
 
 
 def draw_noise(
@@ -94,14 +85,18 @@ class SetScheduleStep(ModularPipelineBlocks):
 
 
 class PrepareCachesStep(ModularPipelineBlocks):
-    """Allocate the stream's caches at its first block; refill the prompt's keys when the prompt changed."""
+    """Say where the block stands in its stream; allocate the caches the state lacks; refill a changed prompt's keys.
+
+    A state that brings caches, latents and a `stream_position` goes on from there. Without a position, as in the loop
+    that users of modular pipelines know, it is taken from `block_idx` at the first call and kept from then on.
+    """
 
     model_name = MODEL_NAME
 
     @property
     def description(self) -> str:
         """What the block does."""
-        return "Allocates KV, cross-attention and decoder caches once, and keeps the prompt's keys up to date."
+        return "Allocates KV, cross-attention and decoder caches where absent, and keeps the prompt's keys up to date."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -110,9 +105,10 @@ class PrepareCachesStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Sizes, policy and the caches of the block before."""
+        """Place in time, sizes, and the caches of the block before."""
         return [
-            InputParam("block_idx", required=True, type_hint=int),
+            InputParam("block_idx", type_hint=int, default=0),
+            InputParam("stream_position", type_hint=int, description="latent frames before this block"),
             InputParam("height", required=True, type_hint=int),
             InputParam("width", required=True, type_hint=int),
             InputParam("num_frames_per_block", type_hint=int, default=3),
@@ -128,8 +124,9 @@ class PrepareCachesStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """The caches."""
+        """Place in time and caches."""
         return [
+            OutputParam("stream_position", type_hint=int, description="latent frames before this block"),
             OutputParam("kv_cache", type_hint=KVCache),
             OutputParam("crossattn_cache", type_hint=CrossAttentionCache),
             OutputParam("decoder_cache", type_hint=DecoderCache),
@@ -139,12 +136,14 @@ class PrepareCachesStep(ModularPipelineBlocks):
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""
         block_state = self.get_block_state(state)
-        if block_state.block_idx == 0:
-            self._allocate(components, block_state)
-        elif block_state.kv_cache is None:
+        if block_state.stream_position is None:
+            block_state.stream_position = block_state.block_idx * block_state.num_frames_per_block
+        if block_state.stream_position < 0:
             raise ValueError(
-                f"block_idx is {block_state.block_idx} but the state holds no caches: a stream starts at block 0."
+                f"stream_position is {block_state.stream_position}: give the number of latent frames before the block, "
+                "0 or more."
             )
+        self._allocate_absent(components, block_state)
         if block_state.crossattn_cache.prompt != block_state.encoded_prompt:
             fill_cross_cache(
                 components.transformer,
@@ -155,29 +154,29 @@ class PrepareCachesStep(ModularPipelineBlocks):
         self.set_block_state(state, block_state)
         return components, state
 
-    def _allocate(self, components: ModularPipeline, block_state: Any) -> None:  # noqa: ANN401
-        scale = components.vae.config.scale_factor_spatial
-        block_state.kv_cache = allocate_kv_cache(
-            components.transformer,
-            frames=block_state.context_frames + block_state.num_frames_per_block,
-            latent_height=block_state.height // scale,
-            latent_width=block_state.width // scale,
-            sink_frames=block_state.sink_frames,
-        )
-        block_state.crossattn_cache = allocate_cross_cache(
-            components.transformer, text_tokens=block_state.prompt_embeds.shape[1]
-        )
-        block_state.decoder_cache = DecoderCache.for_vae(components.vae)
-        block_state.frame_cache_context = deque(maxlen=frame_cache_length(block_state.context_frames))
+    def _allocate_absent(self, components: ModularPipeline, block_state: Any) -> None:  # noqa: ANN401
+        if block_state.kv_cache is None:
+            scale = components.vae.config.scale_factor_spatial
+            block_state.kv_cache = allocate_kv_cache(
+                components.transformer,
+                frames=block_state.context_frames + block_state.num_frames_per_block,
+                latent_height=block_state.height // scale,
+                latent_width=block_state.width // scale,
+                sink_frames=block_state.sink_frames,
+            )
+        if block_state.crossattn_cache is None:
+            text_tokens = block_state.prompt_embeds.shape[1]
+            block_state.crossattn_cache = allocate_cross_cache(components.transformer, text_tokens=text_tokens)
+        if block_state.decoder_cache is None:
+            block_state.decoder_cache = DecoderCache.for_vae(components.vae)
+        pictures, length = block_state.frame_cache_context, frame_cache_length(block_state.context_frames)
+        if getattr(pictures, "maxlen", None) != length:
+            # Pictures brought from elsewhere may come in a list, or in a deque of another length.
+            block_state.frame_cache_context = deque(pictures or (), maxlen=length)
 
 
 class RefillContextStep(ModularPipelineBlocks):
-    """Bring the KV cache to the start of the block, as the policy says.
-
-    `rolling` makes room for the block. `recompute` (Krea Realtime) forgets all keys and computes those of the
-    context latents again, at t = 0 under a block-causal mask; once the window slides, the first context latent
-    is the oldest cached picture encoded anew, because a latent frame is only meaningful behind its past.
-    """
+    """Bring the KV cache to the start of the block, as the policy says."""
 
     model_name = MODEL_NAME
 
@@ -193,9 +192,9 @@ class RefillContextStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Policy, sizes, caches and the latents of the past."""
+        """Policy, place in time, sizes, caches and the latents of the past."""
         return [
-            InputParam("block_idx", required=True, type_hint=int),
+            InputParam("stream_position", required=True, type_hint=int),
             InputParam("kv_policy", type_hint=str, default=RECOMPUTE),
             InputParam("context_frames", type_hint=int, default=3),
             InputParam("num_frames_per_block", type_hint=int, default=3),
@@ -214,39 +213,20 @@ class RefillContextStep(ModularPipelineBlocks):
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""
         block_state = self.get_block_state(state)
-        if block_state.kv_policy not in KV_POLICIES:
-            raise ValueError(f"kv_policy is {block_state.kv_policy!r}: choose one of {', '.join(KV_POLICIES)}.")
-        past_frames = block_state.block_idx * block_state.num_frames_per_block
-        cache: KVCache = block_state.kv_cache
-        if block_state.kv_policy == RECOMPUTE:
-            cache.reset()
-            block_state.frame_offset = min(past_frames, block_state.context_frames)
-            if past_frames:
-                self._recompute(components, block_state, past_frames)
-        else:
-            block_state.frame_offset = past_frames
-            cache.begin_block(block_state.num_frames_per_block * cache.tokens_per_frame)
+        past = Past(
+            position=block_state.stream_position,
+            block_frames=block_state.num_frames_per_block,
+            context_frames=block_state.context_frames,
+            kv_cache=block_state.kv_cache,
+            cross_cache=block_state.crossattn_cache,
+            latents=block_state.current_denoised_latents,
+            pictures=block_state.frame_cache_context,
+            statistics=block_state.decoder_cache.statistics,
+        )
+        policy = find_context_policy(block_state.kv_policy)
+        block_state.frame_offset = policy.start_block(components.transformer, components.vae, past)
         self.set_block_state(state, block_state)
         return components, state
-
-    def _recompute(self, components: ModularPipeline, block_state: Any, past_frames: int) -> None:  # noqa: ANN401
-        context = block_state.current_denoised_latents[:, :, -block_state.context_frames :]
-        if past_frames > block_state.context_frames:
-            oldest = block_state.frame_cache_context[0].unsqueeze(2)
-            statistics = block_state.decoder_cache.statistics
-            first = encode_pixel_frame(components.vae, oldest, statistics).to(context.device)
-            context = torch.cat([first, context[:, :, 1:]], dim=2)
-        cache: KVCache = block_state.kv_cache
-        block_tokens = block_state.num_frames_per_block * cache.tokens_per_frame
-        causal_pass = CausalPass(
-            cache,
-            block_state.crossattn_cache,
-            frame_offset=0,
-            # None where the context is one block: a compiled layer then shares the graph of the stream's first block.
-            causal_tokens=block_tokens if context.shape[2] > block_state.num_frames_per_block else None,
-        )
-        write_keys(components.transformer, context, 0.0, causal_pass)
-        cache.commit(context.shape[2] * cache.tokens_per_frame)
 
 
 class PrepareNoiseStep(ModularPipelineBlocks):

@@ -10,6 +10,8 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from diffusers.modular_pipelines.wan.encoders import get_t5_prompt_embeds, prompt_clean
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from .names import MODEL_NAME
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_TEXT_TOKENS = 512
@@ -24,7 +26,7 @@ def count_tokens_cut(tokenizer: AutoTokenizer, prompt: str, max_tokens: int) -> 
 class EncodePromptStep(ModularPipelineBlocks):
     """Encode the prompt unless the state already holds its embeddings."""
 
-    model_name = "streamblocks-causal-wan"
+    model_name = MODEL_NAME
 
     @property
     def description(self) -> str:

@@ -22,6 +22,8 @@ from ...ops.few_key_attention import attend_to_few_keys
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
+from .causal_block import CausalWanBlock
+from .kv_cache import CrossAttentionCache
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
 from .rotary_store import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
 
@@ -58,6 +60,16 @@ class CausalAttention:
         finally:
             self._release()
 
+    @contextmanager
+    def bind_text(self, cache: CrossAttentionCache) -> Iterator[None]:
+        """Make each layer's call inside the `with` block write its keys and values of the text it is given."""
+        try:
+            for (_, cross_attention), keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+                cross_attention.bound = CrossAttentionPass(keys, values, writes_text=True)
+            yield
+        finally:
+            self._release()
+
     def _hand_out(self, causal_pass: CausalPass, tokens: int) -> None:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
         device, dtype = own.keys[0].device, own.keys[0].dtype
@@ -73,9 +85,17 @@ class CausalAttention:
             block_mask = self.block_masks.block_causal(shape)
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
         buffers = zip(self.layers, own.keys, own.values, text.keys, text.values, strict=True)
-        for (self_attention, cross_attention), keys, values, text_keys, text_values in buffers:
+        last = len(self.layers) - 1
+        for index, ((self_attention, cross_attention), keys, values, text_keys, text_values) in enumerate(buffers):
             self_attention.bound = SelfAttentionPass(
-                keys, values, own.length, causal_tokens, causal_pass.key_bias, block_mask, rotary_kernel
+                keys,
+                values,
+                own.length,
+                causal_tokens,
+                causal_pass.key_bias,
+                block_mask,
+                rotary_kernel,
+                keys_only=causal_pass.keys_only and index == last,
             )
             cross_attention.bound = CrossAttentionPass(
                 text_keys, text_values, None if few_kernel is None else few, few_kernel
@@ -113,7 +133,10 @@ class CausalSelfAttnProcessor:
             value = split_heads(projections.value, attn.heads)
             attended = dispatch_attention_fn(query, key.type_as(query), value, backend=self.causal.backend)
         else:
-            attended = self._attend_to_cache(store_block(attn, projections, rotary_emb, bound), bound)
+            query = store_block(attn, projections, rotary_emb, bound)
+            if bound.keys_only:
+                return hidden_states
+            attended = self._attend_to_cache(query, bound)
         return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
 
     def _attend_to_cache(self, query: torch.Tensor, bound: SelfAttentionPass) -> torch.Tensor:
@@ -152,12 +175,15 @@ class CachedCrossAttnProcessor:
         rotary_emb: RotaryTable | None = None,
     ) -> torch.Tensor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
-        query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         bound = self.bound
+        if bound is not None and bound.writes_text:
+            key, value = _project_text(attn, encoder_hidden_states)
+            bound.keys.copy_(key)
+            bound.values.copy_(value)
+            return hidden_states
+        query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         if bound is None:
-            if encoder_hidden_states is None:
-                raise ValueError("encoder_hidden_states is None: cross-attention needs the text or its cache.")
-            bound = CrossAttentionPass(*project_text(attn, encoder_hidden_states))
+            bound = CrossAttentionPass(*_project_text(attn, encoder_hidden_states))
         if bound.few is not None:
             attended = attend_to_few_keys(query, bound.keys, bound.values, bound.few, bound.kernel)
         else:
@@ -166,7 +192,7 @@ class CachedCrossAttnProcessor:
 
 
 def install_causal_attention(transformer: WanTransformer3DModel, backend: str = "native") -> CausalAttention:
-    """Give every layer a cached processor and the transformer an offsettable RoPE; the weights stay as they are.
+    """Give every layer our class and cached processors, and the transformer an offsettable RoPE; no weight changes.
 
     Args:
         transformer: any size of Wan 2.1 text-to-video.
@@ -182,6 +208,7 @@ def install_causal_attention(transformer: WanTransformer3DModel, backend: str = 
     transformer.rope = rope
     for block in transformer.blocks:
         processors = (CausalSelfAttnProcessor(causal), CachedCrossAttnProcessor(causal))
+        block.__class__ = CausalWanBlock
         block.attn1.set_processor(processors[0])
         block.attn2.set_processor(processors[1])
         causal.layers.append(processors)
@@ -210,15 +237,9 @@ def block_masks_of(transformer: object) -> dict[str, BlockMask]:
     return processor.causal.block_masks.masks() if isinstance(processor, CausalSelfAttnProcessor) else {}
 
 
-def project_text(attn: WanAttention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of embedded text.
-
-    Args:
-        attn: a cross-attention layer.
-        text: [batch, text tokens, dim], behind the transformer's text embedder.
-
-    Returns:
-        Key and value, each [batch, text tokens, heads, head_dim].
-    """
+def _project_text(attn: WanAttention, text: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [batch, text tokens, heads, head_dim] of embedded text [batch, text tokens, dim]."""
+    if text is None:
+        raise ValueError("encoder_hidden_states is None: cross-attention needs the text or its cache.")
     key = split_heads(attn.norm_k(attn.to_k(text)), attn.heads)
     return key, split_heads(attn.to_v(text), attn.heads)

@@ -26,6 +26,8 @@ class CausalPass:
         causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
             each other (one block).
         key_bias: [1, 1, 1, keys], added to the attention scores; None for no bias.
+        keys_only: the pass is made for the keys and values it writes: the last layer ends behind its own, and what
+            the transformer returns means nothing.
     """
 
     kv_cache: KVCache
@@ -33,6 +35,7 @@ class CausalPass:
     frame_offset: int
     causal_tokens: int | None = None
     key_bias: torch.Tensor | None = None
+    keys_only: bool = False
 
 
 class SelfAttentionPass(NamedTuple):
@@ -47,6 +50,8 @@ class SelfAttentionPass(NamedTuple):
     block_mask: BlockMask | None = None
     # Of `ROTARY_STORE`; None where torch does its work.
     kernel: Any = None
+    # Write keys and values, and attend to nothing: the last layer of a pass for keys.
+    keys_only: bool = False
 
 
 class CrossAttentionPass(NamedTuple):
@@ -57,12 +62,14 @@ class CrossAttentionPass(NamedTuple):
         values: the same.
         few: see `CrossAttentionCache`; None without a kernel for it.
         kernel: of `FEW_KEY_ATTENTION`.
+        writes_text: keys and values are written from the text of the call, and nothing attends to them.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     few: FewKeys | None = None
     kernel: Any = None
+    writes_text: bool = False
 
 
 def make_key_bias(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from diffusers import WanTransformer3DModel
 
 from ...ops.few_key_attention import merge_padding
-from .attention import causal_attention_of, project_text
+from .attention import causal_attention_of
 from .attention_passes import CausalPass
-from .keys_only_layer import KeysOnlyLayer
 from .kv_cache import CrossAttentionCache, KVCache
 
 
@@ -70,17 +71,18 @@ def fill_cross_cache(
     """Compute the prompt's keys and values of every layer into `cache`, in place.
 
     Args:
-        transformer: gives text embedder and projections.
+        transformer: prepared by `install_causal_attention`; each of its layers is called once.
         cache: allocated for `prompt_embeds.shape[1]` tokens.
         prompt_embeds: [1, text tokens, text_dim], the text encoder's output, zero behind the prompt's end.
         prompt: kept in the cache, to know when it changes.
     """
     embeds = prompt_embeds.to(weight_device(transformer), weight_dtype(transformer))
     text = transformer.condition_embedder.text_embedder(embeds)
-    for layer, block in enumerate(transformer.blocks):
-        key, value = project_text(block.attn2, text)
-        cache.keys[layer].copy_(key)
-        cache.values[layer].copy_(value)
+    with causal_attention_of(transformer).bind_text(cache):
+        # Of such a call a layer reads the text alone.
+        nothing = text[:, :0]
+        for block in transformer.blocks:
+            block(nothing, text, nothing, (nothing, nothing))
     cache.prompt = prompt
     cache.few = merge_padding(_count_words(prompt_embeds), prompt_embeds.shape[1], device=embeds.device)
 
@@ -94,7 +96,6 @@ def _count_words(prompt_embeds: torch.Tensor) -> int:
     return int(places[-1]) + 1 if len(places) else 0
 
 
-@torch.no_grad()
 def predict_velocity(
     transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
 ) -> torch.Tensor:
@@ -108,7 +109,26 @@ def predict_velocity(
 
     Returns:
         Velocity, float32, the shape of `latents`.
+
+    Raises:
+        ValueError: the pass is one for keys, which gives no velocity.
     """
+    if causal_pass.keys_only:
+        raise ValueError("causal_pass.keys_only is True, which gives no velocity: call write_keys instead.")
+    return _forward(transformer, latents, timestep, causal_pass).float()
+
+
+def write_keys(
+    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
+) -> None:
+    """The pass of `predict_velocity`, for the keys it writes: without what only a velocity needs of the last layer."""
+    _forward(transformer, latents, timestep, replace(causal_pass, keys_only=True))
+
+
+@torch.no_grad()
+def _forward(
+    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
+) -> torch.Tensor:
     dtype = weight_dtype(transformer)
     sample = latents.to(weight_device(transformer), dtype)
     # Text of length 0: with the prompt's keys cached, the text embedder has nothing to do.
@@ -116,17 +136,5 @@ def predict_velocity(
     time = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=torch.float32)
     tokens = latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
     with causal_attention_of(transformer).bind(causal_pass, tokens):
-        velocity = transformer(sample, time, no_text, return_dict=False)[0]
-    return velocity.float()
-
-
-def write_keys(
-    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
-) -> None:
-    """The pass of `predict_velocity`, for the keys it writes: without what only a velocity needs of the last layer."""
-    last = transformer.blocks[-1]
-    transformer.blocks[-1] = KeysOnlyLayer(last)
-    try:
-        predict_velocity(transformer, latents, timestep, causal_pass)
-    finally:
-        transformer.blocks[-1] = last
+        velocity: torch.Tensor = transformer(sample, time, no_text, return_dict=False)[0]
+    return velocity

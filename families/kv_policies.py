@@ -1,0 +1,18 @@
+"""How a stream may remember its past, by the names users choose. Imports nothing: ComfyUI reads it at start."""
+
+from __future__ import annotations
+
+RECOMPUTE = "recompute"
+ROLLING = "rolling"
+# In the order in which they are offered.
+KV_POLICIES = (RECOMPUTE, ROLLING)
+
+
+def check_kv_policy(name: str) -> None:
+    """Raise unless `name` is one of `KV_POLICIES`.
+
+    Raises:
+        ValueError: with the choices.
+    """
+    if name not in KV_POLICIES:
+        raise ValueError(f"kv_policy is {name!r}: choose one of {', '.join(KV_POLICIES)}.")

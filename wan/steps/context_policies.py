@@ -1,0 +1,167 @@
+"""How a stream remembers its past: what happens to the KV cache in front of a block and behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from ...families.kv_policies import RECOMPUTE, ROLLING, check_kv_policy
+from ..transformer.attention_passes import CausalPass
+from ..transformer.causal_transformer import write_keys
+from ..transformer.kv_cache import CrossAttentionCache, KVCache
+from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
+
+
+def frame_cache_length(context_frames: int) -> int:
+    """Pixel frames that `context_frames` latent frames stand for: 1 + (context - 1) * 4."""
+    return 1 + (context_frames - 1) * 4
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a block finds of its stream.
+
+    Attributes:
+        position: latent frames of the stream before the block, those it was started with included.
+        block_frames: latent frames of the block.
+        context_frames: latent frames of the past that the block attends to, at most.
+        kv_cache: of the stream; the policy brings it to the start of the block.
+        cross_cache: the prompt's keys and values.
+        latents: the newest latent frames, [1, channels, frames, height, width]; None where there are none.
+        pictures: the newest pixel frames, oldest first, each [1, 3, height, width] in -1..1.
+        statistics: of the VAE's latents.
+    """
+
+    position: int
+    block_frames: int
+    context_frames: int
+    kv_cache: KVCache
+    cross_cache: CrossAttentionCache
+    latents: torch.Tensor | None
+    pictures: Sequence[torch.Tensor]
+    statistics: LatentStatistics
+
+
+class ContextPolicy(Protocol):
+    """What happens to the KV cache in front of each block and behind it."""
+
+    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
+        """Bring `past.kv_cache` to the start of a block: the past's keys in it, room for the block behind them.
+
+        Returns:
+            RoPE position of the block's first latent frame.
+
+        Raises:
+            ValueError: the stream brings too little of its past, or the block is too long for the cache.
+        """
+
+    def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
+        """Keep of the denoised block what the next one needs in the KV cache.
+
+        Args:
+            transformer: of the stream.
+            latents: of the block, [1, channels, frames, height, width].
+            causal_pass: the caches, and the place in time that `start_block` returned.
+        """
+
+
+class Recompute:
+    """Krea Realtime's: forget all keys, and compute those of the context latents again, at t = 0.
+
+    They attend under a block-causal mask. Once the window slides, the first context latent is its last picture encoded
+    anew, because a latent frame is only meaningful behind its past; one that the stream was started with stays as it
+    is while the pictures do not reach back to it. The context's blocks are taken to be as long as the block to be made.
+    """
+
+    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
+        """See `ContextPolicy`."""
+        cache = past.kv_cache
+        cache.reset()
+        frames = self._context_frames(past)
+        if not frames:
+            return 0
+        context = self._context_latents(vae, past, frames)
+        block_tokens = past.block_frames * cache.tokens_per_frame
+        causal_pass = CausalPass(
+            cache,
+            past.cross_cache,
+            frame_offset=0,
+            # None where the context is one block: a compiled layer then shares the graph of the stream's first block.
+            causal_tokens=block_tokens if frames > past.block_frames else None,
+        )
+        write_keys(transformer, context, 0.0, causal_pass)
+        cache.commit(frames * cache.tokens_per_frame)
+        return frames
+
+    def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
+        """Nothing: the next block computes its keys anew."""
+
+    def _context_frames(self, past: Past) -> int:
+        """Latent frames the block attends to: as many as there are, are wanted, and fit in front of the block."""
+        capacity = past.kv_cache.capacity // past.kv_cache.tokens_per_frame
+        room = capacity - past.block_frames
+        if room < min(past.position, 1):
+            raise ValueError(
+                f"num_frames_per_block is {past.block_frames}: this stream's KV cache holds {capacity} latent frames "
+                f"with the context; choose at most {capacity - min(past.position, 1)}, or start a new stream."
+            )
+        return min(past.position, past.context_frames, room)
+
+    def _context_latents(self, vae: AutoencoderKLWan, past: Past, frames: int) -> torch.Tensor:
+        held = 0 if past.latents is None else past.latents.shape[2]
+        if past.latents is None or held < frames:
+            raise ValueError(
+                f"current_denoised_latents holds {held} latent frames: a block at stream_position {past.position} with "
+                f"{past.context_frames} context frames needs the last {frames}; give them, or start at position 0."
+            )
+        context = past.latents[:, :, -frames:]
+        if past.position == frames:
+            return context
+        if not past.pictures:
+            raise ValueError(
+                f"frame_cache_context holds no pictures: a block at stream_position {past.position} with {frames} "
+                f"context frames needs the last {frame_cache_length(frames)} pictures; give them with the latents."
+            )
+        if len(past.pictures) < frame_cache_length(frames):
+            return context
+        oldest = past.pictures[-frame_cache_length(frames)].unsqueeze(2)
+        first = encode_pixel_frame(vae, oldest, past.statistics).to(context.device)
+        return torch.cat([first, context[:, :, 1:]], dim=2)
+
+
+class Rolling:
+    """Self-Forcing's: a window of keys, in which those of each block, at t = 0, take the place of the oldest."""
+
+    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
+        """See `ContextPolicy`."""
+        cache = past.kv_cache
+        if past.position and not cache.length:
+            raise ValueError(
+                f"kv_cache is empty: a block at stream_position {past.position} under {ROLLING!r} attends to the keys "
+                f"of the frames before it; give the stream's kv_cache, or choose {RECOMPUTE!r}."
+            )
+        cache.begin_block(past.block_frames * cache.tokens_per_frame)
+        return past.position
+
+    def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
+        """The clean pass: keys at t = 0 replace those of the last denoising step, and stay."""
+        write_keys(transformer, latents, 0.0, causal_pass)
+        cache = causal_pass.kv_cache
+        cache.commit(latents.shape[2] * cache.tokens_per_frame)
+
+
+_POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}
+
+
+def find_context_policy(name: str) -> ContextPolicy:
+    """The policy that users know by `name`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    check_kv_policy(name)
+    return _POLICIES[name]
