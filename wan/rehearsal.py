@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,12 @@ from ..families.model_family import AttentionChoice, LatentGeometry
 from ..memory.peak_meter import PeakMeter
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
+from .steps.context_policies import frame_cache_length
 from .steps.text_step import DEFAULT_TEXT_TOKENS
 from .transformer.attention import install_causal_attention
+from .transformer.causal_transformer import allocate_kv_cache
 from .transformer.joined_projections import fuse_self_attention
+from .vae.streaming_vae import vae_dtype
 
 META = torch.device("meta")
 # Activations are the same in each layer, so two are rehearsed and the caches of the others added.
@@ -147,22 +151,47 @@ class MetaRehearsal:
         self._prompt_embeds = torch.empty((1, DEFAULT_TEXT_TOKENS, text_dim), dtype=dtype, device=META)
 
     def run(self, inputs: Mapping[str, Any]) -> None:
-        """Make blocks until the window of context is full and has slid; from then on a stream repeats itself.
+        """Make two blocks of a stream whose window of context is full and slides, from which on it repeats itself.
 
         Args:
             inputs: of the pipeline call: sizes, policy, frames; two denoising steps are as good as many.
         """
-        blocks = 2 + -(-inputs["context_frames"] // inputs["num_frames_per_block"])
         state = PipelineState()
         state.values |= {"prompt_embeds": self._prompt_embeds, "encoded_prompt": "", "prompt": "", **inputs}
         steps = [block for name, block in self._pipe.blocks.sub_blocks.items() if name != "text_encoder"]
         with torch.no_grad(), _MetaStandIns(self._score_bytes):
-            for index in range(blocks):
-                state.set("block_idx", index)
+            state.values |= self._long_past(inputs)
+            for _ in range(2):
                 for step in steps:
                     step(self._pipe, state)
                 for consumed in ("videos", "latents"):
                     state.values.pop(consumed)
+
+    def _long_past(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """State entries of a stream under way."""
+        transformer, vae = self._pipe.transformer, self._pipe.vae
+        context, block = inputs["context_frames"], inputs["num_frames_per_block"]
+        height, width = inputs["height"], inputs["width"]
+        scale = vae.config.scale_factor_spatial
+        latents = (1, transformer.config.in_channels, max(context, block), height // scale, width // scale)
+        cache = allocate_kv_cache(
+            transformer,
+            frames=context + block,
+            latent_height=height // scale,
+            latent_width=width // scale,
+            sink_frames=inputs["sink_frames"],
+        )
+        cache.commit(context * cache.tokens_per_frame)
+        pictures = frame_cache_length(context)
+        return {
+            "stream_position": context + block,
+            "kv_cache": cache,
+            "current_denoised_latents": torch.empty(latents, device=META),
+            "frame_cache_context": deque(
+                [torch.empty((1, 3, height, width), dtype=vae_dtype(vae), device=META) for _ in range(pictures)],
+                maxlen=pictures,
+            ),
+        }
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype, kept: frozenset[str]) -> None:
