@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
-from streamblocks.wan.transformer.attention import causal_attention_of, install_causal_attention
+from streamblocks.wan.transformer.attention import block_masks_of, causal_attention_of, install_causal_attention
 from streamblocks.wan.vae.gpu_layout import speed_up_vae
 
 PROMPT = "random weights"
@@ -77,7 +78,7 @@ class RandomPipeline:
         """
         check_attention_backend(backend, self.device)
         self.recipe = replace(self.recipe, attention_backend=backend)
-        causal_attention_of(self.pipe.transformer).backend = AttentionBackendName(backend)
+        causal_attention_of(self.pipe.transformer).use_backend(AttentionBackendName(backend))
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """The prompt's embeddings, as if it had been encoded."""
@@ -96,6 +97,10 @@ class RandomPipeline:
     def is_resident(self) -> bool:
         """Always."""
         return True
+
+    def held_masks(self) -> Mapping[str, object]:
+        """Those of the transformer."""
+        return block_masks_of(self.pipe.transformer)
 
     def release(self) -> None:
         """Delete every component."""

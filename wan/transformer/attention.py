@@ -45,11 +45,15 @@ class CausalAttention:
 
     def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName, *, plain_norms: bool) -> None:
         self.rope = rope
-        self.backend = backend
         self.plain_norms = plain_norms
-        self.takes_block_masks = backend is AttentionBackendName.FLEX
+        self.use_backend(backend)
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
+
+    def use_backend(self, backend: AttentionBackendName) -> None:
+        """Compute all attention with `backend` from now on."""
+        self.backend = backend
+        self.takes_block_masks = backend is AttentionBackendName.FLEX
 
     @contextmanager
     def bind(self, causal_pass: CausalPass, tokens: int) -> Iterator[None]:
