@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .byte_text import format_bytes
 from .growth_advice import RESERVED_ADVICE, advise
 from .owners import Owner
+from .pipeline_facts import StateAdvice
 from .timeline import StageRecord, Timeline
 
 # Counted from 0. The window of context slides from the third block on; before that, caches still fill.
@@ -105,7 +106,7 @@ def judge_growth(timeline: Timeline) -> Verdict:
     owners = growing_owners(ends)
     reserved = _reserved_slope(ends)
     if _grows(ends, [end.reading.held for end in ends], total):
-        return Verdict("grows", _say_growth(total, owners), total, owners, reserved)
+        return Verdict("grows", _say_growth(total, owners, timeline.state_advice), total, owners, reserved)
     if reserved is not None and _grows(ends, [end.reading.reserved or 0 for end in ends], reserved):
         sentence = (
             f"Tensors stay flat ({total} per block), but what torch's allocator reserves grows by {reserved} per "
@@ -128,12 +129,12 @@ def growing_owners(ends: Sequence[StageRecord]) -> tuple[tuple[Owner, Slope], ..
     return tuple(sorted(found, key=lambda pair: -pair[1].bytes))
 
 
-def _say_growth(total: Slope, owners: tuple[tuple[Owner, Slope], ...]) -> str:
+def _say_growth(total: Slope, owners: tuple[tuple[Owner, Slope], ...], state_advice: tuple[StateAdvice, ...]) -> str:
     if not owners:
         return f"Memory grows by {total} per block, and no owner by itself grows: look at the table by stage."
     owner, slope = owners[0]
     others = f" (and {len(owners) - 1} more)" if len(owners) > 1 else ""
-    return f"Memory grows by {total} per block; {owner.label!r} grows by {slope}{others}: {advise(owner)}"
+    return f"Memory grows by {total} per block; {owner.label!r} grows by {slope}{others}: {advise(owner, state_advice)}"
 
 
 def _grows(ends: Sequence[StageRecord], values: Sequence[float], slope: Slope) -> bool:

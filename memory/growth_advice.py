@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .cleanup import STATE_RULES
 from .owners import MASKS, MODULE, OTHER_MODELS, PICTURES, STATE, WEIGHTS, Owner
+from .pipeline_facts import StateAdvice
 
 RESERVED_ADVICE = (
     "choose cleanup 'every block', or start ComfyUI with --disable-cuda-malloc and the environment variable "
@@ -27,19 +30,20 @@ _REST_ADVICE = (
     "neither the pipeline nor its state holds it; look for another node or pack that runs beside the stream, and for "
     "code that keeps what the pipeline returned."
 )
-# Keys of the built-in pipeline that may grow for a reason of their own.
-_FILLING = {
-    "frame_cache_context": "it holds 1 + (context_frames - 1) * 4 pictures and stops growing when it is full",
-    "current_denoised_latents": "it holds as many latent frames as context_frames says and stops growing then",
-}
 
 
-def advise(owner: Owner) -> str:
-    """What to do about `owner`, which grows: the end of a sentence."""
+def advise(owner: Owner, state_advice: Sequence[StateAdvice]) -> str:
+    """What to do about `owner`, which grows: the end of a sentence.
+
+    Args:
+        owner: the one that grows.
+        state_advice: the pipeline's own, for keys of its state.
+    """
     if owner.kind != STATE:
         return _BY_KIND.get(owner.kind, _REST_ADVICE)
-    if owner.name in _FILLING:
-        return f"{_FILLING[owner.name]}; choose fewer context_frames to hold less."
+    for known in state_advice:
+        if known.key == owner.name:
+            return known.advice
     if owner.name in {rule.key for rule in STATE_RULES}:
         return (
             "the pipeline's blocks add to this key in every call; if it starts at block 0 only, they have to be mended."

@@ -12,8 +12,9 @@ import torch
 from .compile_caches import count_compile_caches
 from .growth import judge_growth
 from .owners import PICTURES, Holders, Owner, OwnerLedger
+from .pipeline_facts import UNKNOWN_PIPELINE, PipelineFacts
 from .readings import MemoryReading, card_bytes, read_cuda_memory, read_live_tensors
-from .stage_hooks import StageHooks, stage_name
+from .stage_hooks import StageHooks
 from .timeline import BLOCK_END, StageRecord, Timeline
 
 CLEAN_UP = "clean-up"
@@ -66,6 +67,7 @@ class TimelineRecorder(NoRecording):
 
     Args:
         device: the stream's.
+        facts: of its pipeline: names of stages, advice on state that grows.
         exact: without counters, look at every live tensor for each reading: exact, and 0.1 to 0.4 seconds each.
         others: kind of owner to a function that gives, by name, what holds memory beside pipeline and state.
         on_record: called with each record.
@@ -78,12 +80,14 @@ class TimelineRecorder(NoRecording):
         self,
         device: torch.device,
         *,
+        facts: PipelineFacts = UNKNOWN_PIPELINE,
         exact: bool = False,
         others: Mapping[str, HeldValues] | None = None,
         on_record: OnRecord | None = None,
     ) -> None:
         self.own_seconds = 0.0
         self._device = device
+        self._facts = facts
         self._exact = exact
         self._others = dict(others or {})
         self._stream_others: dict[str, HeldValues] = {}
@@ -109,6 +113,7 @@ class TimelineRecorder(NoRecording):
             blocks=self._blocks,
             stride=self._stride,
             peak=self._peak,
+            state_advice=self._facts.state_advice,
         )
 
     def hold(self, kind: str, give: HeldValues) -> None:
@@ -164,14 +169,14 @@ class TimelineRecorder(NoRecording):
     def end_stage(self, leaf: str, state: Any) -> None:  # noqa: ANN401
         """A leaf block has run."""
         self._state = state.values
-        self._add(stage_name(leaf, None))
+        self._add(leaf)
 
     def begin_pass(self) -> None:
         """The transformer is about to run."""
 
     def end_pass(self) -> None:
         """The transformer has run."""
-        self._add(stage_name(self._leaf, self._pass))
+        self._add(self._facts.pass_name(self._leaf, self._pass))
         self._pass += 1
 
     def _add(

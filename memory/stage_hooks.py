@@ -86,19 +86,3 @@ def leaf_blocks(blocks: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
             yield from leaf_blocks(block)
         else:
             yield name, block
-
-
-def stage_name(leaf: str, pass_index: int | None) -> str:
-    """What a table calls a stage: "step 0" for the first denoising pass of the built-in pipeline, "context", "decode".
-
-    Args:
-        leaf: name of the leaf block.
-        pass_index: of the transformer pass inside it; None for the leaf block as a whole.
-    """
-    if pass_index is None:
-        return leaf
-    if leaf == "denoise_block":
-        return f"step {pass_index}"
-    if leaf == "refill_context":
-        return "context"
-    return f"{leaf}/pass {pass_index}"

@@ -1,13 +1,13 @@
-"""The timeline of a stream's memory: one record per stage, as plain data that goes to JSON and back."""
+"""The timeline of a stream's memory: one record per stage, as plain data that goes to JSON."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from .compile_caches import CompileCaches
 from .owners import Owner
+from .pipeline_facts import StateAdvice
 from .readings import MemoryReading
 
 # The record at the end of each block, with everything that stays until the next.
@@ -49,6 +49,7 @@ class Timeline:
         blocks: how many the stream made while it was recorded.
         stride: only blocks whose index is a multiple of it have records; it doubles whenever there are too many.
         peak: the most that was allocated, blocks without records included; None where nothing measures it.
+        state_advice: the pipeline's own, for keys of its state that may grow.
     """
 
     device: str
@@ -57,6 +58,7 @@ class Timeline:
     blocks: int = 0
     stride: int = 1
     peak: int | None = None
+    state_advice: tuple[StateAdvice, ...] = ()
 
     @property
     def block_ends(self) -> tuple[StageRecord, ...]:
@@ -70,34 +72,3 @@ class Timeline:
     def to_json(self, indent: int | None = None) -> str:
         """As JSON text."""
         return json.dumps({"version": FORMAT_VERSION} | asdict(self), indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str) -> Timeline:
-        """From what `to_json` wrote.
-
-        Raises:
-            ValueError: it is no timeline, or one of another version.
-        """
-        try:
-            values = json.loads(text)
-            version = values.pop("version")
-            records = tuple(_record(record) for record in values.pop("records"))
-            timeline = cls(records=records, **values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the text is no memory timeline ({type(error).__name__}: {error}): give the JSON that Stream Memory "
-                "Report writes."
-            ) from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"the timeline has version {version}: this one reads {FORMAT_VERSION}; record it anew.")
-        return timeline
-
-
-def _record(values: dict[str, Any]) -> StageRecord:
-    caches = values.pop("caches")
-    return StageRecord(
-        reading=MemoryReading(**values.pop("reading")),
-        owners=tuple(Owner(**owner) for owner in values.pop("owners")),
-        caches=None if caches is None else CompileCaches(**caches),
-        **values,
-    )

@@ -11,9 +11,11 @@ from comfy_api.latest import io
 from .. import host
 from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
+from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from ..memory.recorder import TimelineRecorder
-from ..stream.recipe import Recipe
+from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
 from ..stream.settings import KV_POLICIES, SIZE_STEP, StreamSettings
+from ..wan.memory_facts import MEMORY_FACTS
 from .loader import RecipeType
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
@@ -238,6 +240,7 @@ class StreamingBlockSampler(io.ComfyNode):
         if memory_timeline != TIMELINE_OFF:
             recorder = TimelineRecorder(
                 materialised.device,
+                facts=MEMORY_FACTS if pipeline.blocks == BUILT_IN_BLOCKS else UNKNOWN_PIPELINE,
                 exact=memory_timeline == TIMELINE_EXACT,
                 others={PICTURES: keeper.held, OTHER_MODELS: host.other_models},
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),
