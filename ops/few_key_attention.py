@@ -2,8 +2,8 @@
 
 A prompt padded with zeros to a fixed length (such as 512 tokens) gives all of its padding the same key and the same
 value. n equal keys weigh as much as one whose score is log(n) higher, so the words and one key of padding give the same
-sums. With so few keys attention is bound by memory: one Triton kernel reads the queries once, writes the result once and
-reads the number of keys on the device, so a new prompt compiles nothing.
+sums. With so few keys attention is bound by memory: one Triton kernel reads the queries once and writes the result
+once. It reads the number of keys on the device, so a new prompt compiles nothing.
 """
 
 from __future__ import annotations
