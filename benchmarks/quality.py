@@ -4,7 +4,7 @@
     python benchmarks/quality.py --only prompts,formats --captions 24 --json quality.json --sheets output/quality
 
 The streams are made by the session that the nodes use. What their frames show is measured from the pixels, by comparing
-with drawings (`tools/train_mini/drawn_truth.py`). A clip counts as right in colour, shape and direction as most of its
+with drawings (`drawn_truth.py`). A clip counts as right in colour, shape and direction as most of its
 pictures are; clips are five blocks long. Seeds are none that training has seen.
 """
 
@@ -24,12 +24,12 @@ from typing import Any
 
 import streamblocks_path
 import torch
+from drawn_truth import Hits
 from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
 
 from streamblocks.stream.settings import KV_POLICIES, StreamSettings
-from streamblocks.tools.train_mini.drawn_truth import Hits
 from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
 
 PARTS = ("prompts", "long", "changes", "formats")

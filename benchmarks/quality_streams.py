@@ -10,6 +10,7 @@ from multiprocessing import get_context
 
 import streamblocks_path  # noqa: F401
 import torch
+from drawn_truth import Hits, compare, see
 from fp8_activations import rounded_fp8_activations
 from weight_formats import PLAIN, SPECS
 
@@ -19,7 +20,6 @@ from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.clips import SIZE
-from streamblocks.tools.train_mini.drawn_truth import Hits, compare, see
 from streamblocks.tools.train_mini.scenes import Scene, plain_caption
 
 FLOAT32 = "float32"

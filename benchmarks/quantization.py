@@ -18,13 +18,14 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
+from quantize_afterwards import make_fp8_linear
 from torch import nn
 from torch.nn import functional as F
 
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.calibration import calibrating
-from streamblocks.ops.fp8_linear import FP8Linear, supports_fp8_matmul
+from streamblocks.ops.fp8_linear import supports_fp8_matmul
 from streamblocks.ops.int8 import require_torchao
 from streamblocks.ops.quantization import ACTIVATIONS, WEIGHT_GRANULARITIES, QuantizationSpec
 
@@ -109,7 +110,7 @@ def _our_fp8(spec: QuantizationSpec) -> Build:
     def build(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
         if spec.activations != "none" and not supports_fp8_matmul(weight.device):
             raise UnavailableError(f"{weight.device.type} has no FP8 units: the weight is dequantized, as with 'none'")
-        layer = FP8Linear.from_float(weight, bias, spec)
+        layer = make_fp8_linear(weight, bias, spec)
         if spec.activations == "static":
             sample = torch.randn(1024, weight.shape[1], device=weight.device, dtype=weight.dtype)
             with calibrating(layer), torch.no_grad():

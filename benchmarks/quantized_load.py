@@ -24,11 +24,11 @@ from typing import Any
 import streamblocks_path  # noqa: F401
 import torch
 from diffusers import WanTransformer3DModel
+from quantize_afterwards import quantize_model
 
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
-from streamblocks.ops.weight_filling import quantize_model
 from streamblocks.wan.checkpoints.components import load_transformer, plan_transformer
 
 SLACK_BYTES = 64 * 2**20

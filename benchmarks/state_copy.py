@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepcopied_tensors import count_deepcopied_tensors
 from diffusers.modular_pipelines import PipelineState
 
-from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, held_tensor_bytes, live_tensor_bytes
+from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.pipelines import StreamPipeline

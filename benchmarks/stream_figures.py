@@ -15,13 +15,13 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
+from deepcopied_tensors import count_deepcopied_tensors
 from diffusers.modular_pipelines import PipelineState
 from random_pipeline import PROMPT, RandomPipeline
 from stage_timer import StageTimer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from streamblocks.memory.tensor_bytes import count_deepcopied_tensors
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings

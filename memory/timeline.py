@@ -10,21 +10,21 @@ from .owners import Owner
 from .pipeline_facts import StateAdvice
 from .readings import MemoryReading
 
-# The record at the end of each block, with everything that stays until the next.
+# The record at the end of each block, of everything that is kept until the next.
 BLOCK_END = "block end"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Memory when a stage had ended.
+    """Memory at the end of a stage.
 
     Attributes:
         stage: such as "load transformer", "text encode", "context", "step 0", "decode", "block end", "clean-up".
         block: of the stream, from 0; None before the first.
         seconds: since the stream began, by the host's clock.
         reading: of the device; its peak is that of the stage.
-        owners: who holds what; at the end of a block only.
+        owners: of the memory; at the end of a block only.
         caches: of torch.compile; at the end of a block only.
         event: what happened that may explain a step in the curve, such as "prompt changed"; mostly empty.
     """
@@ -45,10 +45,10 @@ class Timeline:
     Attributes:
         device: such as "cuda:0".
         card_bytes: memory of the card; None where it is not known.
-        records: of long streams not of every block, see `stride`.
+        records: in a long stream not of every block, see `stride`.
         blocks: how many the stream made while it was recorded.
         stride: only blocks whose index is a multiple of it have records; it doubles whenever there are too many.
-        peak: the most that was allocated, blocks without records included; None where nothing measures it.
+        peak: the most that was allocated, blocks without records included; None where it is not measured.
         state_advice: the pipeline's own, for keys of its state that may grow.
     """
 

@@ -13,6 +13,7 @@ from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from ..memory.recorder import TimelineRecorder
+from ..stream.keep_frames import KeepFrames
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
 from ..stream.settings import KV_POLICIES, SIZE_STEP, StreamSettings
 from ..wan.memory_facts import MEMORY_FACTS
@@ -22,7 +23,6 @@ from .memory_nodes import TimelineType
 
 logger = logging.getLogger(__name__)
 
-KEEP_FRAMES = ("all", "last block", "none")
 TIMELINE_ON, TIMELINE_EXACT, TIMELINE_OFF = TIMELINE_MODES = ("on", "exact", "off")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -153,8 +153,8 @@ class StreamingBlockSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "keep_frames",
-                    options=list(KEEP_FRAMES),
-                    default="last block",
+                    options=[choice.value for choice in KeepFrames],
+                    default=KeepFrames.LAST_BLOCK.value,
                     tooltip=(
                         "Which pictures the IMAGE output holds. 'all' needs RAM for the whole video; the mp4 "
                         "always has all of them."
@@ -228,7 +228,7 @@ class StreamingBlockSampler(io.ComfyNode):
         from ..stream.frames import to_image_batch
         from ..stream.materialise import materialise
         from ..stream.run_stream import run_stream
-        from ..stream.sinks import FrameKeeper, KeepFrames, Mp4Sink
+        from ..stream.sinks import FrameKeeper, Mp4Sink
 
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(blocks * steps, node_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +12,7 @@ import av
 import torch
 
 from .growing_mp4 import GrowingMp4
+from .keep_frames import KeepFrames
 from .remux import remux_mp4
 
 # Constant-quality H.264 that players everywhere take; 17 is close to visually lossless.
@@ -114,14 +114,6 @@ class _Encoder:
     def close(self) -> None:
         self.stream.encode(None)
         self._container.close()
-
-
-class KeepFrames(str, Enum):
-    """Which pictures stay in memory for the IMAGE output."""
-
-    ALL = "all"
-    LAST_BLOCK = "last block"
-    NONE = "none"
 
 
 class FrameKeeper:

@@ -120,12 +120,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_scheduler_config(folder: Path) -> dict[str, Any]:
-    """`scheduler/scheduler_config.json` of the pipeline `folder`, as it is."""
-    check_pipeline_folder(folder, ["scheduler"])
-    return read_json(folder / "scheduler" / "scheduler_config.json")
-
-
 def component_bytes(
     source: Path, component: str, dtype: torch.dtype, quantization: QuantizationSpec | None = None
 ) -> int:

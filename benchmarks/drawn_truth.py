@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .clips import SIZE, SPEED, cover_pixels
-from .scenes import COLORS, DIRECTIONS, SHAPES, Scene
+from streamblocks.tools.train_mini.clips import SIZE, SPEED, cover_pixels
+from streamblocks.tools.train_mini.scenes import COLORS, DIRECTIONS, SHAPES, Scene
 
 # Backgrounds are grey, shapes are not: a pixel with a smaller spread of its channels (0..1) belongs to no shape.
 _LEAST_SPREAD = 0.15
