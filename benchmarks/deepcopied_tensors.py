@@ -1,4 +1,4 @@
-"""What `copy.deepcopy` copies of tensors, counted: no production code copies any, and benchmarks and tests show it."""
+"""Counts the tensors that `copy.deepcopy` copies, for benchmarks and tests."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     python benchmarks/quantization.py [--device cuda] [--tokens 4680] [--small] [--json]
 
 Weights and activations are Gaussian in BF16. The error is against the product in float32 of the same BF16 numbers.
-The peak is what one forward allocates beyond weights and input. What the device has not got is skipped with a reason.
+The peak is what one forward allocates beyond weights and input. What the device does not support is skipped with the
+reason.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Build = Callable[[torch.Tensor, torch.Tensor], nn.Module]
 
 
 class UnavailableError(Exception):
-    """The device or this environment has not got it; the message is the reason."""
+    """Not available on this device or in this environment; the message is the reason."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,7 +176,7 @@ def _measure(layer: nn.Module, x: torch.Tensor, reference: torch.Tensor) -> dict
 def _bytes(layer: nn.Module) -> int:
     if not isinstance(layer, _KitchenLinear):
         return module_bytes(layer)
-    # comfy-kitchen's tensor is no parameter.
+    # comfy-kitchen's tensor is not a parameter.
     weight = layer.kitchen_weight
     return module_bytes(layer) + int(weight._qdata.nbytes + weight._params.scale.nbytes)
 
@@ -212,7 +213,7 @@ def _peak(layer: nn.Module, x: torch.Tensor) -> int:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The result for people: a table for each shape, then what was skipped and why."""
+    """The result as text: a table for each shape, then what was skipped and why."""
     lines = [f"{result['device']}, torch {result['torch']}, {result['tokens']} tokens"]
     for shape in result["shapes"]:
         lines += ["", f"{shape['in']} -> {shape['out']}"]

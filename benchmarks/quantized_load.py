@@ -112,7 +112,7 @@ def measure(load: Callable[[], torch.nn.Module], device: torch.device) -> Measur
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as text."""
     mega = 1e6
     lines = [
         f"{result['device']}: BF16 model {result['bf16_model_bytes'] / mega:.1f} MB, largest layer "

@@ -59,7 +59,7 @@ CallBlock = Callable[[int], torch.Tensor]
 def plain_loop(
     pipeline: StreamPipeline, settings: StreamSettings, on_state: Callable[[PipelineState], None] | None = None
 ) -> Iterator[CallBlock]:
-    """The loop users write: diffusers' own state, given back to each call; `on_state` gets each state returned."""
+    """The loop users write: diffusers' own state, passed back into each call; `on_state` gets each state returned."""
     state = PipelineState()
     generator = pipeline.make_generator(settings.seed)
 
@@ -92,7 +92,7 @@ def session_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator
 
 @contextmanager
 def watch_peak(pipeline: StreamPipeline, figures: LoopFigures) -> Iterator[None]:
-    """Look at the live tensor bytes before each transformer pass: behind the deepcopy, amid the call."""
+    """Count live tensor bytes before each transformer pass: after the deepcopy, inside the call."""
 
     def look(*_: Any) -> None:  # noqa: ANN401
         figures.peak = max(figures.peak, live_tensor_bytes())
@@ -105,7 +105,7 @@ def watch_peak(pipeline: StreamPipeline, figures: LoopFigures) -> Iterator[None]
 
 
 def measure(loop: Callable[..., Any], pipeline: StreamPipeline, settings: StreamSettings) -> LoopFigures:
-    """Run the loop twice: once counting bytes, once with nothing in the way for the time."""
+    """Run the loop twice: once counting bytes, once undisturbed for the time."""
     figures = LoopFigures()
     with loop(pipeline, settings) as call, watch_peak(pipeline, figures):
         for index in range(settings.blocks):
@@ -139,7 +139,7 @@ def measure_growth(loop: Callable[..., Any], pipeline: StreamPipeline, settings:
 
 
 def state_by_key(pipeline: StreamPipeline, settings: StreamSettings) -> dict[str, int]:
-    """Bytes of each key of the plain loop's state behind the last block."""
+    """Bytes of each key of the plain loop's state after the last block."""
     states: list[PipelineState] = []
     with plain_loop(pipeline, settings, lambda state: states.__setitem__(slice(None), [state])) as call:
         for index in range(settings.blocks):

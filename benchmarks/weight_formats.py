@@ -1,4 +1,4 @@
-"""The formats that the benchmark compares, and how a layer gets into each."""
+"""The formats that the benchmark compares, and how a layer is converted to each."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             category="StreamBlocks",
             description=(
                 "Chooses a block-autoregressive video model. Nothing is loaded here: the sampler loads it when "
-                "it runs, and keeps it until a different one is asked for."
+                "it runs, and keeps it until another model is chosen."
             ),
             inputs=[
                 io.Combo.Input(
@@ -86,7 +86,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=list(DTYPES),
                     default="auto",
                     tooltip=(
-                        "What it computes in. Auto: bfloat16 where a card has it, else float16; on a CPU float32."
+                        "Dtype to compute in. Auto: bfloat16 where the card has it, else float16; float32 on a CPU."
                     ),
                 ),
                 io.Combo.Input(

@@ -104,8 +104,9 @@ class StreamingBlockSampler(io.ComfyNode):
                     options=list(KV_POLICIES),
                     default="recompute",
                     tooltip=(
-                        "How the past is remembered. recompute (Krea) computes the context anew for each block and "
-                        "forgets old errors; rolling (Self-Forcing) keeps a window of keys and is a little faster."
+                        "How the past is kept. recompute (Krea) computes the context again for each block and drops "
+                        "old errors; rolling (Self-Forcing) keeps a window of keys. Use the one that your model was "
+                        "trained with."
                     ),
                 ),
                 io.Int.Input(
@@ -147,8 +148,8 @@ class StreamingBlockSampler(io.ComfyNode):
                     options=[policy.value for policy in CleanupPolicy],
                     default=CleanupPolicy.WHEN_IT_PAYS.value,
                     tooltip=(
-                        "When cached memory goes back to the card. 'when it pays' waits until much lies unused; "
-                        "'every block' costs speed."
+                        "When torch's cached memory is returned to the card. 'when it pays' waits until much of it is "
+                        "unused; 'every block' costs speed."
                     ),
                 ),
                 io.Combo.Input(
@@ -174,8 +175,8 @@ class StreamingBlockSampler(io.ComfyNode):
                     default=False,
                     advanced=True,
                     tooltip=(
-                        "Clear torch.compile's caches when the stream is over. The next one compiles anew, which takes "
-                        "longer than the memory is worth unless sizes change often."
+                        "Clear torch.compile's caches when the stream is over. The next stream compiles again; the "
+                        "memory is rarely worth that time unless sizes change often."
                     ),
                 ),
             ],
