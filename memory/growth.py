@@ -17,7 +17,7 @@ FIRST_STEADY_BLOCK = 2
 # A slope and its error need three points; a meaningful error needs one more.
 FEWEST_POINTS = 4
 # A slope counts as growth when it is more than this many standard errors above 0, over all blocks and over their later
-# half: a single step (a longer prompt, another model loaded) also gives a slope over all blocks, but not over both.
+# half: a single step (a longer prompt, another model loaded) also gives a slope, but rarely over both.
 _ERRORS_FROM_ZERO = 3.0
 # A slope below this adds less than 1 GiB in a million blocks.
 NEGLIGIBLE_BYTES = 1024.0

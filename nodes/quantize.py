@@ -142,7 +142,7 @@ class SaveQuantizedModel(io.ComfyNode):
             raise ValueError("pipeline is not quantized: put a Quantize Pipeline node in front of this one.")
         if (pipeline.quantization.format, pipeline.quantization.weight_granularity) == ("fp8", "per row"):
             raise ValueError(
-                "weight_granularity is 'per row', which ComfyUI's FP8 format has no place for: choose 'per tensor' in "
+                "weight_granularity is 'per row', which ComfyUI's FP8 format cannot store: choose 'per tensor' in "
                 "Quantize Pipeline to save it."
             )
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.

@@ -158,7 +158,7 @@ def _widget_names(node: Mapping[str, Any], info: Mapping[str, Any]) -> list[str 
 
 
 def _control_widgets(name: str, kind: str, options: Mapping[str, Any]) -> list[None]:
-    """The widgets that the page puts behind an input: the seed's control, and a filter behind a combo."""
+    """The widgets that the page adds after an input: the seed's control, and a filter after a combo."""
     controlled = options.get("control_after_generate")
     if kind == "INT" and controlled is None:
         controlled = name in SEED_NAMES

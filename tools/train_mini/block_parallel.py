@@ -97,7 +97,7 @@ class BlockParallel:
 
 
 class _UnitRotaryEmbedding(nn.Module):
-    """RoPE tables of all units of a clip behind one another, [1, units * tokens, 1, head_dim / 2, 2]."""
+    """RoPE tables of all units of a clip, concatenated, [1, units * tokens, 1, head_dim / 2, 2]."""
 
     def __init__(self, head_dim: int, patch_size: tuple[int, int, int], units: Sequence[Unit]) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ def use_own_guesses(batch: Batch, velocity: torch.Tensor, units: Sequence[Unit],
         generator: of the choice and the noise.
 
     Returns:
-        A batch whose noisy rows, in 70 % of cases, are the guess noised to the step behind theirs, and whose context
+        A batch whose noisy rows, in 70 % of cases, are the guess noised to the step after theirs, and whose context
         rows, in half the cases where there is a usable guess of their block, are that guess. Targets lead to the truth.
     """
     noised, sigma = batch.samples[batch.noisy], batch.timesteps[batch.noisy] / 1000.0
