@@ -41,10 +41,10 @@ class PolicyFigures:
     Attributes:
         policy: its name.
         block_ms: median of the steady blocks.
-        peak: most bytes of tensors at once: by the allocator on CUDA; elsewhere by a run of its own under `PeakMeter`,
-            without what was there before the stream.
+        peak: most bytes of tensors at once: by the allocator on CUDA; elsewhere by a separate run under `PeakMeter`,
+            without the tensors from before the stream.
         peak_reserved: most bytes the allocator held; None off CUDA.
-        reserved_after: bytes it held behind the last block; None off CUDA.
+        reserved_after: bytes it held after the last block; None off CUDA.
     """
 
     policy: str
@@ -56,14 +56,14 @@ class PolicyFigures:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What recording costs; the pairs of streams with and without it take turns.
+    """What recording costs; streams with and without it alternate.
 
     Attributes:
         mode: "on", or "exact" (all live tensors counted at every stage; where the device has no counters).
         off_ms: median steady block without recording.
         on_ms: with it.
-        own_ms: the host's time inside the recorder, per block. On CUDA most of it passes while the host would wait for
-            the card anyway.
+        own_ms: host time inside the recorder, per block. On CUDA most of it passes while the host would wait for the
+            card anyway.
     """
 
     mode: str
@@ -83,7 +83,7 @@ def run_blocks(
     recorder: NoRecording | None = None,
     at_end: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Seconds of each steady block of one stream; `at_end` is called behind the last, before the session closes."""
+    """Seconds of each steady block of one stream; `at_end` is called after the last, before the session closes."""
     seconds = []
     with Session(pipeline, settings, recorder=recorder) as session:
         for index in range(settings.blocks):
@@ -117,7 +117,7 @@ def measure_policy(pipeline: RandomPipeline, settings: StreamSettings, policy: C
 
 
 def measure_overhead(pipeline: RandomPipeline, settings: StreamSettings, *, exact: bool, rounds: int = 2) -> Overhead:
-    """Streams without and with recording in turn."""
+    """Streams without and with recording, alternating."""
     off: list[float] = []
     on: list[float] = []
     own = 0.0
@@ -131,7 +131,7 @@ def measure_overhead(pipeline: RandomPipeline, settings: StreamSettings, *, exac
 
 
 def print_tables(policies: list[PolicyFigures], overheads: list[Overhead]) -> None:
-    """Both, for people."""
+    """Both, as text."""
     print(f"{'policy':<16}{'ms per block':>14}{'peak':>14}{'peak reserved':>16}{'reserved after':>16}")
     for one in policies:
         sizes = [one.peak, one.peak_reserved, one.reserved_after]

@@ -25,7 +25,7 @@ def compiled(pipeline: RandomPipeline, *, backend: str) -> Iterator[None]:
     finally:
         for block in blocks:
             block._compiled_call_impl = None
-            # An instance's own activation hides the class's.
+            # Uncover the class's activation, which the compiled block replaced on the instance.
             vars(block.ffn.net[0]).pop("gelu", None)
             if isinstance(block.ffn.net[-1], FP8Linear):
                 block.ffn.net[-1].gelu_kernel = None

@@ -16,7 +16,7 @@ from streamblocks.stream.settings import StreamSettings
 
 @dataclass(frozen=True)
 class StageFloor:
-    """Milliseconds no version goes below.
+    """Lower bounds in milliseconds.
 
     Attributes:
         ideal: all operations at the rate of a large matrix product, or all bytes at the copy rate.

@@ -1,10 +1,10 @@
-"""Stream Wan at full size with random weights: speed by stage, memory by block, beside what the device can do.
+"""Stream Wan at full size with random weights: speed by stage, memory by block, and the device's own rates.
 
     python benchmarks/full_size.py --sizes 14B --formats bf16,fp8 --resolutions 832x480 --policies recompute \\
         --backends native,_native_cudnn --compile both --plain --json figures.json --time-budget 540
 
 Needs no checkpoint, no network and no installation of this package. Each configuration's figures are printed and
-written as soon as they are there; one that fails leaves its reason. `--sizes tiny` runs on a CPU in seconds.
+written as soon as they are measured; for one that fails, the reason. `--sizes tiny` runs on a CPU in seconds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Benchmark:
         return self._measured[size.name]
 
     def _cases(self, size: str, weight_format: str) -> Iterator[dict[str, str]]:
-        """Resolution outermost, so that a killed run has whole comparisons."""
+        """Resolution outermost, so that a killed run has complete comparisons."""
         options = self.options
         compile_choices = {"off": ["off"], "on": ["on"], "both": ["off", "on"]}[options.compile]
         for resolution, policy, backend, choice in itertools.product(
@@ -201,7 +201,7 @@ class Benchmark:
         return time.monotonic() > self.deadline
 
     def _write(self) -> None:
-        """The report so far, whole or not at all: the program may be killed at any moment."""
+        """Write the report so far atomically: the program may be killed at any moment."""
         if self.options.json is None:
             return
         target: Path = self.options.json

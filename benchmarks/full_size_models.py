@@ -109,8 +109,8 @@ def build_transformer(
         device: where every parameter is made.
         dtype: of all but the parts that diffusers keeps in float32.
         seed: of the weights.
-        replace_linear: called with the name and the filled layer of every linear layer, one at a time, and gives
-            the layer that takes its place; so a quantized model is never held in `dtype` as a whole.
+        replace_linear: called with the name and the filled layer of every linear layer, one at a time, and returns
+            the layer that replaces it, so a quantized model is never held in `dtype` as a whole.
     """
     transformer = build_transformer_skeleton(size)
     keep = keep_fp32_parts(WanTransformer3DModel, dtype)

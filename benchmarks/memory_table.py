@@ -2,7 +2,7 @@
 
     python benchmarks/memory_table.py [--sizes 14B,1.3B] [--resolutions 832x480] [--contexts 3,6] [--formats bf16,fp8]
 
-Weights and the sum come from `stream/estimate.py`, asked about a checkpoint of headers (sparse files: they take no
+Weights and the sum come from `stream/estimate.py`, given a checkpoint of headers (sparse files: they take no
 disk). The caches are computed here by formula, and the program stops if a cache it allocates on shapes alone has
 another size.
 """
@@ -115,9 +115,9 @@ class HeaderCheckpoint:
 
 
 def write_headers(folder: Path, stem: str, model: nn.Module) -> None:
-    """Safetensors files of `model`'s parameters, each once, in bfloat16, as long as they would be and empty.
+    """Safetensors files of `model`'s parameters, each once, in bfloat16, at full length but sparse.
 
-    Split, for a small machine does not map 28 GB at once, not even to read a header.
+    Split, because a small machine cannot map 28 GB at once, not even to read a header.
     """
     shards: list[list[tuple[str, nn.Parameter]]] = [[]]
     filled = 0
@@ -137,7 +137,7 @@ def write_headers(folder: Path, stem: str, model: nn.Module) -> None:
 
 
 def write_header(file: Path, parameters: list[tuple[str, nn.Parameter]]) -> None:
-    """One safetensors file, sparse behind its header."""
+    """One safetensors file, sparse after its header."""
     header, offset = {}, 0
     for name, parameter in parameters:
         end = offset + 2 * parameter.numel()

@@ -4,8 +4,8 @@
     python benchmarks/quality.py --only prompts,formats --captions 24 --json quality.json --sheets output/quality
 
 The streams are made by the session that the nodes use. What their frames show is measured from the pixels, by comparing
-with drawings (`tools/train_mini/drawn_truth.py`). A clip counts as right in colour, shape and direction as most of its
-pictures are; clips are five blocks long. Seeds are none that training has seen.
+with drawings (`drawn_truth.py`). A clip's colour, shape and direction are those of most of its
+pictures; clips are five blocks long. No seed was used in training.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 import streamblocks_path
 import torch
+from drawn_truth import Hits
 from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
 
 from streamblocks.families.kv_policies import KV_POLICIES
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.tools.train_mini.drawn_truth import Hits
 from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
 
 PARTS = ("prompts", "long", "changes", "formats")
@@ -38,7 +38,7 @@ MINI = streamblocks_path.ROOT / "models" / "mini"
 _FIRST_SEED = 1_000_000
 _BLOCKS_BEFORE_CHANGE, _BLOCKS_BEHIND_CHANGE = 3, 4
 _ON_SHEET = 12
-# Without FP8 units there is nothing to add up slowly.
+# Slow accumulation exists on FP8 units only.
 _SHOWN_FORMATS = tuple(name for name in FORMATS if name != "fp8-slow")
 ASPECTS = ("color", "shape", "direction")
 
@@ -130,7 +130,7 @@ class Quality:
     def measure_formats(self) -> None:
         """(e) The formats against bfloat16: the same seeds, so the same streams but for rounding.
 
-        float32 beside them shows what bfloat16 itself rounds away: how far apart two streams may be for nothing.
+        float32 is included because it shows the effect of bfloat16's own rounding: a difference without quantization.
         """
         scenes = spread(all_scenes(), self.options.format_captions)
         psnr, median, accuracy, aspects = {}, {}, {}, {}
@@ -242,9 +242,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, allowed in (("only", PARTS), ("policies", KV_POLICIES), ("formats", FORMATS)):
         wrong = [value for value in getattr(options, name) if value not in allowed]
         if wrong:
-            parser.error(f"--{name} has {wrong[0]!r}: choose of {', '.join(allowed)}.")
+            parser.error(f"--{name} has {wrong[0]!r}: choose from {', '.join(allowed)}.")
     if not options.model.is_dir():
-        parser.error(f"--model is {str(options.model)!r}, which is no folder: give a pipeline in diffusers' layout.")
+        parser.error(f"--model is {str(options.model)!r}, which is not a folder: give a pipeline in diffusers' layout.")
     return options
 
 

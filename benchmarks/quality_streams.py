@@ -1,4 +1,4 @@
-"""Streams of the mini model, made by the real session, and what is to be seen in them."""
+"""Streams of the mini model, made by the real session, and what they show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from multiprocessing import get_context
 
 import streamblocks_path  # noqa: F401
 import torch
+from drawn_truth import Hits, compare, see
 from fp8_activations import rounded_fp8_activations
 from weight_formats import PLAIN, SPECS
 
@@ -20,11 +21,10 @@ from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.clips import SIZE
-from streamblocks.tools.train_mini.drawn_truth import Hits, compare, see
 from streamblocks.tools.train_mini.scenes import Scene, plain_caption
 
 FLOAT32 = "float32"
-# Blocks that are looked at as one clip.
+# Blocks that are judged as one clip.
 WINDOW = 5
 
 
@@ -34,11 +34,11 @@ class StreamJob:
 
     Attributes:
         scenes: what each block is asked to show.
-        seed: of its noise; training never saw one.
+        seed: of its noise; none was used in training.
         model: folder of the pipeline.
         weights: `FLOAT32`, or a name of `weight_formats`, which computes in bfloat16.
         policy: of the KV cache.
-        keep_frames: also give the frames.
+        keep_frames: also return the frames.
     """
 
     scenes: tuple[Scene, ...]
@@ -87,7 +87,7 @@ def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutc
         yield from map(make_stream, jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        # Streams of one pipeline behind one another, so that a process seldom loads another.
+        # Streams of one pipeline are consecutive, so that a process rarely loads another.
         yield from pool.map(make_stream, jobs)
 
 

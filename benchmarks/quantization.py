@@ -3,7 +3,8 @@
     python benchmarks/quantization.py [--device cuda] [--tokens 4680] [--small] [--json]
 
 Weights and activations are Gaussian in BF16. The error is against the product in float32 of the same BF16 numbers.
-The peak is what one forward allocates beyond weights and input. What the device has not got is skipped with a reason.
+The peak is what one forward allocates beyond weights and input. What the device does not support is skipped with the
+reason.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
+from quantize_afterwards import make_fp8_linear
 from torch import nn
 from torch.nn import functional as F
 
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.calibration import calibrating
-from streamblocks.ops.fp8_linear import FP8Linear, supports_fp8_matmul
+from streamblocks.ops.fp8_linear import supports_fp8_matmul
 from streamblocks.ops.int8 import require_torchao
 from streamblocks.ops.quantization import ACTIVATIONS, WEIGHT_GRANULARITIES, QuantizationSpec
 
@@ -38,7 +40,7 @@ Build = Callable[[torch.Tensor, torch.Tensor], nn.Module]
 
 
 class UnavailableError(Exception):
-    """The device or this environment has not got it; the message is the reason."""
+    """Not available on this device or in this environment; the message is the reason."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +111,7 @@ def _our_fp8(spec: QuantizationSpec) -> Build:
     def build(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
         if spec.activations != "none" and not supports_fp8_matmul(weight.device):
             raise UnavailableError(f"{weight.device.type} has no FP8 units: the weight is dequantized, as with 'none'")
-        layer = FP8Linear.from_float(weight, bias, spec)
+        layer = make_fp8_linear(weight, bias, spec)
         if spec.activations == "static":
             sample = torch.randn(1024, weight.shape[1], device=weight.device, dtype=weight.dtype)
             with calibrating(layer), torch.no_grad():
@@ -174,7 +176,7 @@ def _measure(layer: nn.Module, x: torch.Tensor, reference: torch.Tensor) -> dict
 def _bytes(layer: nn.Module) -> int:
     if not isinstance(layer, _KitchenLinear):
         return module_bytes(layer)
-    # comfy-kitchen's tensor is no parameter.
+    # comfy-kitchen's tensor is not a parameter.
     weight = layer.kitchen_weight
     return module_bytes(layer) + int(weight._qdata.nbytes + weight._params.scale.nbytes)
 
@@ -211,7 +213,7 @@ def _peak(layer: nn.Module, x: torch.Tensor) -> int:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The result for people: a table for each shape, then what was skipped and why."""
+    """The result as text: a table for each shape, then what was skipped and why."""
     lines = [f"{result['device']}, torch {result['torch']}, {result['tokens']} tokens"]
     for shape in result["shapes"]:
         lines += ["", f"{shape['in']} -> {shape['out']}"]

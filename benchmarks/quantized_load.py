@@ -24,11 +24,11 @@ from typing import Any
 import streamblocks_path  # noqa: F401
 import torch
 from diffusers import WanTransformer3DModel
+from quantize_afterwards import quantize_model
 
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
-from streamblocks.ops.weight_filling import quantize_model
 from streamblocks.wan.checkpoints.components import transformer_component
 
 SLACK_BYTES = 64 * 2**20
@@ -112,7 +112,7 @@ def measure(load: Callable[[], torch.nn.Module], device: torch.device) -> Measur
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as text."""
     mega = 1e6
     lines = [
         f"{result['device']}: BF16 model {result['bf16_model_bytes'] / mega:.1f} MB, largest layer "

@@ -89,10 +89,10 @@ class RandomPipeline:
         return torch.Generator(self.device if self.options.device_noise else "cpu").manual_seed(seed)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Nothing: `start` has done it."""
+        """Do nothing: `start` has put the embeddings into the state."""
 
     def bring_components(self, settings: StreamSettings) -> None:
-        """Nothing: they are there."""
+        """Do nothing: they are on the device."""
 
     def is_resident(self) -> bool:
         """Always."""
@@ -109,7 +109,7 @@ class RandomPipeline:
 
     @torch.no_grad()
     def embed_prompt(self) -> torch.Tensor:
-        """[1, 512, text_dim], zero behind the prompt's end; by the text encoder where there is one."""
+        """[1, 512, text_dim], zero after the prompt's end; by the text encoder where there is one."""
         encoder = getattr(self.pipe, "text_encoder", None)
         generator = torch.Generator(self.device).manual_seed(1)
         embeds = torch.zeros(1, DEFAULT_TEXT_TOKENS, self.text_dim, device=self.device, dtype=self.options.dtype)

@@ -25,9 +25,9 @@ class CallFigures:
         in_features: of the layer.
         out_features: of the layer.
         output: bytes of the result.
-        peak: requested above what was there before, at the call's largest.
-        kept: requested above what was there before, once the result is freed.
-        allocations: how many blocks the call asked the allocator for.
+        peak: most bytes requested during the call, above those before it.
+        kept: bytes still requested once the result is freed, above those before the call.
+        allocations: how many blocks the call requested from the allocator.
         first_call_kept: what the very first call of the process left behind (library workspaces).
     """
 

@@ -1,7 +1,7 @@
 """Time by stage of a block, without making the host wait for the device.
 
 The timer wraps the leaf blocks of a modular pipeline and the passes of its transformer. On CUDA it records an
-event before and behind each; they are read after the block, when its pictures have left the device anyway.
+event before and after each; they are read after the block, when its pictures have left the device anyway.
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepcopied_tensors import count_deepcopied_tensors
 from diffusers.modular_pipelines import PipelineState
 
-from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, held_tensor_bytes, live_tensor_bytes
+from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.pipelines import StreamPipeline
@@ -58,7 +59,7 @@ CallBlock = Callable[[int], torch.Tensor]
 def plain_loop(
     pipeline: StreamPipeline, settings: StreamSettings, on_state: Callable[[PipelineState], None] | None = None
 ) -> Iterator[CallBlock]:
-    """The loop users write: diffusers' own state, given back to each call; `on_state` gets each state returned."""
+    """The loop users write: diffusers' own state, passed back into each call; `on_state` gets each state returned."""
     state = PipelineState()
     generator = pipeline.make_generator(settings.seed)
     known = pipeline.pipe.blocks.input_names
@@ -83,7 +84,7 @@ def session_loop(pipeline: StreamPipeline, settings: StreamSettings) -> Iterator
 
 @contextmanager
 def watch_peak(pipeline: StreamPipeline, figures: LoopFigures) -> Iterator[None]:
-    """Look at the live tensor bytes before each transformer pass: behind the deepcopy, amid the call."""
+    """Count live tensor bytes before each transformer pass: after the deepcopy, inside the call."""
 
     def look(*_: Any) -> None:  # noqa: ANN401
         figures.peak = max(figures.peak, live_tensor_bytes())
@@ -96,7 +97,7 @@ def watch_peak(pipeline: StreamPipeline, figures: LoopFigures) -> Iterator[None]
 
 
 def measure(loop: Callable[..., Any], pipeline: StreamPipeline, settings: StreamSettings) -> LoopFigures:
-    """Run the loop twice: once counting bytes, once with nothing in the way for the time."""
+    """Run the loop twice: once counting bytes, once undisturbed for the time."""
     figures = LoopFigures()
     with loop(pipeline, settings) as call, watch_peak(pipeline, figures):
         for index in range(settings.blocks):
@@ -130,7 +131,7 @@ def measure_growth(loop: Callable[..., Any], pipeline: StreamPipeline, settings:
 
 
 def state_by_key(pipeline: StreamPipeline, settings: StreamSettings) -> dict[str, int]:
-    """Bytes of each key of the plain loop's state behind the last block."""
+    """Bytes of each key of the plain loop's state after the last block."""
     states: list[PipelineState] = []
     with plain_loop(pipeline, settings, lambda state: states.__setitem__(slice(None), [state])) as call:
         for index in range(settings.blocks):

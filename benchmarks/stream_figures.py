@@ -15,13 +15,13 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
+from deepcopied_tensors import count_deepcopied_tensors
 from diffusers.modular_pipelines import PipelineState
 from random_pipeline import PROMPT, RandomPipeline
 from stage_timer import StageTimer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from streamblocks.memory.tensor_bytes import count_deepcopied_tensors
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
@@ -135,7 +135,7 @@ def _add_block(figures: StreamFigures, session: Session, timer: StageTimer) -> N
 
 
 def table_stages(spans: dict[str, float], block_ms: float) -> dict[str, float]:
-    """From the timer's spans to the stages of the table; `rest` is what of the block none of them holds."""
+    """Map the timer's spans to the stages of the table; `rest` is the block's time outside all of them."""
     named = {"context": "refill_context/pass 0", "remember": "remember_block", "decode": "decode"}
     stages = {stage: spans[span] for stage, span in named.items() if span in spans}
     if "context" in stages:
@@ -151,7 +151,7 @@ def read_memory(device: torch.device) -> tuple[int, int | None, int | None]:
     if device.type != "cuda":
         return _live_bytes(device), None, None
     return (
-        # What tensors asked for: the allocator's own "allocated" jumps by up to a megabyte with how it splits blocks.
+        # Requested bytes: the allocator's "allocated" jumps by up to a megabyte with how it splits blocks.
         torch.cuda.memory_stats(device)["requested_bytes.all.current"],
         torch.cuda.memory_reserved(device),
         torch.cuda.max_memory_allocated(device),

@@ -4,7 +4,7 @@
     python benchmarks/vae_convolutions.py --shrink 16 --device cpu   # that it runs
 
 "in time" is one 3-D convolution, "folded" a 2-D one over three frames side by side in the channels, "by tap" three 2-D
-ones whose results are still to be added. All compute the same sums; the tensors are channels-last, in float16 on CUDA.
+ones whose results are not yet added. All compute the same sums; the tensors are channels-last, in float16 on CUDA.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TAPS = 3
 
 @dataclass(frozen=True)
 class ConvolutionShape:
-    """Channels in and out, and the pictures given out: frames, height, width."""
+    """Channels in and out, and the size of the output: frames, height, width."""
 
     channels: int
     out_channels: int
@@ -48,7 +48,7 @@ SHAPES = (
 
 
 def make_ways(shape: ConvolutionShape, device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
-    """The three ways on the same random tensors; each gives [out channels, frames, height, width]."""
+    """The three ways on the same random tensors; each returns [out channels, frames, height, width]."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
     size = (TAPS - 1 + shape.frames, shape.height, shape.width, shape.channels)
@@ -73,7 +73,7 @@ def make_ways(shape: ConvolutionShape, device: torch.device) -> dict[str, Callab
 
 
 def measure_milliseconds(compute: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    """Median of `repeats`, behind one that is not counted."""
+    """Median of `repeats`, after one warm-up."""
     compute()
     times = []
     for _ in range(repeats):

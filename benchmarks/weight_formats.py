@@ -1,4 +1,4 @@
-"""The formats that the benchmark compares, and how a layer gets into each."""
+"""The formats that the benchmark compares, and how a layer is converted to each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamblocks_path  # noqa: F401
-import torch
 from full_size_models import ModelSize, ReplaceLinear, build_transformer_skeleton
+from quantize_afterwards import quantize_layer
 from torch import nn
 
-from streamblocks.ops.fp8_linear import FP8Linear
-from streamblocks.ops.int8 import int8_parameter, quantize_int8_rows
 from streamblocks.ops.quantization import QuantizationSpec, plan_layers
 from streamblocks.wan.checkpoints.layer_presets import PRESETS
 
@@ -47,14 +45,4 @@ def layer_replacement(weight_format: str, size: ModelSize) -> ReplaceLinear | No
     layers = {name: layer for name, layer in skeleton.named_modules() if isinstance(layer, nn.Linear)}
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
     planned = frozenset(plan_layers(shapes, spec, "transformer", PRESETS["transformer"]).quantized_names)
-    return lambda name, layer: _quantized(name, layer, spec) if name in planned else layer
-
-
-@torch.no_grad()
-def _quantized(name: str, layer: nn.Linear, spec: QuantizationSpec) -> nn.Module:
-    if spec.format == "fp8":
-        return FP8Linear.from_float(layer.weight, layer.bias, spec, name=name).eval()
-    dtype = layer.weight.dtype
-    data, scale = quantize_int8_rows(layer.weight.data, spec, None)
-    layer.weight = int8_parameter(data, scale, spec, dtype)
-    return layer
+    return lambda name, layer: quantize_layer(layer, spec, name=name).eval() if name in planned else layer

@@ -1,6 +1,6 @@
 """Operations and bytes of each stage of a block, counted on the meta device from the shapes.
 
-Nothing is computed: the real code of `wan/` runs on tensors without storage while torch's flop counter looks on.
+Nothing is computed: the real code of `wan/` runs on tensors without storage under torch's flop counter.
 Bytes are the fewest a layer-by-layer execution moves: each layer's weights, input and output once, and the keys
 and values that attention reads.
 """

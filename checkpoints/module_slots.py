@@ -59,7 +59,7 @@ def find_aliases(module: nn.Module) -> dict[str, str]:
     """Names of tied parameters, each with the name under which the tensor is loaded.
 
     Tied are parameters which are one object, and those that transformers declares so: its models are tied
-    after construction, and for UMT5 only when the config says so, which Wan's does not.
+    after construction, and for some only when the config says so.
     """
     aliases: dict[str, str] = {}
     first_names: dict[int, str] = {}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..memory.pipeline_facts import PipelineFacts
+
 if TYPE_CHECKING:
     import torch
     from diffusers.modular_pipelines import ModularPipeline
@@ -127,6 +129,7 @@ class ModelFamily(ABC):
         vae_class: class name in the config of its VAE.
         geometry: of its latents.
         defaults: of its streams.
+        memory_facts: what the memory timeline calls the stages of its blocks, and advises on their state.
     """
 
     name: ClassVar[str]
@@ -134,6 +137,7 @@ class ModelFamily(ABC):
     vae_class: ClassVar[str]
     geometry: ClassVar[LatentGeometry]
     defaults: ClassVar[StreamDefaults]
+    memory_facts: ClassVar[PipelineFacts]
 
     @abstractmethod
     def recognises(self, model: Path) -> bool:

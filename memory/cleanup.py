@@ -32,7 +32,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("videos", Handling.DROP, "the block's pictures; the sinks have them"),
     StateRule("video", Handling.DROP, "input video of the block just made"),
     StateRule("video_stream", Handling.DROP, "input frames of the block just made"),
-    StateRule("pictures_finite", Handling.DROP, "of the block just made; the session has looked"),
+    StateRule("pictures_finite", Handling.DROP, "of the block just made; the session has checked it"),
     StateRule("latents", Handling.DROP, "noise, then result, of the block just made"),
     StateRule("kv_cache", Handling.SHARE, "past keys and values; overwritten in place"),
     StateRule("crossattn_cache", Handling.SHARE, "the prompt's keys and values; refilled in place"),
@@ -44,7 +44,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("generator", Handling.SHARE, "a copy would repeat the noise"),
 )
 
-# Entries the table does not name are shared: a pipeline put them there for its next call, and a reference
+# Entries that the table does not name are shared: a pipeline put them there for its next call, and a reference
 # costs nothing.
 DEFAULT_HANDLING = Handling.SHARE
 
@@ -89,13 +89,13 @@ class CleanupPolicy(str, Enum):
     NEVER = "never"
 
 
-# Of the card's memory, how much may lie reserved but unused before a clean-up is worth its stall.
+# Share of the card's memory that may be reserved but unused before a clean-up is worth its stall.
 UNUSED_SHARE_LIMIT = 0.15
 
 
 @dataclass(frozen=True)
 class CardMemory:
-    """Bytes of a card: what torch holds of it, what tensors use of that, and what is free beside it."""
+    """Bytes of a card: in all, free, reserved by torch's allocator, and of those in use by tensors."""
 
     total: int
     free: int
@@ -122,7 +122,7 @@ def read_card_memory(device: torch.device) -> CardMemory | None:
 
 
 def cleanup_pays(memory: CardMemory) -> bool:
-    """Whether unused reserved memory is a large share of the card; less than that the allocator reuses by itself."""
+    """Whether unused reserved memory is a large share of the card; a smaller share the allocator reuses by itself."""
     return memory.unused > UNUSED_SHARE_LIMIT * memory.total
 
 
@@ -146,7 +146,7 @@ def clean_up_after_block(policy: CleanupPolicy, device: torch.device) -> bool:
 
 
 def release_cached_memory(device: torch.device) -> None:
-    """Collect garbage and empty torch's cache of the device; waits for the device's queue."""
+    """Collect garbage and empty torch's cache of the device, after a synchronize on CUDA."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -12,7 +12,7 @@ import torch
 class CompileCaches:
     """How much torch.compile remembers in this process.
 
-    Their bytes are not counted: generated code is host memory, constants of a graph are the module's own weights.
+    Their bytes are not counted: generated code is host memory, and a graph's constants are the module's weights.
 
     Attributes:
         code_objects: Python functions that dynamo has looked at.
@@ -26,7 +26,7 @@ class CompileCaches:
 
 
 def count_compile_caches() -> CompileCaches:
-    """Count the entries; imports nothing, for what is not imported has no entries."""
+    """Count the entries without importing anything: a module that is not imported has none."""
     frames = sys.modules.get("torch._dynamo.convert_frame")
     code_cache = sys.modules.get("torch._inductor.codecache")
     code_objects = entries = 0
@@ -41,11 +41,11 @@ def count_compile_caches() -> CompileCaches:
 
 
 def clear_compile_caches() -> CompileCaches:
-    """Forget everything torch.compile made in this process; what is used next is compiled anew, with the help
-    of inductor's cache on disk, which stays.
+    """Clear everything torch.compile made in this process. What is used next is compiled again, helped by
+    inductor's cache on disk, which stays.
 
     Returns:
-        What there was.
+        The counts before.
     """
     before = count_compile_caches()
     if "torch._dynamo" in sys.modules:

@@ -26,7 +26,7 @@ class DeviceMemory:
     reserved: int | None = None
 
     def freed_to(self, after: DeviceMemory) -> str:
-        """What went between this moment and `after`, in words."""
+        """What was freed between this moment and `after`, in words."""
         tensors = f"{format_bytes(max(self.tensors - after.tensors, 0))} of tensors"
         if self.reserved is None or after.reserved is None:
             left = format_bytes(after.tensors)
@@ -37,7 +37,7 @@ class DeviceMemory:
 
 
 def read_device_memory(device: torch.device) -> DeviceMemory:
-    """Bytes on `device`; without counters all live tensors are counted, some 0.3 seconds."""
+    """Bytes on `device`; without counters all live tensors are counted, which takes some 0.3 seconds."""
     card = read_card_memory(device)
     if card is None:
         return DeviceMemory(str(device), live_tensor_bytes(device.type))

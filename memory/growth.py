@@ -1,4 +1,4 @@
-"""Does memory grow from block to block, how fast, and who grows?"""
+"""Does memory grow from block to block, how fast, and which owner grows?"""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from .byte_text import format_bytes
 from .growth_advice import RESERVED_ADVICE, advise
 from .owners import Owner
+from .pipeline_facts import StateAdvice
 from .timeline import StageRecord, Timeline
 
 # Counted from 0. The window of context slides from the third block on; before that, caches still fill.
 FIRST_STEADY_BLOCK = 2
-# A slope and its error need three points, an error that means something one more.
+# A slope and its error need three points; a meaningful error needs one more.
 FEWEST_POINTS = 4
-# A slope is taken for growth when it is so many of its standard errors above 0, over all blocks and over their later
-# half: a single step (a longer prompt, a model loaded beside) also gives a slope, but no longer half that grows.
+# A slope counts as growth when it is more than this many standard errors above 0, over all blocks and over their later
+# half: a single step (a longer prompt, another model loaded) also gives a slope, but rarely over both.
 _ERRORS_FROM_ZERO = 3.0
-# Less than this is 1 GiB after a million blocks.
+# A slope below this adds less than 1 GiB in a million blocks.
 NEGLIGIBLE_BYTES = 1024.0
 
 
@@ -36,22 +37,22 @@ class Slope:
 
     @property
     def is_growth(self) -> bool:
-        """Whether it is more than noise and more than nothing."""
+        """Whether it is above the noise and not negligible."""
         return self.bytes >= NEGLIGIBLE_BYTES and self.bytes > _ERRORS_FROM_ZERO * self.error
 
     def __str__(self) -> str:
-        # Below a thousandth of the slope it is the arithmetic's.
+        # An error below a thousandth of the slope is rounding of the arithmetic.
         error = f" +- {format_bytes(self.error)}" if self.error > max(0.001 * abs(self.bytes), 0.05) else ""
         return f"{format_bytes(self.bytes)}{error}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the timeline says of growth.
+    """What the timeline says about growth.
 
     Attributes:
         word: "flat", "grows" or "too short".
-        sentence: the verdict in words, with who grew and what to do.
+        sentence: the verdict in words, with the owner that grew and what to do.
         total: slope of all memory in use; None when too short.
         owners: slope of each owner that grew, the fastest first.
         reserved: slope of what the allocator reserves; None where there is no such counter.
@@ -105,7 +106,7 @@ def judge_growth(timeline: Timeline) -> Verdict:
     owners = growing_owners(ends)
     reserved = _reserved_slope(ends)
     if _grows(ends, [end.reading.held for end in ends], total):
-        return Verdict("grows", _say_growth(total, owners), total, owners, reserved)
+        return Verdict("grows", _say_growth(total, owners, timeline.state_advice), total, owners, reserved)
     if reserved is not None and _grows(ends, [end.reading.reserved or 0 for end in ends], reserved):
         sentence = (
             f"Tensors stay flat ({total} per block), but what torch's allocator reserves grows by {reserved} per "
@@ -128,12 +129,12 @@ def growing_owners(ends: Sequence[StageRecord]) -> tuple[tuple[Owner, Slope], ..
     return tuple(sorted(found, key=lambda pair: -pair[1].bytes))
 
 
-def _say_growth(total: Slope, owners: tuple[tuple[Owner, Slope], ...]) -> str:
+def _say_growth(total: Slope, owners: tuple[tuple[Owner, Slope], ...], state_advice: tuple[StateAdvice, ...]) -> str:
     if not owners:
-        return f"Memory grows by {total} per block, and no owner by itself grows: look at the table by stage."
+        return f"Memory grows by {total} per block, but no single owner does: look at the table by stage."
     owner, slope = owners[0]
     others = f" (and {len(owners) - 1} more)" if len(owners) > 1 else ""
-    return f"Memory grows by {total} per block; {owner.label!r} grows by {slope}{others}: {advise(owner)}"
+    return f"Memory grows by {total} per block; {owner.label!r} grows by {slope}{others}: {advise(owner, state_advice)}"
 
 
 def _grows(ends: Sequence[StageRecord], values: Sequence[float], slope: Slope) -> bool:

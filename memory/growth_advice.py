@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .cleanup import STATE_RULES
 from .owners import MASKS, MODULE, OTHER_MODELS, PICTURES, STATE, WEIGHTS, Owner
+from .pipeline_facts import StateAdvice
 
 RESERVED_ADVICE = (
     "choose cleanup 'every block', or start ComfyUI with --disable-cuda-malloc and the environment variable "
-    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which keeps cached memory from falling to pieces."
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which avoids fragmentation."
 )
 
 _BY_KIND = {
     WEIGHTS: (
-        "weights are loaded or patched while the stream runs; give LoRAs before the stream and not between blocks, and "
+        "weights are loaded or patched while the stream runs; apply LoRAs before the stream, not between blocks, and "
         "free what is not needed with Free Stream Memory."
     ),
     MODULE: (
-        "a module keeps tensors beside its weights; the pipeline's own code puts them there, so it has to be mended, "
-        "or the pipeline dropped with Free Stream Memory between streams."
+        "a module keeps tensors besides its weights; the pipeline's own code puts them there: fix that code, or drop "
+        "the pipeline with Free Stream Memory between streams."
     ),
-    MASKS: "more shapes of attention masks come up than are kept; make the stream at one size.",
+    MASKS: "the stream uses attention masks of more shapes than are cached; make it at one size.",
     PICTURES: "choose keep_frames 'last block' or 'none': the mp4 has all pictures.",
-    OTHER_MODELS: "ComfyUI loaded another model meanwhile; run one workflow at a time, or free it there.",
+    OTHER_MODELS: "ComfyUI loaded another model meanwhile; run one workflow at a time, or unload that model.",
 }
 _REST_ADVICE = (
-    "neither the pipeline nor its state holds it; look for another node or pack that runs beside the stream, and for "
+    "neither the pipeline nor its state holds it; look for another node or pack that runs during the stream, and for "
     "code that keeps what the pipeline returned."
 )
-# Keys of the built-in pipeline that may grow for a reason of their own.
-_FILLING = {
-    "frame_cache_context": "it holds 1 + (context_frames - 1) * 4 pictures and stops growing when it is full",
-    "current_denoised_latents": "it holds as many latent frames as context_frames says and stops growing then",
-}
 
 
-def advise(owner: Owner) -> str:
-    """What to do about `owner`, which grows: the end of a sentence."""
+def advise(owner: Owner, state_advice: Sequence[StateAdvice]) -> str:
+    """What to do about `owner`, which grows: the end of a sentence.
+
+    Args:
+        owner: the one that grows.
+        state_advice: the pipeline's own, for keys of its state.
+    """
     if owner.kind != STATE:
         return _BY_KIND.get(owner.kind, _REST_ADVICE)
-    if owner.name in _FILLING:
-        return f"{_FILLING[owner.name]}; choose fewer context_frames to hold less."
+    for known in state_advice:
+        if known.key == owner.name:
+            return known.advice
     if owner.name in {rule.key for rule in STATE_RULES}:
-        return (
-            "the pipeline's blocks add to this key in every call; if it starts at block 0 only, they have to be mended."
-        )
+        return "the pipeline's blocks add to this key in every call; if only block 0 resets it, fix the blocks."
     return (
         f"if the next block does not need it, write '{owner.name} = drop' into state_rules of Load Streaming Pipeline; "
-        "else the pipeline's blocks have to be mended."
+        "else the pipeline's blocks have to be fixed."
     )

@@ -1,4 +1,4 @@
-"""Who holds the memory: every byte of the device under the name of its holder."""
+"""Who holds the memory: every byte of the device attributed to an owner."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _MAY_HOLD = frozenset({list, tuple, dict, OrderedDict, deque})
 
 @dataclass(frozen=True)
 class Owner:
-    """Someone who holds memory.
+    """A holder of memory.
 
     Attributes:
-        kind: "weights", "state", "module" (a tensor a module keeps beside its weights), "block masks", "pictures",
+        kind: "weights", "state", "module" (tensors a module keeps besides its weights), "block masks", "pictures",
             "other models" (ComfyUI's) or "rest".
         name: component and format of weights ("transformer float8_e4m3fn"), key of the state, component and
             attribute of a module; empty for the rest.
-        bytes: that it holds and nobody before it in the list does.
+        bytes: that it holds and no owner before it in the list does.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Holders:
     """Where to look for tensors.
 
     Attributes:
-        components: of the pipeline, by name; what is no module holds nothing.
+        components: of the pipeline, by name; only modules are looked at.
         state: entries of the stream's state, by key.
         others: kind, then name, then any value with tensors inside.
     """
@@ -63,10 +63,10 @@ class Holders:
 
 
 class OwnerLedger:
-    """Names the holder of each byte on one kind of device, each storage once.
+    """Attributes each byte on one kind of device to an owner, each storage once.
 
-    Weights hardly ever change, and looking at the modules of a 14B takes some milliseconds. They are counted again
-    only when the modules are others, or the rest changed, which says that something moved unseen.
+    Weights hardly ever change, and walking through the modules of a 14B model takes some milliseconds. They are counted
+    again only when a module was replaced, or when the rest changed, which says that memory changed unseen.
 
     Args:
         device_type: "cpu", "cuda", ...
@@ -83,28 +83,28 @@ class OwnerLedger:
 
         Args:
             holders: where to look.
-            total: bytes in use on the device; None when nobody knows, then there is no rest and every module is
-                looked through.
-            tolerance: how much the rest may differ from that of the last look through the modules before the next.
+            total: bytes in use on the device; None when unknown: then there is no rest, and all modules are walked
+                through.
+            tolerance: bytes by which the rest may differ from its value at the last walk before there is another.
         """
-        if total is not None and not self._modules_are_others(holders):
+        if total is not None and not self._module_was_replaced(holders):
             owners, rest = self._assign(holders, total)
             if rest is not None and self._rest is not None and abs(rest - self._rest) <= tolerance:
                 return owners
-        self._look_through_modules(holders)
+        self._walk_through_modules(holders)
         owners, self._rest = self._assign(holders, total)
         return owners
 
     def held(self, holders: Holders) -> int:
-        """Bytes of all owners; modules are looked through only when they are others than the last time."""
-        if self._modules_are_others(holders):
-            self._look_through_modules(holders)
+        """Bytes of all owners; modules are walked through only when one was replaced since the last time."""
+        if self._module_was_replaced(holders):
+            self._walk_through_modules(holders)
         return sum(owner.bytes for owner in self._assign(holders, None)[0])
 
-    def _modules_are_others(self, holders: Holders) -> bool:
+    def _module_was_replaced(self, holders: Holders) -> bool:
         return _identities(holders) != self._modules
 
-    def _look_through_modules(self, holders: Holders) -> None:
+    def _walk_through_modules(self, holders: Holders) -> None:
         self._modules = _identities(holders)
         self._fixed = []
         for kind, values in holders.others.items():
@@ -146,7 +146,7 @@ class OwnerLedger:
         seen: set[int] = set()
         for part in module.modules():
             for name, value in vars(part).items():
-                # Most attributes are flags, numbers and empty tables of hooks: a 14B has 25,000 of them.
+                # Most attributes are flags, numbers and empty hook tables: a 14B model has 25,000 of them.
                 if value.__class__ in _MAY_HOLD:
                     looked_at = bool(value)
                 else:
@@ -173,7 +173,7 @@ def _identities(holders: Holders) -> dict[tuple[str, str], int]:
 
 
 def _format_of(tensor: torch.Tensor) -> str:
-    """The dtype that most of the tensor is stored in: of a quantized one its data's, not the one it stands for."""
+    """The dtype that most of the tensor is stored in: for a quantized one that of its data, not its logical dtype."""
     if not is_traceable_wrapper_subclass(tensor):
         return str(tensor.dtype).removeprefix("torch.")
     parts = list(tensors_in(tensor))

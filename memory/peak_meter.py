@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakMeter(TorchDispatchMode):
-    """Counts the storages that torch operations make, until they are freed.
+    """Counts the storages that torch operations allocate, until they are freed.
 
-    What no torch operation makes (workspaces of kernels, files read by other libraries) is not seen. Slows each
-    operation by some microseconds: for estimates and tests.
+    Memory that no torch operation allocates (workspaces of kernels, files read by other libraries) is not counted.
+    Slows each operation by some microseconds: for estimates and tests.
 
     Args:
-        meta: count tensors on the meta device, where a rehearsal gives the figures of a real run, and no others;
-            by default those count as nothing, which is what they hold.
+        meta: count tensors on the meta device and no others, for the figures of a real run by a rehearsal on shapes;
+            by default meta tensors are not counted, because they hold no memory.
 
     Attributes:
         live_bytes: of the storages made inside the `with` block and alive now.
@@ -35,7 +35,7 @@ class PeakMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         out = func(*args, **(kwargs or {}))
-        # A view of what was there before, a weight's transpose for one, is no new memory.
+        # A view of an argument, such as a weight's transpose, is not new memory.
         given = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(out):
             if storage._cdata not in given and (storage.device.type == "meta") == self._meta:

@@ -1,4 +1,4 @@
-"""What the device says of its memory at one moment."""
+"""The device's memory counters at one moment."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .tensor_bytes import live_tensor_bytes
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """Bytes of a device at one moment; what it cannot say is None.
+    """Bytes of a device at one moment; None where it has no such counter.
 
     Attributes:
         allocated: in use by tensors: of torch's allocator on CUDA, counted tensors elsewhere.
         requested: what those tensors asked for. `allocated` jumps by up to a megabyte with how the allocator splits
             its blocks; this does not.
-        peak: the most that was allocated since the reading before.
+        peak: the most that was allocated since the previous reading.
         reserved: held by torch's allocator, in use or cached.
         inactive_split: cached bytes in pieces of larger blocks, which cannot go back to the card: fragmentation.
         retries: how often, so far, the allocator emptied its cache because an allocation did not fit.
-        ooms: how often, so far, it did not fit even so.
-        private_pools: of what is reserved, bytes in pools of their own: CUDA graphs keep their memory there.
-        outside: of the card, in use but not by torch's allocator: CUDA's context and kernels, other programs.
+        ooms: how often, so far, an allocation failed even after that.
+        private_pools: of the reserved bytes, those in private pools, where CUDA graphs keep their memory.
+        outside: in use on the card, but not by torch's allocator: CUDA's context and kernels, other programs.
     """
 
     allocated: int
@@ -39,14 +39,14 @@ class MemoryReading:
 
     @property
     def held(self) -> int:
-        """What tensors hold, free of the allocator's rounding where that is known."""
+        """What tensors hold, without the allocator's rounding where that is known."""
         return self.allocated if self.requested is None else self.requested
 
 
 def read_cuda_memory(device: torch.device, *, with_outside: bool = False) -> MemoryReading:
     """Counters of torch's CUDA allocator, some 100 microseconds; starts a new peak.
 
-    The counters follow the host's calls, not the device's work: nothing waits.
+    The counters follow the host's calls, not the device's work, so nothing waits.
 
     Args:
         device: a CUDA device.
@@ -56,7 +56,7 @@ def read_cuda_memory(device: torch.device, *, with_outside: bool = False) -> Mem
     torch.cuda.reset_peak_memory_stats(device)
     allocated = _count(stats, "allocated_bytes")
     reserved = _count(stats, "reserved_bytes")
-    # With the allocator that ComfyUI chooses by default, cudaMallocAsync, what it does not count is 0.
+    # cudaMallocAsync, the allocator that ComfyUI chooses by default, reports 0 for what it does not count.
     counted = _count(stats, "requested_bytes") > 0 or allocated == 0
     outside = None
     if with_outside:
@@ -80,7 +80,7 @@ def read_live_tensors(device: torch.device, *, collect: bool = True) -> MemoryRe
 
     Args:
         device: whose kind counts.
-        collect: collect garbage in reference cycles first; else it counts, as it does for the device.
+        collect: collect garbage in reference cycles first; otherwise it counts, since it occupies memory.
     """
     return MemoryReading(allocated=live_tensor_bytes(device.type, collect=collect))
 

@@ -12,18 +12,19 @@ import torch
 from .compile_caches import count_compile_caches
 from .growth import judge_growth
 from .owners import PICTURES, Holders, Owner, OwnerLedger
+from .pipeline_facts import UNKNOWN_PIPELINE, PipelineFacts
 from .readings import MemoryReading, card_bytes, read_cuda_memory, read_live_tensors
-from .stage_hooks import StageHooks, stage_name
+from .stage_hooks import StageHooks
 from .timeline import BLOCK_END, StageRecord, Timeline
 
 CLEAN_UP = "clean-up"
-# Blocks with records that a timeline keeps before it drops every second one: an endless stream has room too.
+# Blocks with records that a timeline keeps before it drops every second one, so that an endless stream is bounded.
 BLOCKS_KEPT = 512
-# What an allocator that doesn't say how much was asked of it may add by rounding, and take away again, in a block.
+# Where the requested bytes are unknown: how far the allocator's rounding may move the allocated ones in a block.
 ROUNDING_BYTES = 32 * 1024**2
 
 OnRecord = Callable[[StageRecord], None]
-# Gives, by name, values with tensors inside.
+# Returns values that contain tensors, by name.
 HeldValues = Callable[[], Mapping[str, Any]]
 
 
@@ -31,59 +32,62 @@ class NoRecording:
     """Takes the place of a recorder when nothing is recorded: no hook, no reading, no record."""
 
     def hold(self, kind: str, give: HeldValues) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def add(self, stage: str, event: str = "") -> None:
-        """Nothing."""
+        """Do nothing."""
 
     @contextmanager
     def watching(self, pipe: Any) -> Iterator[None]:  # noqa: ANN401
-        """Nothing."""
+        """Do nothing."""
         yield
 
     def begin_block(self, index: int, pipe: Any, state: Mapping[str, Any]) -> None:  # noqa: ANN401
-        """Nothing."""
+        """Do nothing."""
 
     def end_block(self, state: Mapping[str, Any], pictures: torch.Tensor) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def while_loading(self, component: str, done: int, total: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def explain_growth(self) -> str:
-        """Nothing."""
+        """Empty: nothing was recorded."""
         return ""
 
 
 class TimelineRecorder(NoRecording):
-    """Reads the device's counters behind every stage, and names who holds what behind every block.
+    """Reads the device's counters after every stage, and attributes memory to owners after every block.
 
-    On CUDA that is a millisecond or two of the host's time per block, mostly while it waits for the card anyway. Other
+    On CUDA that is a millisecond or two of host time per block, mostly while the host would wait for the card. Other
     devices have no counters: there a reading is the sum of what owners hold, or, if `exact`, of all live tensors.
 
     Args:
         device: the stream's.
+        facts: of its pipeline: names of stages, advice on state that grows.
         exact: without counters, look at every live tensor for each reading: exact, and 0.1 to 0.4 seconds each.
-        others: kind of owner to a function that gives, by name, what holds memory beside pipeline and state.
+        others: by kind of owner, a function that returns what else holds memory besides pipeline and state, by name.
         on_record: called with each record.
 
     Attributes:
-        own_seconds: of the host's time spent recording.
+        own_seconds: host time spent on recording.
     """
 
     def __init__(
         self,
         device: torch.device,
         *,
+        facts: PipelineFacts = UNKNOWN_PIPELINE,
         exact: bool = False,
         others: Mapping[str, HeldValues] | None = None,
         on_record: OnRecord | None = None,
     ) -> None:
         self.own_seconds = 0.0
         self._device = device
+        self._facts = facts
         self._exact = exact
         self._others = dict(others or {})
         self._stream_others: dict[str, HeldValues] = {}
@@ -109,18 +113,19 @@ class TimelineRecorder(NoRecording):
             blocks=self._blocks,
             stride=self._stride,
             peak=self._peak,
+            state_advice=self._facts.state_advice,
         )
 
     def hold(self, kind: str, give: HeldValues) -> None:
-        """Count what `give` gives as owners of `kind`, until `close`."""
+        """Count what `give` returns as owners of `kind`, until `close`."""
         self._stream_others[kind] = give
 
     def add(self, stage: str, event: str = "") -> None:
-        """Record `stage`, which has just ended; `event` says what happened in it that may explain a step."""
+        """Record `stage`, which has just ended; `event` is what happened in it that may explain a step in the curve."""
         self._add(stage, event=event)
 
     def explain_growth(self) -> str:
-        """A sentence, with a space in front, if memory grew from block to block; else nothing."""
+        """A sentence, with a space in front, if memory grew from block to block; else an empty string."""
         verdict = judge_growth(self.timeline())
         return f" {verdict.sentence}" if verdict.grows else ""
 
@@ -135,11 +140,11 @@ class TimelineRecorder(NoRecording):
         self._block, self._pipe, self._state = index, pipe, state
 
     def end_block(self, state: Mapping[str, Any], pictures: torch.Tensor) -> None:
-        """The block is there: name who holds what.
+        """The block is made: record its owners.
 
         Args:
             state: entries that stay until the next block.
-            pictures: of the block, not yet given away.
+            pictures: of the block, not yet in the sinks.
         """
         self._state = state
         self._blocks += 1
@@ -147,14 +152,14 @@ class TimelineRecorder(NoRecording):
         self._thin_out()
 
     def close(self) -> None:
-        """The stream is over: let go of its pipeline and state. The records stay."""
+        """The stream is over: drop the references to its pipeline and state. The records stay."""
         self._pipe, self._state = None, {}
         self._stream_others.clear()
 
     def while_loading(self, component: str, done: int, total: int) -> None:
         """`done` of `total` bytes of a component are in place."""
         if done >= total:
-            # The pipeline has not got it yet: owners do not count it, counters and live tensors do.
+            # Not part of the pipeline yet: owners do not count it, counters and live tensors do.
             self._add(f"load {component}", not_yet_owned=total)
 
     def begin_stage(self, leaf: str) -> None:
@@ -164,14 +169,14 @@ class TimelineRecorder(NoRecording):
     def end_stage(self, leaf: str, state: Any) -> None:  # noqa: ANN401
         """A leaf block has run."""
         self._state = state.values
-        self._add(stage_name(leaf, None))
+        self._add(leaf)
 
     def begin_pass(self) -> None:
         """The transformer is about to run."""
 
     def end_pass(self) -> None:
         """The transformer has run."""
-        self._add(stage_name(self._leaf, self._pass))
+        self._add(self._facts.pass_name(self._leaf, self._pass))
         self._pass += 1
 
     def _add(

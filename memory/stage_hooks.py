@@ -1,7 +1,7 @@
 """Hooks on the stages of a block: the leaf blocks of a modular pipeline and the passes of its transformer.
 
-Nothing of diffusers is patched. For the length of a `with` block each leaf block gets a class of its own, because a
-call looks `__call__` up on the class; the block itself, which diffusers deep-copies, holds nothing of the hooks.
+diffusers is not patched. Inside a `with` block each leaf block gets a subclass of its own, because Python looks
+`__call__` up on the class; the instance, which diffusers deep-copies, holds no reference to the hooks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class StageListener(Protocol):
-    """Hears when stages of a block begin and end."""
+    """Is told when stages of a block begin and end."""
 
     def begin_stage(self, leaf: str) -> None:
         """The leaf block called `leaf` is about to run."""
@@ -33,17 +33,17 @@ class StageHooks:
     """The hooks of one listener.
 
     Args:
-        listener: hears of stages and passes.
+        listener: is told of stages and passes.
     """
 
     def __init__(self, listener: StageListener) -> None:
         self._listener = listener
-        # Made once and not for each block of a stream: a class is costly, and garbage in a cycle.
+        # Made once, not for each block of a stream: a class is costly to make, and only garbage collection frees it.
         self._kinds: dict[tuple[type[Any], str], type[Any]] = {}
 
     @contextmanager
     def attached(self, pipe: Any) -> Iterator[None]:  # noqa: ANN401
-        """Hear of every leaf block of the `ModularPipeline` and every pass of its transformer inside the block."""
+        """Tell the listener of every leaf block of the `ModularPipeline` and every pass of its transformer."""
         leaves = list(leaf_blocks(pipe._blocks))
         kinds = [(leaf, type(leaf)) for _, leaf in leaves]
         transformer = getattr(pipe, "transformer", None)
@@ -86,19 +86,3 @@ def leaf_blocks(blocks: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
             yield from leaf_blocks(block)
         else:
             yield name, block
-
-
-def stage_name(leaf: str, pass_index: int | None) -> str:
-    """What a table calls a stage: "step 0" for the first denoising pass of the built-in pipeline, "context", "decode".
-
-    Args:
-        leaf: name of the leaf block.
-        pass_index: of the transformer pass inside it; None for the leaf block as a whole.
-    """
-    if pass_index is None:
-        return leaf
-    if leaf == "denoise_block":
-        return f"step {pass_index}"
-    if leaf == "refill_context":
-        return "context"
-    return f"{leaf}/pass {pass_index}"

@@ -1,12 +1,10 @@
-"""Exact counts of tensor memory: what is alive, what a value holds, what deepcopy copies."""
+"""Exact counts of tensor memory: what is alive and what a value holds."""
 
 from __future__ import annotations
 
 import gc
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def live_tensor_bytes(device_type: str | None = None, *, collect: bool = True) -> int:
     """Bytes of all tensors alive in this process, each storage once.
 
-    Tensors on the meta device hold nothing and do not count.
+    Tensors on the meta device hold no memory and do not count.
 
     Args:
         device_type: "cpu", "cuda", ... to count one kind of device only.
@@ -46,17 +44,17 @@ def _storage_bytes(tensors: Iterable[torch.Tensor], device_type: str | None) -> 
 
 
 def storages_of(tensors: Iterable[torch.Tensor], device_type: str | None = None) -> dict[int, int]:
-    """Storages behind `tensors`: bytes by address, so that what several tensors share is there once.
+    """Storages of `tensors`: bytes by address, so that a shared storage counts once.
 
     Args:
-        tensors: what holds nothing of its own (meta, fake, quantized wrappers) does not count.
+        tensors: those without storage of their own (meta, fake, quantized wrappers) do not count.
         device_type: "cpu", "cuda", ... to count one kind of device only.
     """
     storages: dict[int, int] = {}
     for tensor in tensors:
         if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
             # A quantized tensor is a wrapper that states its logical size; its parts are tensors of their own.
-            # Fake tensors, which torch.compile leaves behind, hold nothing.
+            # Fake tensors, which torch.compile leaves behind, hold no memory.
             continue
         if tensor.is_meta or (device_type is not None and tensor.device.type != device_type):
             continue
@@ -70,13 +68,12 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tenso
 
     Args:
         value: what to look through.
-        seen: identities of objects to pass by; those found are added.
+        seen: identities of objects to skip; those visited are added.
     """
     return _tensors_in(value, set() if seen is None else seen, 0)
 
 
-# How deep attributes are followed: a cache object holds layers that hold tensors; beyond that begin other people's
-# object graphs.
+# How deep attributes are followed: a cache object holds layers that hold tensors; deeper lie unrelated object graphs.
 _ATTRIBUTE_DEPTH = 4
 _HOLD_NOTHING = (str, bytes, int, float, complex, type(None), type, ModuleType, torch.dtype, torch.device)
 
@@ -105,30 +102,3 @@ def _tensors_in(value: Any, seen: set[int], depth: int) -> Iterator[torch.Tensor
         depth += 1
     for item in items:
         yield from _tensors_in(item, seen, depth)
-
-
-@dataclass
-class DeepcopyCount:
-    """Tensors that `copy.deepcopy` copied, and the bytes of their storages."""
-
-    tensors: int = 0
-    bytes: int = 0
-
-
-@contextmanager
-def count_deepcopied_tensors() -> Iterator[DeepcopyCount]:
-    """Count what `copy.deepcopy` copies of tensors inside the `with` block. For measuring only: not thread-safe."""
-    count = DeepcopyCount()
-    original = torch.Tensor.__deepcopy__
-
-    def counting(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-        if id(tensor) not in memo:
-            count.tensors += 1
-            count.bytes += tensor.untyped_storage().nbytes()
-        return original(tensor, memo)
-
-    torch.Tensor.__deepcopy__ = counting  # type: ignore[method-assign]
-    try:
-        yield count
-    finally:
-        torch.Tensor.__deepcopy__ = original  # type: ignore[method-assign]

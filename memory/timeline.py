@@ -1,30 +1,30 @@
-"""The timeline of a stream's memory: one record per stage, as plain data that goes to JSON and back."""
+"""The timeline of a stream's memory: one record per stage, as plain data that goes to JSON."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from .compile_caches import CompileCaches
 from .owners import Owner
+from .pipeline_facts import StateAdvice
 from .readings import MemoryReading
 
-# The record at the end of each block, with everything that stays until the next.
+# The record at the end of each block, of everything that is kept until the next.
 BLOCK_END = "block end"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Memory when a stage had ended.
+    """Memory at the end of a stage.
 
     Attributes:
         stage: such as "load transformer", "text encode", "context", "step 0", "decode", "block end", "clean-up".
         block: of the stream, from 0; None before the first.
         seconds: since the stream began, by the host's clock.
         reading: of the device; its peak is that of the stage.
-        owners: who holds what; at the end of a block only.
+        owners: of the memory; at the end of a block only.
         caches: of torch.compile; at the end of a block only.
         event: what happened that may explain a step in the curve, such as "prompt changed"; mostly empty.
     """
@@ -45,10 +45,11 @@ class Timeline:
     Attributes:
         device: such as "cuda:0".
         card_bytes: memory of the card; None where it is not known.
-        records: of long streams not of every block, see `stride`.
+        records: in a long stream not of every block, see `stride`.
         blocks: how many the stream made while it was recorded.
         stride: only blocks whose index is a multiple of it have records; it doubles whenever there are too many.
-        peak: the most that was allocated, blocks without records included; None where nothing measures it.
+        peak: the most that was allocated, blocks without records included; None where it is not measured.
+        state_advice: the pipeline's own, for keys of its state that may grow.
     """
 
     device: str
@@ -57,6 +58,7 @@ class Timeline:
     blocks: int = 0
     stride: int = 1
     peak: int | None = None
+    state_advice: tuple[StateAdvice, ...] = ()
 
     @property
     def block_ends(self) -> tuple[StageRecord, ...]:
@@ -70,34 +72,3 @@ class Timeline:
     def to_json(self, indent: int | None = None) -> str:
         """As JSON text."""
         return json.dumps({"version": FORMAT_VERSION} | asdict(self), indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str) -> Timeline:
-        """From what `to_json` wrote.
-
-        Raises:
-            ValueError: it is no timeline, or one of another version.
-        """
-        try:
-            values = json.loads(text)
-            version = values.pop("version")
-            records = tuple(_record(record) for record in values.pop("records"))
-            timeline = cls(records=records, **values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the text is no memory timeline ({type(error).__name__}: {error}): give the JSON that Stream Memory "
-                "Report writes."
-            ) from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"the timeline has version {version}: this one reads {FORMAT_VERSION}; record it anew.")
-        return timeline
-
-
-def _record(values: dict[str, Any]) -> StageRecord:
-    caches = values.pop("caches")
-    return StageRecord(
-        reading=MemoryReading(**values.pop("reading")),
-        owners=tuple(Owner(**owner) for owner in values.pop("owners")),
-        caches=None if caches is None else CompileCaches(**caches),
-        **values,
-    )

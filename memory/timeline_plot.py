@@ -19,7 +19,7 @@ _OVERSAMPLING = 2
 # Owners with a colour of their own; the smaller ones are one area.
 _NAMED_OWNERS = 6
 _SMALLER = "smaller ones"
-# A card is drawn as a line where the peak fills this share of it; below, the line would press the areas flat.
+# The card's size is drawn as a line where the peak fills this share of it; otherwise it would flatten the areas.
 _CARD_LINE_FROM = 0.3
 _EVENT_LABELS = 4
 
@@ -218,7 +218,7 @@ class _Plot:
                 self._text(x + offset, y, text, anchor, _CARD)
 
     def _draw_legend(self) -> None:
-        # As they lie, from the top down.
+        # In stacking order, from the top down.
         areas = reversed(list(zip(self._series.owners, self._colours(), strict=True)))
         entries = [(label, colour, True) for label, colour in areas]
         entries.append(("peak in the block", _PEAK, False))
@@ -242,7 +242,7 @@ class _Plot:
 
 
 def _events(timeline: Timeline) -> list[tuple[int, str]]:
-    """What the records say, and each increase of the allocator's counters of trouble; each text once per block."""
+    """Events of the records, and increases of the allocator's retries and failures; each text once per block."""
     events: list[tuple[int, str]] = []
     retries = ooms = None
     for record in timeline.records:
@@ -257,7 +257,7 @@ def _events(timeline: Timeline) -> list[tuple[int, str]]:
             if ooms is not None and (record.reading.ooms or 0) > ooms:
                 events.append((block, "out of memory"))
             retries, ooms = record.reading.retries, record.reading.ooms
-    # Several of a kind in a row say it once: with cleanup 'every block' there is one in each.
+    # An event that repeats from block to block is shown once: with cleanup 'every block' there is one in each.
     return [event for event in events if event[1] not in {text for block, text in events if block == event[0] - 1}]
 
 

@@ -9,11 +9,11 @@ from .growth import FEWEST_POINTS, FIRST_STEADY_BLOCK, Slope, Verdict, fit_slope
 from .timeline import StageRecord, Timeline
 
 _STAGE_HEADER = ("stage", "allocated", "peak", "reserved", "growth per block")
-_OWNER_HEADER = ("who holds it", "third block", "last block", "growth per block")
+_OWNER_HEADER = ("owner", "third block", "last block", "growth per block")
 
 
 def write_table(timeline: Timeline, verdict: Verdict) -> str:
-    """Verdict, stages, owners and counters as Markdown tables, which are readable as they are.
+    """Verdict, stages, owners and counters as Markdown tables.
 
     A stage's bytes are those of the last block it ran in; its growth is the slope over the blocks from the third on.
     """
@@ -39,7 +39,7 @@ def _summary(timeline: Timeline) -> str:
 
 
 def _stage_rows(timeline: Timeline) -> list[tuple[str, ...]]:
-    # In the order of the last block, for the first has no context yet; what only came earlier goes in front.
+    # In the order of the last block, because the first has no context yet; stages that ran only earlier come first.
     last_block = timeline.records[-1].block if timeline.records else None
     latest = {record.stage: None for record in timeline.stages_of(last_block)}
     earlier = [record.stage for record in timeline.records if record.stage not in latest]
@@ -74,10 +74,10 @@ def _counters(timeline: Timeline) -> str:
         return ""
     last = timeline.block_ends[-1]
     named = (
-        ("cached in pieces that cannot go back (inactive split)", last.reading.inactive_split, True),
+        ("cached in pieces that cannot be returned to the card (inactive split)", last.reading.inactive_split, True),
         ("reserved by CUDA graphs (private pools)", last.reading.private_pools, True),
-        ("of the card in use outside torch's allocator", last.reading.outside, True),
-        ("allocations that fit only after the cache was emptied", last.reading.retries, False),
+        ("in use on the card outside torch's allocator", last.reading.outside, True),
+        ("allocations that fit only after the cache was emptied (retries)", last.reading.retries, False),
         ("allocations that did not fit", last.reading.ooms, False),
     )
     lines = [f"- {name}: {format_bytes(n) if is_size else n}" for name, n, is_size in named if n is not None]
@@ -89,7 +89,7 @@ def _counters(timeline: Timeline) -> str:
         )
     events = [f"- block {record.block}: {record.event}" for record in timeline.records if record.event]
     shown = 12
-    more = [f"- and {len(events) - shown} events more"] if len(events) > shown else []
+    more = [f"- and {len(events) - shown} more events"] if len(events) > shown else []
     return "\n".join([*lines, *events[:shown], *more])
 
 

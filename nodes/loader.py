@@ -11,11 +11,11 @@ from ..memory.cleanup import parse_state_rules
 from ..stream.file_stamp import stamp_files
 from ..stream.recipe import (
     ATTENTION_BACKENDS,
-    BLOCK_SOURCES,
     BUILT_IN_BLOCKS,
     COMPILE_CHOICES,
     COMPILE_NOTHING,
     DTYPES,
+    REPOSITORY_BLOCKS,
     Recipe,
     is_hub_id,
 )
@@ -27,6 +27,8 @@ MINI_MODEL = "mini (in the pack: coloured shapes at 64x64)"
 TINY_MODEL = "tiny random model (made on the spot, to try the nodes)"
 _MINI_FOLDER = Path(__file__).resolve().parent.parent / "models" / "mini"
 HUB_MODEL = "hub id below"
+# As saved workflows have them.
+BLOCK_LABELS = {"built-in causal Wan": BUILT_IN_BLOCKS, "the repository's own": REPOSITORY_BLOCKS}
 FROM_MODEL = "from the model"
 
 
@@ -43,7 +45,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             category="StreamBlocks",
             description=(
                 "Chooses a block-autoregressive video model. Nothing is loaded here: the sampler loads it when "
-                "it runs, and keeps it until a different one is asked for."
+                "it runs, and keeps it until another model is chosen."
             ),
             inputs=[
                 io.Combo.Input(
@@ -86,7 +88,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=list(DTYPES),
                     default="auto",
                     tooltip=(
-                        "What it computes in. Auto: bfloat16 where a card has it, else float16; on a CPU float32."
+                        "Dtype to compute in. Auto: bfloat16 where the card has it, else float16; float32 on a CPU."
                     ),
                 ),
                 io.Combo.Input(
@@ -115,8 +117,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "blocks_from",
-                    options=list(BLOCK_SOURCES),
-                    default=BUILT_IN_BLOCKS,
+                    options=list(BLOCK_LABELS),
+                    default=next(iter(BLOCK_LABELS)),
                     tooltip=(
                         "Which code runs the model: the pack's own causal Wan pipeline, or the blocks that a "
                         "diffusers modular repository brings."
@@ -174,7 +176,8 @@ class LoadStreamingPipeline(io.ComfyNode):
     ) -> io.NodeOutput:
         """Make the recipe."""
         path = _model_path(model, hub_id.strip())
-        if blocks_from != BUILT_IN_BLOCKS and model in (MINI_MODEL, TINY_MODEL):
+        blocks = BLOCK_LABELS[blocks_from]
+        if blocks != BUILT_IN_BLOCKS and model in (MINI_MODEL, TINY_MODEL):
             raise ValueError(
                 f"blocks_from is {blocks_from!r}: the model {model!r} brings none; choose the built-in ones."
             )
@@ -186,7 +189,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                 model=path,
                 components=parts,
                 revision=revision.strip() or None,
-                blocks=blocks_from,
+                blocks=blocks,
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
                 device=device,

@@ -1,4 +1,4 @@
-"""Stream Memory Report and Free Stream Memory: see what holds the memory, and give it back."""
+"""Stream Memory Report and Free Stream Memory: see what holds the memory, and free it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StreamMemoryReport(io.ComfyNode):
             category="StreamBlocks",
             description=(
                 "Who holds the memory, block by block: a plot, a table and JSON. Says whether memory is flat or grows, "
-                "and if it grows, what grew and what to do."
+                "and if it grows, what grows and what to do."
             ),
             inputs=[
                 TimelineType.Input("timeline", tooltip="From the Streaming Block Sampler."),
@@ -64,7 +64,7 @@ class StreamMemoryReport(io.ComfyNode):
 
 
 class FreeStreamMemory(io.ComfyNode):
-    """Passes anything through and gives memory back on the way."""
+    """Passes anything through and frees memory when it runs."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -74,30 +74,30 @@ class FreeStreamMemory(io.ComfyNode):
             display_name="Free Stream Memory",
             category="StreamBlocks",
             description=(
-                "Gives memory back when what flows through it has been made, and says how much. Runs again only when "
-                "its input was made anew, like every node."
+                "Frees memory once its input has been computed, and says how much. Like every node, it runs again only "
+                "when its input is computed again."
             ),
             inputs=[
-                io.AnyType.Input("anything", tooltip="Passed through as it is; put the node behind the sampler."),
+                io.AnyType.Input("anything", tooltip="Passed through unchanged; connect it after the sampler."),
                 io.Boolean.Input(
                     "drop_pipeline",
                     default=True,
-                    tooltip="Let go of the loaded stream pipeline; the next stream loads it again.",
+                    tooltip="Drop the loaded stream pipeline; the next stream loads it again.",
                 ),
                 io.Boolean.Input(
                     "unload_models",
                     default=False,
-                    tooltip="Also have ComfyUI move its own models off the device.",
+                    tooltip="Also unload ComfyUI's own models from the device.",
                 ),
                 io.Boolean.Input(
                     "clear_compile_caches",
                     default=False,
-                    tooltip="Also forget what torch.compile made; whatever is compiled is then compiled again.",
+                    tooltip="Also clear torch.compile's caches; whatever is used next is compiled again.",
                 ),
             ],
             outputs=[
                 io.AnyType.Output(display_name="anything", tooltip="What came in."),
-                io.String.Output(display_name="freed", tooltip="What was given back, in words."),
+                io.String.Output(display_name="freed", tooltip="What was freed, in words."),
             ],
             is_output_node=True,
         )
@@ -123,9 +123,9 @@ class FreeStreamMemory(io.ComfyNode):
             done.append("dropped the pipeline")
         if unload_models:
             host.unload_all_models()
-            done.append("moved ComfyUI's models away")
+            done.append("unloaded ComfyUI's models")
         if clear_compile_caches:
-            done.append(f"forgot {compile_caches.clear_compile_caches().dynamo_entries} compiled variants")
+            done.append(f"cleared {compile_caches.clear_compile_caches().dynamo_entries} compiled variants")
         release_cached_memory(device)
         freed = before.freed_to(read_device_memory(device))
         text = f"{freed}; {', '.join(done)}."

@@ -30,7 +30,7 @@ class QuantizePipeline(io.ComfyNode):
             display_name="Quantize Pipeline",
             category="StreamBlocks",
             description=(
-                "Quantizes the model on the way in: each layer as it is read, so the unquantized model never has to "
+                "Quantizes the model while loading: each layer as it is read, so the unquantized model never has to "
                 "fit. Nothing is loaded here; changing it and running again drops the old weights first."
             ),
             inputs=[
@@ -55,14 +55,14 @@ class QuantizePipeline(io.ComfyNode):
                     options=list(NODE_ACTIVATIONS),
                     default="dynamic per row",
                     tooltip=(
-                        "How the layers' inputs are quantized. Per row goes with outliers best; 'none' quantizes "
+                        "How the layers' inputs are quantized. Per row handles outliers best; 'none' quantizes "
                         "weights only: exact inputs, no gain in speed."
                     ),
                 ),
                 io.Boolean.Input(
                     "fast_accumulation",
                     default=True,
-                    tooltip="FP8: faster sums of fewer bits in the tensor cores. No difference was seen in pictures.",
+                    tooltip="FP8: faster sums with fewer bits in the tensor cores. No difference was seen in pictures.",
                 ),
                 io.Boolean.Input(
                     "text_encoder",
@@ -146,7 +146,7 @@ class SaveQuantizedModel(io.ComfyNode):
             raise ValueError("pipeline is not quantized: put a Quantize Pipeline node in front of this one.")
         if (pipeline.quantization.format, pipeline.quantization.weight_granularity) == ("fp8", "per row"):
             raise ValueError(
-                "weight_granularity is 'per row', which ComfyUI's FP8 format has no place for: choose 'per tensor' in "
+                "weight_granularity is 'per row', which ComfyUI's FP8 format cannot store: choose 'per tensor' in "
                 "Quantize Pipeline to save it."
             )
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.

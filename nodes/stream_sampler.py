@@ -13,6 +13,7 @@ from ..families.kv_policies import KV_POLICIES, RECOMPUTE
 from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
+from ..stream.keep_frames import KeepFrames
 from ..stream.recipe import Recipe
 from ..stream.settings import StreamSettings
 from ..wan.family import CAUSAL_WAN_21
@@ -23,7 +24,6 @@ from .memory_nodes import TimelineType
 
 logger = logging.getLogger(__name__)
 
-KEEP_FRAMES = ("all", "last block", "none")
 SIZE_STEP = CAUSAL_WAN_21.geometry.size_step
 TIMELINE_ON, TIMELINE_EXACT, TIMELINE_OFF = TIMELINE_MODES = ("on", "exact", "off")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -106,8 +106,9 @@ class StreamingBlockSampler(io.ComfyNode):
                     options=list(KV_POLICIES),
                     default=RECOMPUTE,
                     tooltip=(
-                        "How the past is remembered. recompute (Krea) computes the context anew for each block and "
-                        "forgets old errors; rolling (Self-Forcing) keeps a window of keys and is a little faster."
+                        "How the past is kept. recompute (Krea) computes the context again for each block and drops "
+                        "old errors; rolling (Self-Forcing) keeps a window of keys. Use the one that your model was "
+                        "trained with."
                     ),
                 ),
                 io.Int.Input(
@@ -149,14 +150,14 @@ class StreamingBlockSampler(io.ComfyNode):
                     options=[policy.value for policy in CleanupPolicy],
                     default=CleanupPolicy.WHEN_IT_PAYS.value,
                     tooltip=(
-                        "When cached memory goes back to the card. 'when it pays' waits until much lies unused; "
-                        "'every block' costs speed."
+                        "When torch's cached memory is returned to the card. 'when it pays' waits until much of it is "
+                        "unused; 'every block' costs speed."
                     ),
                 ),
                 io.Combo.Input(
                     "keep_frames",
-                    options=list(KEEP_FRAMES),
-                    default="last block",
+                    options=[choice.value for choice in KeepFrames],
+                    default=KeepFrames.LAST_BLOCK.value,
                     tooltip=(
                         "Which pictures the IMAGE output holds. 'all' needs RAM for the whole video; the mp4 "
                         "always has all of them."
@@ -176,8 +177,8 @@ class StreamingBlockSampler(io.ComfyNode):
                     default=False,
                     advanced=True,
                     tooltip=(
-                        "Clear torch.compile's caches when the stream is over. The next one compiles anew, which takes "
-                        "longer than the memory is worth unless sizes change often."
+                        "Clear torch.compile's caches when the stream is over. The next stream compiles again; the "
+                        "memory is rarely worth that time unless sizes change often."
                     ),
                 ),
             ],
@@ -230,7 +231,7 @@ class StreamingBlockSampler(io.ComfyNode):
         from ..stream.frames import to_image_batch
         from ..stream.materialise import materialise
         from ..stream.run_stream import run_stream
-        from ..stream.sinks import FrameKeeper, KeepFrames, Mp4Sink
+        from ..stream.sinks import FrameKeeper, Mp4Sink
 
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(blocks * steps, node_id)
@@ -247,6 +248,7 @@ class StreamingBlockSampler(io.ComfyNode):
         if memory_timeline != TIMELINE_OFF:
             recorder = TimelineRecorder(
                 materialised.device,
+                facts=materialised.memory_facts,
                 exact=memory_timeline == TIMELINE_EXACT,
                 others={PICTURES: keeper.held, OTHER_MODELS: host.other_models},
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),

@@ -1,1 +1,1 @@
-"""Quantized linear layers (FP8, INT8) and which layers of a model are quantized. Knows nothing of Wan's files."""
+"""Quantized linear layers (FP8, INT8), kernels, and which layers of a model are quantized. Knows no model by name."""

@@ -1,4 +1,4 @@
-"""Block masks of flex attention, kept in a cache that has a size."""
+"""Block masks of flex attention, in a cache of bounded size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BlockCausalShape(NamedTuple):
 
     Attributes:
         queries: tokens that attend.
-        past: tokens in front of them that all may see.
+        past: tokens before them, visible to all of them.
         block: tokens of a block; a token sees its own block and those before it.
         device: of the mask.
     """
@@ -28,10 +28,10 @@ class BlockCausalShape(NamedTuple):
 
 
 class BlockMaskCache:
-    """The masks used last, `size` of them; the one not used for longest leaves.
+    """The last `size` masks used; the least recently used one is evicted.
 
-    A mask is small (88,800 bytes at 9,360 tokens) but making it is not: `create_block_mask` holds the dense mask for a
-    moment, 177 MB there. diffusers (0.42.1) keeps none and makes one in each call.
+    A mask is small (88,800 bytes at 9,360 tokens) but making it is not: `create_block_mask` briefly allocates the dense
+    mask, 177 MB at that size. diffusers (0.42.1) keeps none and makes one in each call.
     """
 
     def __init__(self, size: int = 4) -> None:
@@ -44,7 +44,7 @@ class BlockMaskCache:
         return len(self._masks)
 
     def block_causal(self, shape: BlockCausalShape) -> BlockMask:
-        """The mask of `shape`, made if it is not there."""
+        """The mask of `shape`, made unless it is cached."""
         if shape in self._masks:
             self._masks.move_to_end(shape)
             return self._masks[shape]
@@ -56,10 +56,6 @@ class BlockMaskCache:
     def masks(self) -> dict[str, BlockMask]:
         """The masks by a name that tells their shape, for the memory timeline."""
         return {f"{key.queries} x {key.past + key.queries} by {key.block}": mask for key, mask in self._masks.items()}
-
-    def clear(self) -> None:
-        """Forget all masks; their memory is free once no attention uses them."""
-        self._masks.clear()
 
 
 def make_block_causal_mask(shape: BlockCausalShape) -> BlockMask:

@@ -1,9 +1,9 @@
 """Attention over as many keys as a prompt has words: cross-attention without its padding.
 
-Wan pads every prompt to 512 tokens of zeros, which all have the same key and the same value. n equal keys weigh as much
-as one whose score is log(n) higher, so the words and one key of padding give the same sums. At so few keys attention is
-bound by memory: one Triton kernel reads the queries once and writes the result once. How many keys there are it
-reads on the device, so that a new prompt compiles nothing.
+A prompt padded with zeros to a fixed length (such as 512 tokens) gives all of its padding the same key and the same
+value. n equal keys weigh as much as one whose score is log(n) higher, so the words and one key of padding give the same
+sums. With so few keys attention is bound by memory: one Triton kernel reads the queries once and writes the result
+once. It reads the number of keys on the device, so a new prompt compiles nothing.
 """
 
 from __future__ import annotations

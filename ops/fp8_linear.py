@@ -17,7 +17,6 @@ from .kernels.gelu_quantization_launch import (
     GeluVariant,
     launch_gelu_quantization,
 )
-from .quantization import QuantizationSpec
 
 FIRST_CAPABILITY = (8, 9)
 
@@ -60,24 +59,6 @@ def check_finite(magnitude: torch.Tensor, name: str) -> None:
 def round_to_fp8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`values` / `scale`, clamped to what e4m3fn holds and rounded to nearest even."""
     return values.to(torch.float32, copy=True).div_(scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8_DTYPE)
-
-
-def quantize_weight(
-    weight: torch.Tensor, granularity: str, *, name: str = "the layer"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize a weight [out, in] of any float dtype.
-
-    Returns:
-        float8_e4m3fn [out, in], and the float32 scale as `torch._scaled_mm` takes it for its second operand:
-        [1, out] "per row", [1, 1] "per tensor". weight = fp8 * scale.T; scale = max |weight| / 448.
-
-    Raises:
-        ValueError: the weight holds inf or NaN.
-    """
-    magnitude = largest_magnitude(weight, granularity)
-    check_finite(magnitude, name)
-    scale = fp8_scale(magnitude)
-    return round_to_fp8(weight, scale), scale.t().contiguous()
 
 
 class FP8Linear(nn.Module):
@@ -126,15 +107,6 @@ class FP8Linear(nn.Module):
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("kernel_scale", None, persistent=False)
         self.decide_compute()
-
-    @classmethod
-    def from_float(
-        cls, weight: torch.Tensor, bias: torch.Tensor | None, spec: QuantizationSpec, *, name: str = "the layer"
-    ) -> FP8Linear:
-        """Quantize `weight` [out, in]; raises ValueError for inf or NaN in it."""
-        with torch.no_grad():
-            quantized, scale = quantize_weight(weight, spec.weight_granularity, name=name)
-        return cls(quantized, scale, bias, activations=spec.activations, fast_accumulation=spec.fast_accumulation)
 
     def take_gelu(self) -> bool:
         """Apply GELU (tanh approximation) to the input from now on, if that can be done while quantizing it.

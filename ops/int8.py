@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .quantization import QuantizationPlan, QuantizationSpec
+from .quantization import QuantizationSpec
 
 
 def require_torchao() -> ModuleType:
@@ -31,30 +31,11 @@ def int8_config(spec: QuantizationSpec) -> Any:  # noqa: ANN401
         raise ValueError(f"format is {spec.format!r}: torchao's INT8 takes 'int8'.")
     torchao = require_torchao()
     weights = torchao.PerRow() if spec.weight_granularity == "per row" else torchao.PerTensor()
-    # torchao would change inductor's settings for the whole process.
+    # By default torchao changes inductor's settings for the whole process.
     if spec.activations == "none":
         return torchao.Int8WeightOnlyConfig(granularity=weights, set_inductor_config=False)
     inputs = torchao.PerRow() if spec.activations == "dynamic per row" else torchao.PerTensor()
     return torchao.Int8DynamicActivationInt8WeightConfig(granularity=[inputs, weights], set_inductor_config=False)
-
-
-@torch.no_grad()
-def quantize_int8(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Quantize the planned layers of a loaded `model` in place through torchao's `quantize_`, one after another.
-
-    Raises:
-        ValueError: torchao is missing, the plan is not INT8, or a weight holds inf or NaN.
-    """
-    if plan.spec is None:
-        raise ValueError("The plan has no quantization: make it with a QuantizationSpec of format 'int8'.")
-    from .fp8_linear import check_finite, largest_magnitude
-
-    names = frozenset(plan.quantized_names)
-    for name in plan.quantized_names:
-        check_finite(largest_magnitude(model.get_parameter(f"{name}.weight"), "per tensor"), name)
-    require_torchao().quantize_(model, int8_config(plan.spec), filter_fn=lambda _module, name: name in names)
-    for name in names:
-        _break_cycle(model.get_submodule(name))
 
 
 def is_int8(weight: object) -> bool:
@@ -97,7 +78,7 @@ def int8_parameter(data: torch.Tensor, scale: torch.Tensor, spec: QuantizationSp
         data: int8 [out, in].
         scale: float32 [out, 1] or [1, 1].
         spec: INT8, for how activations are quantized.
-        dtype: what the weight stands for and computes in.
+        dtype: logical dtype of the weight, in which it computes.
     """
     template: Any = _quantized_linear(torch.ones((1, 8), dtype=dtype, device=data.device), spec).weight
     block = [1 if scale.shape[0] > 1 else data.shape[0], data.shape[1]]
@@ -109,7 +90,7 @@ def int8_parameter(data: torch.Tensor, scale: torch.Tensor, spec: QuantizationSp
 
 
 def _quantized_linear(values: torch.Tensor, spec: QuantizationSpec) -> nn.Linear:
-    """`quantize_` on a layer that has just these rows."""
+    """A layer of just these rows after `quantize_`."""
     linear = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(values, requires_grad=False)
     require_torchao().quantize_(linear, int8_config(spec))
@@ -118,7 +99,7 @@ def _quantized_linear(values: torch.Tensor, spec: QuantizationSpec) -> nn.Linear
 
 
 def _break_cycle(linear: nn.Module) -> None:
-    """Take away the `extra_repr` that torchao binds to the layer itself: it would keep weights until a collection."""
+    """Remove the `extra_repr` that torchao binds to the layer: this cycle keeps weights until a garbage collection."""
     linear.__dict__.pop("extra_repr", None)
 
 

@@ -19,7 +19,7 @@ FORMATS = ("fp8", "int8")
 WEIGHT_GRANULARITIES = ("per row", "per tensor")
 ACTIVATIONS = ("dynamic per row", "dynamic per tensor", "static", "none")
 QUANTIZABLE_COMPONENTS = ("transformer", "text_encoder")
-# What torch._scaled_mm asks of in and out features; torch._int_mm asks for 8.
+# What torch._scaled_mm requires of in and out features; torch._int_mm requires 8.
 KERNEL_MULTIPLE = 16
 NO_ITEMSIZES: Mapping[str, int] = MappingProxyType({})
 
@@ -59,8 +59,8 @@ class QuantizationSpec:
         _check_choice("activations", self.activations, ACTIVATIONS)
         if self.format == "int8" and self.activations == "static":
             raise ValueError(
-                "activations is 'static', which INT8 has not got: choose 'dynamic per row', 'dynamic per tensor' or "
-                "'none', or the format 'fp8'."
+                "activations is 'static', which INT8 does not support: choose 'dynamic per row', 'dynamic per tensor' "
+                "or 'none', or the format 'fp8'."
             )
         if not self.components:
             raise ValueError(f"components is empty: name at least one of {', '.join(QUANTIZABLE_COMPONENTS)}.")
@@ -98,7 +98,7 @@ class QuantizationSpec:
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         if "format" not in known or set(fields) - set(known):
             raise ValueError(
-                f"{dict(fields)} is no quantization: give the fields {', '.join(cls.__dataclass_fields__)}."
+                f"{dict(fields)} is not a quantization: give the fields {', '.join(cls.__dataclass_fields__)}."
             )
         for name in ("components", "skip"):
             if name in known:
@@ -124,13 +124,13 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What becomes of each layer of a component.
+    """Which layers of a component are quantized, and their bytes.
 
     Attributes:
         component: whose layers they are.
         spec: how they are quantized; None when nothing is.
         layers: in the order given.
-        other_bytes: of tensors that are no layer weights (biases, norms), the same before and after.
+        other_bytes: of tensors other than layer weights (biases, norms), the same before and after.
     """
 
     component: str
@@ -162,7 +162,7 @@ class QuantizationPlan:
         return reasons
 
     def summary(self) -> str:
-        """A table for people: what is quantized, what stays and why, bytes before and after."""
+        """A table to read: what is quantized, what stays and why, bytes before and after."""
         done = [layer for layer in self.layers if layer.quantized]
         how = f"{self.spec.format}, weights {self.spec.weight_granularity}" if self.spec else "not quantized"
         if self.spec:
@@ -178,17 +178,6 @@ class QuantizationPlan:
         lines.append(f"{'biases, norms and other':{width}}  {'':6}  {other:9.1f}  {other:8.1f}")
         lines.append(f"{'all':{width}}  {'':6}  {self.bytes_before / 1e6:9.1f}  {self.bytes_after / 1e6:8.1f}")
         return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return {
-            "component": self.component,
-            "quantization": self.spec.as_dict() if self.spec else None,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "quantized": [layer.name for layer in self.layers if layer.quantized],
-            "skipped": [{"name": layer.name, "reason": layer.reason} for layer in self.layers if not layer.quantized],
-        }
 
 
 def summarise_plan(plan: QuantizationPlan) -> dict[str, Any]:

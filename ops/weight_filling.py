@@ -18,9 +18,9 @@ from .fp8_linear import (
     round_to_fp8,
 )
 from .int8 import int8_parameter, int8_tensor_scale, quantize_int8_rows
-from .quantization import QuantizationPlan, QuantizationSpec
+from .quantization import QuantizationSpec
 
-# One chunk is 4 MB in float32, and a handful of them are alive while it is quantized.
+# A chunk takes 4 MB in float32; a handful of such tensors are alive while it is quantized.
 CHUNK_ELEMENTS = 2**20
 
 
@@ -68,7 +68,7 @@ class WeightFilling(ABC):
 
     @cached_property
     def data(self) -> torch.Tensor:
-        """The quantized weight [out, in]; its memory is taken when it is first asked for."""
+        """The quantized weight [out, in], allocated on first use."""
         return torch.empty(self.shape, dtype=self.data_dtype, device=self.device)
 
     @cached_property
@@ -83,7 +83,7 @@ class WeightFilling(ABC):
         return self.spec.weight_granularity == "per tensor" and self._magnitude is None
 
     def observe(self, values: torch.Tensor) -> None:
-        """Take `values` [rows, in] into the largest magnitude; raises ValueError for inf or NaN."""
+        """Include `values` [rows, in] in the largest magnitude; raises ValueError for inf or NaN."""
         magnitude = largest_magnitude(values.to(self.dtype), "per tensor")
         check_finite(magnitude, self.name)
         self._magnitude = magnitude if self._magnitude is None else torch.maximum(self._magnitude, magnitude)
@@ -103,7 +103,7 @@ class WeightFilling(ABC):
         self.data[rows] = self._quantize_with(values, self.scale)
 
     def copy_rows(self, start: int, stored: torch.Tensor, scale: torch.Tensor) -> None:
-        """Take rows that are quantized already, with their float32 scale of 1 or `rows` elements."""
+        """Copy rows that are already quantized, with their float32 scale of 1 or `rows` elements."""
         rows = slice(start, start + stored.shape[0])
         self.data[rows].copy_(stored)
         scale = scale.reshape(-1, 1)
@@ -113,7 +113,7 @@ class WeightFilling(ABC):
             self.scale[rows] = scale.expand(stored.shape[0], 1)
 
     def bytes_of(self, rows: int) -> int:
-        """Bytes that `rows` rows take, with their scales; one scale of the tensor counts with the first rows."""
+        """Bytes that `rows` rows take, with their scales; a scale per tensor counts with the first rows."""
         per_scale = 4 + self._extra_bytes_per_scale
         scales = rows if self.scale.shape[0] > 1 else int(not self._scale_counted)
         self._scale_counted = True
@@ -187,37 +187,7 @@ class Int8Filling(WeightFilling):
 FILLINGS: dict[str, type[WeightFilling]] = {"fp8": FP8Filling, "int8": Int8Filling}
 
 
-@torch.no_grad()
-def quantize_model(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Quantize the planned layers of a loaded `model` in place, one layer at a time.
-
-    The result equals quantizing while loading. For INT8 `int8.quantize_int8` gives the same numbers.
-
-    Raises:
-        ValueError: no quantization in the plan, a layer is quantized already, or its weight holds inf or NaN.
-    """
-    if plan.spec is None:
-        raise ValueError("The plan has no quantization: make it with a QuantizationSpec.")
-    for name in plan.quantized_names:
-        linear = model.get_submodule(name)
-        if type(linear) is not nn.Linear or type(linear.weight.data) is not torch.Tensor:
-            raise ValueError(f"{name} is quantized already: load the model in BF16, FP16 or FP32 and quantize once.")
-        replace_layer(model, name, _filled(name, linear, plan.spec).finish(linear))
-
-
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the sub-module `name`."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)
-
-
-def _filled(name: str, linear: nn.Linear, spec: QuantizationSpec) -> WeightFilling:
-    weight = linear.weight
-    rows, columns = weight.shape
-    filling = FILLINGS[spec.format](name, (rows, columns), spec, device=weight.device, dtype=weight.dtype)
-    if filling.must_observe:
-        for chunk in row_chunks(rows, columns):
-            filling.observe(weight[chunk])
-    for chunk in row_chunks(rows, columns):
-        filling.write(chunk.start, weight[chunk])
-    return filling

@@ -1,4 +1,4 @@
-"""Which device, dtype and attention backend a recipe means on this machine."""
+"""The device, dtype and attention backend that a recipe's choices mean on this machine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def choose_device(name: str, default: torch.device) -> torch.device:
     """The device a recipe names, with its index; "auto" is `default`.
 
     Raises:
-        ValueError: no such device, or this machine has not got it.
+        ValueError: no such device, or it is not available on this machine.
     """
     try:
-        # An empty tensor knows the index that "cuda" means, and fails where there is no such device.
+        # An empty tensor resolves the index of "cuda", and fails where there is no such device.
         return torch.empty(0, device=default if name == "auto" else name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}: this machine has not got it ({error}); choose 'auto'.") from error
+        raise ValueError(f"device is {name!r}: not available on this machine ({error}); choose 'auto'.") from error
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -44,7 +44,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_vae_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """float16 beside a 16-bit transformer on a GPU (Krea's choice), else float32; a CPU is slow in float16."""
+    """float16 beside a 16-bit transformer on a GPU, else float32; a CPU is slow in float16."""
     sixteen_bit = dtype in (torch.float16, torch.bfloat16)
     return torch.float16 if sixteen_bit and device.type in ("cuda", "xpu") else torch.float32
 

@@ -1,4 +1,4 @@
-"""Pictures as pipelines return them, made uniform."""
+"""Pictures as pipelines return them, converted to one format."""
 
 from __future__ import annotations
 

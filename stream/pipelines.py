@@ -13,6 +13,7 @@ from torch import nn
 
 from ..families.model_family import AttentionChoice, ModelFamily
 from ..memory.cleanup import CleanupPolicy
+from ..memory.pipeline_facts import UNKNOWN_PIPELINE, PipelineFacts
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback, all_on_device, ignore_load
@@ -31,6 +32,8 @@ class StreamPipeline(Protocol):
     pipe: ModularPipeline
     device: torch.device
     on_load: LoadCallback
+    # What the memory timeline calls its stages, and what it advises on its state.
+    memory_facts: PipelineFacts
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Raise ValueError for what this pipeline cannot do, before anything is loaded."""
@@ -89,6 +92,7 @@ class BuiltInPipeline:
         self.family = family
         self.device = device
         self.residency = residency
+        self.memory_facts = family.memory_facts
         self.pipe = family.make_pipeline()
         self.pipe.update_components(tokenizer=tokenizer)
         self._store = store
@@ -220,6 +224,7 @@ class ForeignPipeline:
         self.pipe = pipe
         self.device = device
         self.residency = residency
+        self.memory_facts = UNKNOWN_PIPELINE
         self.on_load: LoadCallback = ignore_load
 
     def check_settings(self, settings: StreamSettings) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..memory.cleanup import StateRule
 from ..ops.quantization import QuantizationSpec
 
-BUILT_IN_BLOCKS = "built-in causal Wan"
+BUILT_IN_BLOCKS = "built-in"
 REPOSITORY_BLOCKS = "the repository's own"
 BLOCK_SOURCES = (BUILT_IN_BLOCKS, REPOSITORY_BLOCKS)
 

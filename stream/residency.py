@@ -13,7 +13,7 @@ from ..memory.tensor_bytes import module_bytes
 
 
 def move_module(module: nn.Module, device: torch.device) -> None:
-    """Move a module; outside of inference mode, in which quantized tensors of torchao refuse to be moved."""
+    """Move a module, outside of inference mode: in it, torchao's quantized tensors cannot be moved."""
     with torch.inference_mode(False), torch.no_grad():
         module.to(device)
 
@@ -22,7 +22,7 @@ class Residency(Protocol):
     """Moves components to the device and makes room for them."""
 
     def available_bytes(self, device: torch.device) -> int | None:
-        """What `device` could give to a stream once everything that may leave has left; None when unknown."""
+        """Bytes a stream could use of `device` once all that can be evicted is; None when unknown."""
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Free device memory for weights about to be read from disk."""
@@ -41,7 +41,7 @@ class PlainResidency:
         self._known: dict[str, nn.Module] = {}
 
     def available_bytes(self, device: torch.device) -> int | None:
-        """Free memory of a CUDA card and what this process holds of it; unknown for other devices."""
+        """Free memory of a CUDA card plus what this process has reserved; unknown for other devices."""
         memory = read_card_memory(device)
         return None if memory is None else memory.free + memory.reserved
 

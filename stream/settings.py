@@ -53,7 +53,7 @@ class StreamSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
         if self.shift <= 0:
-            raise ValueError(f"shift is {self.shift}: choose a value above 0 (Wan 2.1 uses 5).")
+            raise ValueError(f"shift is {self.shift}: choose a value above 0 (5 is common).")
         check_kv_policy(self.kv_policy)
         if not 0.0 < self.attention_bias <= 1.0:
             raise ValueError(f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off).")

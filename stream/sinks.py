@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +13,7 @@ import torch
 
 from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4
+from .keep_frames import KeepFrames
 from .remux import remux_mp4
 
 logger = logging.getLogger(__name__)
@@ -145,14 +145,6 @@ class _Encoder:
     def close(self) -> None:
         self.stream.encode(None)
         self._container.close()
-
-
-class KeepFrames(str, Enum):
-    """Which pictures stay in memory for the IMAGE output."""
-
-    ALL = "all"
-    LAST_BLOCK = "last block"
-    NONE = "none"
 
 
 class FrameKeeper:

@@ -2,6 +2,7 @@
 
 import torch
 
+from streamblocks.benchmarks.quantize_afterwards import make_fp8_linear
 from streamblocks.ops import fp8_linear
 from streamblocks.ops.quantization import ACTIVATIONS, WEIGHT_GRANULARITIES, QuantizationSpec
 
@@ -9,7 +10,7 @@ X = torch.randn(2, 5, 32).bfloat16()
 
 
 def layer_of(weights, activations):
-    layer = fp8_linear.FP8Linear.from_float(
+    layer = make_fp8_linear(
         torch.randn(48, 32).bfloat16(), torch.randn(48).bfloat16(), QuantizationSpec("fp8", weights, activations)
     )
     if activations == "static":

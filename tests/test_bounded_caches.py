@@ -39,8 +39,6 @@ def test_a_cache_keeps_as_many_masks_as_its_size_and_the_latest():
         cache.block_causal(shape(6, past))
     assert len(cache) == 2
     assert live_tensor_bytes() == live
-    cache.clear()
-    assert len(cache) == 0
     with pytest.raises(ValueError, match="size is 0"):
         BlockMaskCache(0)
 

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 
+from streamblocks.benchmarks.drawn_truth import Seen, see
 from streamblocks.tools.train_mini.clips import ClipPlan, draw_clips
-from streamblocks.tools.train_mini.drawn_truth import Seen, see
 from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from streamblocks.benchmarks.fp8_activations import rounded_fp8_activations
-from streamblocks.ops.fp8_linear import FP8Linear
+from streamblocks.benchmarks.quantize_afterwards import make_fp8_linear
 from streamblocks.ops.quantization import QuantizationSpec
 
 SCHEMES = {
@@ -24,7 +24,7 @@ def x():
 def make_layer(activations, weights="per row"):
     spec = QuantizationSpec(format="fp8", weight_granularity=weights, activations=activations)
     linear = nn.Linear(64, 48, dtype=torch.bfloat16)
-    return FP8Linear.from_float(linear.weight, linear.bias, spec, name="layer").eval()
+    return make_fp8_linear(linear.weight, linear.bias, spec, name="layer").eval()
 
 
 @pytest.mark.parametrize("activations", SCHEMES)

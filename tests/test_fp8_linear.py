@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from streamblocks.benchmarks.quantize_afterwards import make_fp8_linear
 from streamblocks.ops import fp8_linear
 from streamblocks.ops.calibration import calibrating
-from streamblocks.ops.fp8_linear import FP8Linear, fp8_notice, quantize_weight, supports_fp8_matmul
+from streamblocks.ops.fp8_linear import fp8_notice, supports_fp8_matmul
 from streamblocks.ops.quantization import ACTIVATIONS, WEIGHT_GRANULARITIES, QuantizationSpec
 
 from tensor_allocations import count_forward_allocations
@@ -29,10 +30,15 @@ def _randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def _quantize_weight(weight, granularity, name="the layer"):
+    layer = make_fp8_linear(weight, None, QuantizationSpec("fp8", granularity, "none"), name=name)
+    return layer.weight.data, layer.weight_scale
+
+
 def _layer(weights="per row", activations="dynamic per row", size=(48, 32), bias=True, **fields):
     spec = QuantizationSpec("fp8", weights, activations, **fields)
     weight = _randn(*size, seed=1).bfloat16()
-    return FP8Linear.from_float(weight, _randn(size[0], seed=2).bfloat16() if bias else None, spec)
+    return make_fp8_linear(weight, _randn(size[0], seed=2).bfloat16() if bias else None, spec)
 
 
 class ScaledMatmul:
@@ -74,7 +80,7 @@ def scaled_mm(monkeypatch):
 @pytest.mark.parametrize("granularity", WEIGHT_GRANULARITIES)
 def test_a_quantized_weight_is_within_half_a_step(granularity):
     weight = _randn(64, 48).bfloat16()
-    quantized, scale = quantize_weight(weight, granularity)
+    quantized, scale = _quantize_weight(weight, granularity)
     assert quantized.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32
     assert scale.shape == ((1, 64) if granularity == "per row" else (1, 1))
     restored = quantized.float() * scale.t()
@@ -86,7 +92,7 @@ def test_a_quantized_weight_is_within_half_a_step(granularity):
 def test_rows_of_zeros_stay_zero_and_tiny_rows_survive():
     weight = torch.zeros(16, 16)
     weight[1] = 1e-30
-    quantized, scale = quantize_weight(weight, "per row")
+    quantized, scale = _quantize_weight(weight, "per row")
     assert torch.isfinite(scale).all() and (scale > 0).all()
     torch.testing.assert_close(quantized.float() * scale.t(), weight, rtol=0.07, atol=0)
 
@@ -97,13 +103,13 @@ def test_inf_and_nan_name_the_layer(value, granularity):
     weight = torch.ones(16, 16)
     weight[3, 4] = value
     with pytest.raises(ValueError, match=r"blocks\.7\.ffn holds inf or NaN"):
-        quantize_weight(weight, granularity, name="blocks.7.ffn")
+        _quantize_weight(weight, granularity, name="blocks.7.ffn")
 
 
 @pytest.mark.parametrize(("weights", "activations"), SCHEMES)
 def test_gaussian_weights_and_activations_keep_28_db(scaled_mm, weights, activations):
     weight, x = _randn(1536, 1536, seed=1).bfloat16(), _randn(128, 1536, seed=2).bfloat16()
-    layer = FP8Linear.from_float(weight, None, QuantizationSpec("fp8", weights, activations))
+    layer = make_fp8_linear(weight, None, QuantizationSpec("fp8", weights, activations))
     if activations == "static":
         with calibrating(layer):
             layer(x)
@@ -119,7 +125,7 @@ def test_the_sqnr_is_within_a_third_of_a_db_of_torchao(granularity):
     theirs.weight.data.copy_(weight)
     scheme = torchao.PerRow() if granularity == "per row" else torchao.PerTensor()
     torchao.quantize_(theirs, torchao.Float8WeightOnlyConfig(granularity=scheme, set_inductor_config=False))
-    ours = FP8Linear.from_float(weight, None, QuantizationSpec("fp8", granularity, "none"))
+    ours = make_fp8_linear(weight, None, QuantizationSpec("fp8", granularity, "none"))
     reference = F.linear(x.double(), weight.double())
     with torch.no_grad():
         assert abs(_sqnr(reference, ours(x)) - _sqnr(reference, theirs(x))) < 0.3
@@ -134,7 +140,7 @@ def test_with_an_outlier_channel_per_row_beats_per_tensor(scaled_mm):
     reference = F.linear(x.double(), weight.double())[:, others]
     results = {}
     for granularity, activations in [("per row", "dynamic per row"), ("per tensor", "dynamic per tensor")]:
-        layer = FP8Linear.from_float(weight, None, QuantizationSpec("fp8", granularity, activations))
+        layer = make_fp8_linear(weight, None, QuantizationSpec("fp8", granularity, activations))
         results[granularity] = _sqnr(reference, layer(x)[:, others])
     assert results["per row"] > results["per tensor"]
 
@@ -144,8 +150,8 @@ def test_with_an_outlier_input_channel_per_row_beats_per_tensor(scaled_mm):
     x[:, 7] *= 100
     x = x.bfloat16()
     reference = F.linear(x.double(), weight.double())
-    row = FP8Linear.from_float(weight, None, QuantizationSpec("fp8", "per row", "dynamic per row"))
-    tensor = FP8Linear.from_float(weight, None, QuantizationSpec("fp8", "per tensor", "dynamic per tensor"))
+    row = make_fp8_linear(weight, None, QuantizationSpec("fp8", "per row", "dynamic per row"))
+    tensor = make_fp8_linear(weight, None, QuantizationSpec("fp8", "per tensor", "dynamic per tensor"))
     assert _sqnr(reference, row(x)) > _sqnr(reference, tensor(x)) + 1
 
 
@@ -284,7 +290,7 @@ def test_a_device_without_fp8_units_is_named():
 def test_on_fp8_units(weights, activations, fast):
     weight, x = _randn(1536, 1536, seed=1).cuda().bfloat16(), _randn(2, 77, 1536, seed=2).cuda().bfloat16()
     bias = _randn(1536, seed=3).cuda().bfloat16()
-    layer = FP8Linear.from_float(weight, bias, QuantizationSpec("fp8", weights, activations, fast))
+    layer = make_fp8_linear(weight, bias, QuantizationSpec("fp8", weights, activations, fast))
     if activations == "static":
         with calibrating(layer):
             layer(x)

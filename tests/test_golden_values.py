@@ -124,11 +124,11 @@ def test_no_reference_velocity_is_left_out(golden):
 
 @pytest.mark.parametrize("case", SCHEDULES["cases"], ids=lambda c: f"{c['strength']}-{c['steps']}")
 def test_schedule_equals_the_makers(case):
-    schedule = make_few_step_schedule(
-        case["steps"], strength=case["strength"], shift=SCHEDULES["shift"], final_zero_step=True
-    )
-    assert schedule.timesteps == pytest.approx(case["timesteps"], rel=1e-6)
-    assert schedule.sigmas == pytest.approx(case["sigmas"], abs=1e-6)
+    """Their list counts a last pass at t = 0 among its steps; ours ends before it."""
+    schedule = make_few_step_schedule(case["steps"] - 1, strength=case["strength"], shift=SCHEDULES["shift"])
+    assert case["timesteps"][-1] == 0.0
+    assert schedule.timesteps == pytest.approx(case["timesteps"][:-1], rel=1e-6)
+    assert schedule.sigmas == pytest.approx(case["sigmas"][:-1], abs=1e-6)
 
 
 def test_distilled_step_list_has_no_pass_at_zero():

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from streamblocks.ops.int8 import is_int8, quantize_int8, require_torchao
+from streamblocks.benchmarks.quantize_afterwards import quantize_model
+from streamblocks.ops.int8 import int8_config, is_int8, require_torchao
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec, plan_layers
-from streamblocks.ops.weight_filling import quantize_model
 from streamblocks.wan.checkpoints.layer_presets import PRESETS
 
 pytest.importorskip("torchao", reason="torchao is not installed")
@@ -62,7 +62,7 @@ def test_row_by_row_equals_torchaos_quantize(weights, activations):
     spec = QuantizationSpec("int8", weights, activations)
     by_rows, whole = _model(), _model()
     quantize_model(by_rows, _plan(spec))
-    quantize_int8(whole, _plan(spec))
+    require_torchao().quantize_(whole, int8_config(spec), filter_fn=lambda _, name: name in (LAYER, OTHER))
     for name in (LAYER, OTHER):
         ours, theirs = by_rows.get_submodule(name).weight, whole.get_submodule(name).weight
         assert torch.equal(ours.qdata, theirs.qdata) and torch.equal(ours.scale, theirs.scale)
@@ -72,31 +72,21 @@ def test_row_by_row_equals_torchaos_quantize(weights, activations):
         assert torch.equal(by_rows.get_submodule(name)(x), whole.get_submodule(name)(x))
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_model])
-def test_only_planned_layers_are_quantized(quantize):
+def test_only_planned_layers_are_quantized():
     model = _model(32)
-    quantize(model, _plan(QuantizationSpec("int8", skip=("*to_q",)), 32))
+    quantize_model(model, _plan(QuantizationSpec("int8", skip=("*to_q",)), 32))
     assert is_int8(model.get_submodule(OTHER).weight.data) and not is_int8(model.get_submodule(LAYER).weight.data)
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_model])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_inf_and_nan_name_the_layer(quantize, value):
+def test_inf_and_nan_name_the_layer(value):
     model = _model(32)
     model.get_submodule(OTHER).weight.data[3, 4] = value
     with pytest.raises(ValueError, match=r"to_out\.0 holds inf or NaN"):
-        quantize(model, _plan(QuantizationSpec("int8"), 32))
-
-
-@pytest.mark.parametrize("format_", ["int8", "fp8"])
-def test_quantizing_twice_is_refused(format_):
-    model, plan = _model(32), _plan(QuantizationSpec(format_), 32)
-    quantize_model(model, plan)
-    with pytest.raises(ValueError, match="quantized already"):
-        quantize_model(model, plan)
+        quantize_model(model, _plan(QuantizationSpec("int8"), 32))
 
 
 def test_a_missing_torchao_is_said_clearly(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match="pip install torchao"):
-        quantize_int8(_model(32), _plan(QuantizationSpec("int8"), 32))
+        quantize_model(_model(32), _plan(QuantizationSpec("int8"), 32))

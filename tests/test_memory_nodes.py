@@ -61,7 +61,7 @@ report(off=off, plot=list(plot.shape), table=table, same=json.loads(text)["block
     assert "grows" in facts["said"] and "pictures: kept" in facts["said"] and "keep_frames" in facts["said"]
     assert facts["said"] in facts["table"] and "| block end" in facts["table"]
     assert facts["passed"] and facts["current"] is None
-    assert facts["freed"].startswith("Freed ") and "dropped the pipeline, forgot 0 compiled" in facts["freed"]
+    assert facts["freed"].startswith("Freed ") and "dropped the pipeline, cleared 0 compiled" in facts["freed"]
     assert facts["ends"] == list(range(7)) and facts["first"] == 1 and facts["nodes"] == [facts["sampler"]]
     assert any(label == "state: kv_cache" for label, _ in facts["owners"])
 

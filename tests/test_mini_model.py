@@ -10,11 +10,11 @@ import av
 import pytest
 import torch
 
+from streamblocks.benchmarks.drawn_truth import Seen, compare, see
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.tools.train_mini.drawn_truth import Seen, compare, see
 from streamblocks.tools.train_mini.scenes import Scene, plain_caption
 
 from embedded_program import needs_embedded_host

@@ -44,4 +44,4 @@ def test_all_parts_on_few_streams(tmp_path):
 def test_a_wrong_name_is_named(tmp_path):
     done = run("--only", "prompts,colors")
     assert done.returncode == 2
-    assert "--only has 'colors': choose of prompts, long, changes, formats." in done.stderr
+    assert "--only has 'colors': choose from prompts, long, changes, formats." in done.stderr

@@ -7,12 +7,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from streamblocks.benchmarks.quantize_afterwards import quantize_model
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import live_tensor_bytes
 from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.int8 import is_int8
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
-from streamblocks.ops.weight_filling import quantize_model
 
 from wan_loading import component_bytes, load_text_encoder, load_transformer, plan_for
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers.modular_pipelines import PipelineState
 
+from streamblocks.benchmarks.deepcopied_tensors import count_deepcopied_tensors
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.memory.cleanup import Handling, handling_table, parse_state_rules
-from streamblocks.memory.tensor_bytes import count_deepcopied_tensors, held_tensor_bytes, live_tensor_bytes
+from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
@@ -356,7 +357,7 @@ def test_unknown_models_and_devices_are_named(tiny_folder, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"pickle")
     with pytest.raises(CheckpointError, match="safetensors"):
         materialise(Recipe(model=str(tmp_path / "model.pt")))
-    with pytest.raises(ValueError, match="this machine has not got it"):
+    with pytest.raises(ValueError, match="not available on this machine"):
         materialise(Recipe(model=str(tiny_folder), device="cuda:7"))
     with pytest.raises(ValueError, match="attention_backend is 'flash'"):
         materialise(Recipe(model=str(tiny_folder), attention_backend="flash"))

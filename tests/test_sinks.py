@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from streamblocks.stream.frames import to_image_batch, to_uint8_frames
+from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.remux import remux_mp4
 from streamblocks.stream.save_video import save_video
-from streamblocks.stream.sinks import FrameKeeper, KeepFrames, Mp4Sink
+from streamblocks.stream.sinks import FrameKeeper, Mp4Sink
 
 
 def pictures(count, value=None, seed=0):

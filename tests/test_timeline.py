@@ -10,7 +10,7 @@ from streamblocks.memory.owners import MODULE, OTHER_MODELS, REST, STATE, WEIGHT
 from streamblocks.memory.readings import MemoryReading
 from streamblocks.memory.recorder import BLOCKS_KEPT, TimelineRecorder
 from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
-from streamblocks.memory.timeline import BLOCK_END, StageRecord, Timeline
+from streamblocks.memory.timeline import BLOCK_END, FORMAT_VERSION, StageRecord, Timeline
 from streamblocks.memory.timeline_table import write_table
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
@@ -18,6 +18,7 @@ from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.memory_facts import MEMORY_FACTS
 
 from foreign_repository import write_foreign_repository
 
@@ -126,7 +127,7 @@ def test_named_owners_sum_to_all_live_tensors(tmp_path, tiny_folder, kind):
 def test_every_stage_has_a_record(tiny_folder):
     pipeline = materialise(Recipe(model=str(tiny_folder), quantization=QuantizationSpec("fp8", activations="none")))
     seen: list[StageRecord] = []
-    recorder = TimelineRecorder(CPU, on_record=seen.append)
+    recorder = TimelineRecorder(CPU, facts=MEMORY_FACTS, on_record=seen.append)
 
     prompts = ["a cat", "a dog"]
     run_stream(pipeline, small(blocks=2, steps=2, cleanup="every block"), lambda i: prompts[i], [], Watcher(), recorder)
@@ -173,12 +174,43 @@ def test_recording_changes_no_picture(tiny_folder):
     assert torch.equal(*pictures)
 
 
-def test_json_and_back(tiny_folder):
+def test_json_holds_every_record(tiny_folder):
     timeline = record(materialise(Recipe(model=str(tiny_folder))), small(blocks=2), TimelineRecorder(CPU))
-    assert Timeline.from_json(timeline.to_json()) == timeline
-    for text in ("{}", "[]", "nonsense", json.dumps(json.loads(timeline.to_json()) | {"version": 99})):
-        with pytest.raises(ValueError, match="timeline"):
-            Timeline.from_json(text)
+    values = json.loads(timeline.to_json())
+    assert (values["version"], values["blocks"], values["device"]) == (FORMAT_VERSION, 2, "cpu")
+    assert [(r["stage"], r["block"], r["reading"]["allocated"]) for r in values["records"]] == [
+        (r.stage, r.block, r.reading.allocated) for r in timeline.records
+    ]
+    last = {owner["name"]: owner["bytes"] for owner in values["records"][-1]["owners"]}
+    assert last == {owner.name: owner.bytes for owner in timeline.block_ends[-1].owners}
+
+
+def test_stages_of_a_foreign_pipeline_have_neutral_names(tmp_path, tiny_folder):
+    """Its blocks may have the built-in pipeline's names and mean something else."""
+    folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
+    blocks = folder / "blocks.py"
+    text = blocks.read_text()
+    assert text.count('"denoise", "decode"]') == 1
+    blocks.write_text(text.replace('"denoise", "decode"]', '"denoise_block", "decode"]'))
+    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    timeline = record(pipeline, small(blocks=1, steps=2), TimelineRecorder(CPU))
+    stages = [record.stage for record in timeline.stages_of(0) if record.stage.startswith("denoise")]
+    assert stages == ["denoise_block/pass 0", "denoise_block/pass 1", "denoise_block"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({}, "the pipeline's blocks add to this key"), ({"facts": MEMORY_FACTS}, "choose fewer context_frames")],
+    ids=["foreign", "built-in"],
+)
+def test_advice_on_a_key_of_the_state_is_the_pipelines_own(options, said):
+    recorder = TimelineRecorder(CPU, **options)
+    for index in range(8):
+        state = {"frame_cache_context": torch.zeros(100_000 * (index + 1))}
+        recorder.begin_block(index, None, state)
+        recorder.end_block(state, torch.zeros(0))
+    verdict = judge_growth(recorder.timeline())
+    assert "'state: frame_cache_context' grows" in verdict.sentence and said in verdict.sentence
 
 
 def made(held, owners=None, reserved=None):

@@ -8,8 +8,9 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch.nn import functional as F
 
+from streamblocks.benchmarks.quantize_afterwards import make_fp8_linear
 from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, merge_padding
-from streamblocks.ops.fp8_linear import FP8Linear, supports_fp8_matmul
+from streamblocks.ops.fp8_linear import supports_fp8_matmul
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from streamblocks.ops.quantization import QuantizationSpec
@@ -71,7 +72,7 @@ def test_without_cuda_there_is_no_kernel():
     device, dtype = torch.device("cpu"), torch.bfloat16
     assert FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(128)) is None
     assert ROTARY_STORE.load(device, dtype, RotaryVariant(5120, 128)) is None
-    layer = FP8Linear.from_float(torch.randn(16, 16), None, QuantizationSpec("fp8", "per row", "dynamic per row"))
+    layer = make_fp8_linear(torch.randn(16, 16), None, QuantizationSpec("fp8", "per row", "dynamic per row"))
     assert not layer.take_gelu()
 
 
@@ -97,7 +98,7 @@ def test_gelu_while_quantizing_on_cuda(compiled):
     torch.manual_seed(0)
     spec = QuantizationSpec("fp8", "per row", "dynamic per row")
     weight = torch.randn(256, 13824, device="cuda", dtype=torch.bfloat16)
-    layer = FP8Linear.from_float(weight, None, spec)
+    layer = make_fp8_linear(weight, None, spec)
     x = 2 * torch.randn(1, 500, 13824, device="cuda", dtype=torch.bfloat16)
     expected = layer(F.gelu(x.float(), approximate="tanh")).float()
     assert layer.take_gelu()

@@ -137,7 +137,7 @@ def test_an_unknown_class_is_named() -> None:
 
 
 def test_a_wrong_number_of_values_says_what_the_class_wants() -> None:
-    with pytest.raises(WorkflowError, match=r"has 2 widget values, its class wants 5: prompt, seed, \(not sent\)"):
+    with pytest.raises(WorkflowError, match=r"has 2 widget values, its class has 5: prompt, seed, \(not sent\)"):
         convert_workflow(graph(sample(values=["a fox", 7])), SCHEMAS)
 
 

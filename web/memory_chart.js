@@ -8,7 +8,7 @@ import { MIN_HEIGHT, MemoryChart } from './memory_chart_view.mjs'
 const NODE_CLASS = 'StreamBlocksSampler'
 const WIDGET = 'memory_chart'
 
-/** Charts by node; a node that is gone takes its entry with it. */
+/** Charts by node; the entry of a removed node is collected with it. */
 const charts = new WeakMap()
 
 app.registerExtension({
@@ -32,7 +32,7 @@ app.registerExtension({
       getValue: () => '',
       setValue: () => {}
     })
-    // Not in the saved workflow either, or the values of other widgets would shift.
+    // Not in the saved workflow either: it would shift the values of other widgets.
     widget.serialize = false
     charts.set(node, chart)
     const onRemoved = node.onRemoved

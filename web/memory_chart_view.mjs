@@ -10,10 +10,10 @@ export const MIN_HEIGHT = 180
 const FONT_SIZE = 11
 const LINE = 15
 const FEWEST_COLUMNS = 8
-// A card is drawn as a line where the peak fills this share of it.
+// The card's size is drawn as a line where the peak fills this share of it.
 const CARD_LINE_FROM = 0.3
 
-/** A canvas in an element: stacked owners over the blocks, the peak, and in words where the stream is. */
+/** A canvas in an element: stacked owners over the blocks, the peak, and a line on where the stream is. */
 export class MemoryChart {
   constructor() {
     this.points = new MemoryPoints()
@@ -31,7 +31,7 @@ export class MemoryChart {
       color: 'var(--input-text, #ddd)'
     })
     this.canvas = document.createElement('canvas')
-    // Out of the flow, or a canvas as large as its element would keep the element from shrinking.
+    // Out of the layout flow: otherwise a canvas as large as its element would keep it from shrinking.
     Object.assign(this.canvas.style, { position: 'absolute', inset: '0', width: '100%', height: '100%' })
     this.element.append(this.canvas)
     this.frame = 0
@@ -54,7 +54,7 @@ export class MemoryChart {
     })
   }
 
-  /** Let go of everything. */
+  /** Release everything. */
   destroy() {
     this.observer.disconnect()
     cancelAnimationFrame(this.frame)

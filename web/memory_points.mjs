@@ -56,7 +56,7 @@ export class MemoryPoints {
   }
 
   /**
-   * Owners by size, the largest first; what is behind the `most`th is summed up as "smaller ones".
+   * Owners by size, the largest first; those after the `most`th are summed up as "smaller ones".
    * @param {number} most
    * @returns {string[]}
    */

@@ -10,7 +10,7 @@ from .kernel import Kernel, KernelName, launch, next_power_of_two
 
 # Frames that a causal convolution with 3 taps looks back.
 PAST_FRAMES = 2
-# Of torch.nn.functional.normalize, which Wan's norm is made of.
+# Of torch.nn.functional.normalize, which the norm of the VAE is made of.
 EPSILON = 1e-12
 # 32 values for each of the 128 threads of a program: several wide loads in flight, few registers.
 _VALUES_PER_PROGRAM = 4096

@@ -1,1 +1,1 @@
-"""Trains the mini pipeline, from nothing, on clips drawn on the fly."""
+"""Trains the mini pipeline, from scratch, on clips drawn on the fly."""

@@ -1,7 +1,7 @@
 """Command line: `python -m streamblocks.tools.train_mini FOLDER [--device auto] [--seed 0]`.
 
-Run again after a kill it goes on where it was. FOLDER holds checkpoints and, at the end, the pipeline in `mini/`,
-its losses in `mini/losses.json`.
+After an interruption, the same command resumes the training. FOLDER holds checkpoints and, at the end, the pipeline in
+`mini/`, with its losses in `mini/losses.json`.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from .latent_pool import BLOCKS, LatentPool
 from .scenes import draw_caption
 
 SHIFT = 5.0
-# Of the sampler's own steps, from all noise on.
+# Sigmas of the sampler's own steps, from pure noise on.
 OWN_SIGMAS = make_few_step_schedule(4, shift=SHIFT).sigmas
 # Largest standard deviation of the noise on context, so that a stream's own small errors do not grow.
 CONTEXT_NOISE = 0.25
-# In the stage of few steps, how often a timestep is still drawn from all of them: other step counts stay usable.
+# With `few_step`, the share of timesteps still drawn from all of them, so that other step counts stay usable.
 _ANY_STEP_SHARE = 0.15
 
 

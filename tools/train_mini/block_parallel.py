@@ -43,8 +43,8 @@ class Unit:
 
 
 FIRST_BLOCK = Unit(block=0, noisy=True, offset=0, predecessor=None, reencoded=False, text_of=0)
-# How often it stands in a clip, each time under noise of its own: it alone has no context to copy a shape
-# from, so it is where the words are learnt.
+# How often the first block occurs in a clip, each time with noise of its own: it alone has no context to copy a
+# shape from, so the words are learnt there.
 FIRST_BLOCK_COPIES = 4
 
 
@@ -97,7 +97,7 @@ class BlockParallel:
 
 
 class _UnitRotaryEmbedding(nn.Module):
-    """RoPE tables of all units of a clip behind one another, [1, units * tokens, 1, head_dim / 2, 2]."""
+    """RoPE tables of all units of a clip, concatenated, [1, units * tokens, 1, head_dim / 2, 2]."""
 
     def __init__(self, head_dim: int, patch_size: tuple[int, int, int], units: Sequence[Unit]) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _UnitSelfAttention:
         """Attend."""
         assert rotary_emb is not None
         value = attn.to_v(hidden_states)
-        # In float32: a norm with float32 weights has a fast kernel for nothing else.
+        # In float32: a norm with float32 weights has a fast kernel for float32 inputs only.
         query, key = attn.norm_q(attn.to_q(hidden_states).float()), attn.norm_k(attn.to_k(hidden_states).float())
         query, key = (self._rotate(part, attn.heads, rotary_emb).type_as(value) for part in (query, key))
         value = value.unflatten(0, (-1, self.count)).unflatten(-1, (attn.heads, -1))
@@ -191,7 +191,7 @@ def _attention(
 ) -> torch.Tensor:
     """softmax(q k / sqrt(d) + bias) v, written out: on a CPU the fused kernel's backward is six times slower here.
 
-    [rows, heads, tokens, head_dim]; the sizes are so small that the scores cost no memory to speak of.
+    [rows, heads, tokens, head_dim]; the sizes are so small that the scores take little memory.
     """
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if bias is not None:

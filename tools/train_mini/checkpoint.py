@@ -15,7 +15,7 @@ from torch import nn
 
 @dataclass
 class TrainingState:
-    """What a stage needs to go on exactly where it stopped.
+    """What a stage needs to resume exactly where it stopped.
 
     No random state: every step draws from a generator seeded with its own number.
 
@@ -51,7 +51,7 @@ class TrainingState:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Put the average in the module's place; training ends here."""
+        """Load the average into the module; training ends here."""
         for name, parameter in self.module.named_parameters():
             parameter.copy_(self.average[name])
 
@@ -61,13 +61,13 @@ class TrainingState:
         for name, parameter in self.module.named_parameters():
             tensors[f"weight/{name}"] = parameter.detach()
             tensors[f"average/{name}"] = self.average[name]
-            # Nothing is kept for a parameter that no step has reached yet, such as one of later latent frames.
+            # Adam has no state for a parameter that no step has reached yet, such as one of later latent frames.
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"{key}/{name}"] = value
         save_whole(path, tensors, {"step": str(self.step), "losses": json.dumps(self.losses)})
 
     def load(self, path: Path) -> bool:
-        """Go on from `path`; False, and nothing done, where there is no such file."""
+        """Resume from `path`; returns False, and does nothing, if there is no such file."""
         if not path.is_file():
             return False
         with safe_open(str(path), "pt") as file:
@@ -96,7 +96,7 @@ def save_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mappin
 
 
 def load_made_with(path: Path, made_with: str) -> dict[str, torch.Tensor] | None:
-    """The tensors of a file whose metadata says `made_with`; None where it says something else, or is not there."""
+    """The tensors of a file whose metadata says `made_with`; None where it says something else, or there is no file."""
     if not path.is_file():
         return None
     with safe_open(str(path), "pt") as file:
@@ -105,7 +105,7 @@ def load_made_with(path: Path, made_with: str) -> dict[str, torch.Tensor] | None
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
-    """The CPU generator of one step: the same draws whenever, and on whatever device, the step is made."""
+    """The CPU generator of one step: the same draws at any time and on any device."""
     mixed = torch.tensor([seed, *stage.encode(), step], dtype=torch.int64)
     number = 0
     for value in mixed.tolist():

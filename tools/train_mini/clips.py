@@ -10,7 +10,6 @@ import torch
 from .scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene, change_scene, draw_scene
 
 SIZE = 64
-FPS = 8
 # Pixels a shape moves from one picture to the next: one latent cell per latent frame.
 SPEED = 2
 _TILE = 8

@@ -1,6 +1,6 @@
 """First blocks made in many small steps, from which the transformer learns to make them in four.
 
-A stream begins in noise that says nothing of where the shape stands. Trained on drawn clips, a transformer answers much
+A stream begins in noise that does not say where the shape is. Trained on drawn clips, a transformer answers strong
 noise with the mean of all places, and four steps never leave that blur. The flow that the second stage has learnt is
 therefore followed in many steps, from noise to one picture; the third stage learns to reach its end from wherever the
 sampler's steps meet it (ODE regression, as in CausVid, Yin et al. 2024, and at the start of Self Forcing, Huang et al.
@@ -24,7 +24,7 @@ from .scenes import draw_caption
 from .train_options import TrainOptions, autocast
 from .train_transformer import CaptionedTransformer
 
-# The flow is followed in this many for each of the sampler's steps, so that it passes through the same sigmas.
+# Steps of the flow for each of the sampler's steps, so that it passes through the same sigmas.
 _STEPS_BETWEEN = 8
 _PART = 256
 _FILE = "first_blocks.safetensors"

@@ -1,4 +1,4 @@
-"""A pool of encoded clips, so that the transformer's steps do not pay for the VAE."""
+"""A pool of encoded clips, so that the transformer's steps do not have to run the VAE."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Batches as the sampler makes them: from the transformer's own guesses, not from the truth.
 
 In four steps each pass starts from the noised guess of the pass before, and each block from the guess of the block
-before. Trained on noised truth alone, a transformer has never seen its own blur, and hands a crooked shape on from
+before. Trained on noised truth alone, a transformer has never seen its own blur, and passes a distorted shape on from
 block to block. Here one pass guesses; the next is trained to find the truth behind the guesses (as in scheduled
 sampling, Bengio et al. 2015, and close to Self Forcing, Huang et al. 2025, which trains on whole roll-outs).
 """
@@ -20,12 +20,12 @@ from .scenes import SHAPES
 _GUESS_SHARE = 0.7
 _CONTEXT_SHARE = 0.5
 _CONFUSED_SHARE = 0.5
-# A guess from more noise than this is no picture yet: the sampler hands none on as context.
+# A guess from more noise than this is not a picture yet; the sampler never uses one as context.
 _LARGEST_CONTEXT_SIGMA = 0.84
 
 
 def confuse_shapes(captions: Sequence[str], generator: torch.Generator) -> list[str]:
-    """Captions to guess by: half of them name another shape, so that what is to be mended is the shape.
+    """Captions to guess by: half of them name another shape, so that the shape is what has to be corrected.
 
     The truth behind the noise shows its shape to a transformer, which then has no need of the word.
     """
@@ -48,7 +48,7 @@ def use_own_guesses(batch: Batch, velocity: torch.Tensor, units: Sequence[Unit],
         generator: of the choice and the noise.
 
     Returns:
-        A batch whose noisy rows, in 70 % of cases, are the guess noised to the step behind theirs, and whose context
+        A batch whose noisy rows, in 70 % of cases, are the guess noised to the step after theirs, and whose context
         rows, in half the cases where there is a usable guess of their block, are that guess. Targets lead to the truth.
     """
     noised, sigma = batch.samples[batch.noisy], batch.timesteps[batch.noisy] / 1000.0
@@ -71,7 +71,7 @@ def _step_behind(
     """The sigma each row goes on to, or stays at, and whether it goes on.
 
     Rows `alone`, without a context that says where the shape is, go on from the last step but one only: from more noise
-    the guess is a blur of all places, which trained on leads to empty pictures.
+    the guess is a blur of all places, and training on it leads to empty pictures.
     """
     own = torch.tensor(OWN_SIGMAS)
     distance, step = (sigma[:, None] - own).abs().min(dim=1)

@@ -1,4 +1,4 @@
-"""Progress of a stage on the terminal: a line now and then with the loss and the time left."""
+"""Progress of a stage on the terminal: from time to time a line with the loss and the time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Progress:
 
     Args:
         stage: shown in front.
-        done: steps made before (a run taken up again).
+        done: steps made before, by a run that is resumed.
         total: steps of the stage.
         interval_s: of silence between lines.
     """

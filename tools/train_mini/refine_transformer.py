@@ -1,4 +1,4 @@
-"""Third stage: the transformer learns to go on from its own guesses, in the sampler's four steps."""
+"""Third stage: the transformer learns to continue from its own guesses, in the sampler's four steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKPOINT = "refined_state.safetensors"
 
 
 def refine_transformer(model: CaptionedTransformer, pool: LatentPool, options: TrainOptions) -> list[tuple[int, float]]:
-    """Train `model` on, or go on doing so; it holds the average at the end. Returns the losses."""
+    """Continue training `model`, or resume that; it holds the average at the end. Returns the losses."""
     firsts = make_first_blocks(model, pool, options)
     known = pool.first(len(firsts.ends))
     state = TrainingState.start(model.requires_grad_(True).train(), learning_rate=PEAK_RATE, weight_decay=0.01)

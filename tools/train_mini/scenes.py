@@ -25,7 +25,7 @@ _ARTICLES = ("a", "the", "")
 _VERBS = ("moves", "is moving", "goes", "moving")
 _TOWARDS = ("{}", "to the {}", "{}wards")
 _BEHIND = ("on a {} background", "on {}", "on the {} background", "in front of a {} background")
-# How often a caption is the plain one.
+# Share of captions that are the plain one.
 _PLAIN_SHARE = 0.5
 
 

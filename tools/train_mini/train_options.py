@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """All a run is made with; the defaults are for two CPU cores, where they take less than two hours.
+    """The settings of a run; the defaults are for two CPU cores, where they take less than two hours.
 
     Attributes:
         folder: checkpoints, pool of latents, losses and the finished pipeline go here.

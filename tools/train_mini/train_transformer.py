@@ -1,4 +1,4 @@
-"""Second stage: transformer and text encoder learn, by flow matching, to go on with a stream."""
+"""Second stage: transformer and text encoder learn, by flow matching, to continue a stream."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CaptionedTransformer(nn.Module):
 
 
 def train_transformer(pool: LatentPool, options: TrainOptions) -> tuple[CaptionedTransformer, list[tuple[int, float]]]:
-    """Train, or go on training; returns the averaged model and its losses."""
+    """Train, or resume training; returns the averaged model and its losses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed + 1)
         model = CaptionedTransformer()
@@ -91,7 +91,7 @@ def descend(state: TrainingState, batch: Batch, options: TrainOptions, learning_
 
 @torch.no_grad()
 def attend_to_words(model: CaptionedTransformer, generator: torch.Generator) -> None:
-    """Start cross-attention at the words of the captions, not at the 500 tokens of padding behind them.
+    """Start cross-attention at the words of the captions, not at the 500 tokens of padding after them.
 
     The query's bias becomes the mean key of words. Without it the words have a hundredth of the weight, and the
     stage spends its first thousand steps on finding them.

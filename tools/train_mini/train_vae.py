@@ -17,17 +17,17 @@ from .vae_start import start_vae
 PEAK_RATE = 1.5e-3
 AVERAGE_DECAY = 0.99
 CHECKPOINT = "vae_state.safetensors"
-# Noise on the latents, so that the decoder forgives what a transformer gets wrong, and what keeps them near unit size.
+# Noise on the latents, so that the decoder tolerates a transformer's errors; weight of the loss on the latents' size.
 _NOISE, _SIZE_WEIGHT = 0.1, 1e-4
 _CHANGE_SHARE = 0.3
 _SHAPE_WEIGHT, _LEAST_SPREAD = 6.0, 0.2
-# Steep where Wan's norm divides by a small length; a few such steps would fill Adam's memory.
+# Gradients are steep where Wan's norm divides by a small length; a few such steps would dominate Adam's moments.
 _LARGEST_GRADIENT = 2.0
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a part of the training looks at.
+    """What one part of the training uses.
 
     Attributes:
         until: progress at which the part ends.
@@ -58,7 +58,7 @@ LESSONS = (
 
 
 def train_vae(options: TrainOptions) -> tuple[AutoencoderKLWan, list[tuple[int, float]]]:
-    """Train, or go on training; returns the averaged VAE, on the device, and its losses."""
+    """Train, or resume training; returns the averaged VAE, on the device, and its losses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         vae = make_vae()

@@ -35,13 +35,13 @@ class Stage:
 
 
 def run_stage(stage: Stage, state: TrainingState, options: TrainOptions, make_step: Callable[[], torch.Tensor]) -> None:
-    """Train, or go on from the checkpoint, to the stage's last step; the average of the weights is then in place.
+    """Train, or resume from the checkpoint, to the stage's last step; the module then holds the averaged weights.
 
     Args:
         stage: which.
         state: at its start.
         options: folder and how often to save.
-        make_step: makes step number `state.step`; gives its figure, a scalar on the device.
+        make_step: makes step number `state.step`; returns its figure, a scalar on the device.
     """
     path: Path = options.folder / stage.checkpoint
     state.load(path)

@@ -24,9 +24,7 @@ def shift_sigma(sigma: float, shift: float) -> float:
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
 
-def make_few_step_schedule(
-    steps: int, *, strength: float = 1.0, shift: float = 5.0, final_zero_step: bool = False
-) -> FewStepSchedule:
+def make_few_step_schedule(steps: int, *, strength: float = 1.0, shift: float = 5.0) -> FewStepSchedule:
     """Build the schedule of one block.
 
     The makers' server takes whole numbers evenly from `strength * 1000` down to 0 and looks each up in the
@@ -37,7 +35,6 @@ def make_few_step_schedule(
         steps: number of passes through the transformer per block, at least 1.
         strength: 1.0 starts from pure noise; lower values keep that much less of the noise (video input).
         shift: the flow shift, greater than 0.
-        final_zero_step: True gives the server's list, whose last entry is the pass at t = 0.
 
     Raises:
         ValueError: a value is out of range.
@@ -48,18 +45,10 @@ def make_few_step_schedule(
         raise ValueError(f"strength is {strength}: choose a value above 0 and up to 1.")
     if shift <= 0.0:
         raise ValueError(f"shift is {shift}: choose a value above 0 (Wan 2.1 uses 5).")
-    entries = steps if final_zero_step else steps + 1
-    whole = _whole_numbers_down_to_zero(strength * TRAIN_TIMESTEPS, entries)
-    if not final_zero_step:
-        whole = whole[:-1]
-    # The timestep of entry 1000 is the 0 appended behind the table; its sigma is the nearest table entry's.
+    # Rounded before the cut: 0.7 * 1000 must count as 700 whatever its last bit says.
+    start = strength * TRAIN_TIMESTEPS
+    whole = [math.floor(round(start * (steps - i) / steps, 6)) for i in range(steps)]
     timesteps = tuple(TRAIN_TIMESTEPS * shift_sigma(n / TRAIN_TIMESTEPS, shift) for n in whole)
+    # A pass at t = 0 takes the sigma of the table's smallest entry.
     sigmas = tuple(shift_sigma(max(n, 1) / TRAIN_TIMESTEPS, shift) for n in whole)
     return FewStepSchedule(timesteps=timesteps, sigmas=sigmas)
-
-
-def _whole_numbers_down_to_zero(start: float, count: int) -> list[int]:
-    if count == 1:
-        return [math.floor(round(start, 6))]
-    # Rounded before the cut: 0.7 * 1000 must count as 700 whatever its last bit says.
-    return [math.floor(round(start * (count - 1 - i) / (count - 1), 6)) for i in range(count)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .clips import SIZE, SPEED, cover_pixels
-from .scenes import COLORS, DIRECTIONS, SHAPES, Scene
+from streamblocks.tools.train_mini.clips import SIZE, SPEED, cover_pixels
+from streamblocks.tools.train_mini.scenes import COLORS, DIRECTIONS, SHAPES, Scene
 
 # Backgrounds are grey, shapes are not: a pixel with a smaller spread of its channels (0..1) belongs to no shape.
 _LEAST_SPREAD = 0.15
@@ -24,7 +24,7 @@ _LEAST_SPEED = SPEED / 4
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run of frames shows; None where it is none of the grammar's."""
+    """What a run of frames shows; None where it is nothing that captions can name."""
 
     color: str | None
     shape: str | None
@@ -33,7 +33,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Hits:
-    """Which parts of a caption are to be seen."""
+    """Which parts of a caption are visible."""
 
     color: bool
     shape: bool
@@ -46,7 +46,7 @@ class Hits:
 
 
 def compare(frames: torch.Tensor, scene: Scene) -> Hits:
-    """Hold frames, uint8 [F, 64, 64, 3], against the scene that was asked for."""
+    """Compare frames, uint8 [F, 64, 64, 3], with the scene that was asked for."""
     seen = see(frames)
     return Hits(seen.color == scene.color, seen.shape == scene.shape, seen.direction == scene.direction)
 
@@ -95,7 +95,7 @@ def _centres(cover: torch.Tensor) -> torch.Tensor:
         ],
         dim=-1,
     )
-    # A mean of angles is not a centre of mass where the shape is lopsided: measured again around it.
+    # For a lopsided shape the mean of angles is not the centre of mass, so that is measured around it.
     places = torch.arange(SIZE, dtype=torch.float32) + 0.5
     away = (places - rough[..., None] + SIZE / 2).remainder(SIZE) - SIZE / 2
     mass = torch.stack([cover.sum(1), cover.sum(2)], dim=1)
