@@ -15,6 +15,7 @@ from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.family import CAUSAL_WAN_21
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
 from streamblocks.wan.transformer.attention import block_masks_of, causal_attention_of, install_causal_attention
@@ -81,7 +82,8 @@ class RandomPipeline:
         causal_attention_of(self.pipe.transformer).use_backend(AttentionBackendName(backend))
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
-        """The prompt's embeddings, as if it had been encoded."""
+        """The prompt's embeddings, as if it had been encoded; raises ValueError for a size that does not go."""
+        CAUSAL_WAN_21.geometry.check_size(settings.width, settings.height)
         return {"prompt_embeds": self.embed_prompt(), "encoded_prompt": PROMPT, "prompt_tokens_cut": 0}
 
     def make_generator(self, seed: int) -> torch.Generator:

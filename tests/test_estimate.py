@@ -70,7 +70,8 @@ def test_the_bytes_per_score_are_those_that_are_held():
         with torch.no_grad(), PeakMeter() as meter:
             dispatch_attention_fn(query, key, key, backend=backend)
         held = meter.peak_bytes / (2 * 512 * 4096)
-        assert held == pytest.approx(bytes_per_score(AttentionChoice(backend)), abs=0.5)
+        counted = bytes_per_score(AttentionChoice(backend))
+        assert counted * 0.8 <= held + 0.5 and held <= counted + 0.5
 
 
 def test_only_eager_flex_attention_holds_scores(tiny_folder):
@@ -85,15 +86,17 @@ def test_only_eager_flex_attention_holds_scores(tiny_folder):
     assert native < eager == pytest.approx(bytes_per_score(AttentionChoice("flex")) * scores, rel=0.25)
 
 
-def test_a_long_past_is_rehearsed_until_its_window_is_full(tiny_folder):
-    """The pass over the context is then the largest: 15 latent frames in the transformer at once."""
-    settings = StreamSettings(width=64, height=48, steps=1, context_frames=15)
+def test_a_long_past_is_rehearsed_with_its_window_full(tiny_folder):
+    """Most of what this stream holds is the pictures of its context, of which a few blocks would not have all."""
+    settings = StreamSettings(width=64, height=64, steps=1, context_frames=60)
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     pipeline.encode_prompt(PipelineState(), "a cat")
     with PeakMeter() as meter, Session(pipeline, settings) as session:
-        for _ in range(7):
+        for _ in range(22):
             session.run_block("a cat")
     expected = estimate(tiny_folder, settings, torch.float32)
+    pictures = (1 + 59 * 4) * 3 * 64 * 64 * 4
+    assert expected.streaming > pictures > 0.4 * expected.streaming
     made = expected.transformer + expected.vae + expected.streaming
     assert made == pytest.approx(meter.peak_bytes, rel=0.05)
 

@@ -303,8 +303,8 @@ def test_held_bytes_count_a_storage_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 830}, "width is 830: choose a multiple of 16, such as 816 or 832"),
-        ({"height": 8}, "height is 8"),
+        ({"width": 0}, "width is 0"),
+        ({"height": -16}, "height is -16"),
         ({"blocks": 0}, "blocks is 0"),
         ({"steps": 0}, "steps is 0"),
         ({"shift": 0.0}, "shift is 0"),
@@ -317,6 +317,20 @@ def test_held_bytes_count_a_storage_once():
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         small(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 830}, "width is 830: choose a multiple of 16, such as 816 or 832"),
+        ({"height": 8}, "height is 8: choose a multiple of 16, such as 16 or 32"),
+    ],
+)
+def test_sizes_that_a_model_does_not_make_are_named_before_it_is_loaded(tiny_folder, tmp_path, change, message):
+    pipeline = materialise(Recipe(model=str(tiny_folder)))
+    with pytest.raises(ValueError, match=message):
+        run_stream(pipeline, small(**change), lambda _: "a cat", [Mp4Sink(tmp_path / "x.mp4")], Watcher(lambda: None))
+    assert getattr(pipeline.pipe, "text_encoder", None) is None and not (tmp_path / "x.mp4").exists()
 
 
 @pytest.mark.parametrize(

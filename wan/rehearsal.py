@@ -28,9 +28,10 @@ from .vae.streaming_vae import vae_dtype
 META = torch.device("meta")
 # Activations are the same in each layer, so two are rehearsed and the caches of the others added.
 _REHEARSED_LAYERS = 2
-# Bytes per score that backends hold which make the whole matrix: scores, weights and what is cast on the way.
-# `_native_math` by `PeakMeter` on a CPU; eager flex attention by the allocator of an H100 (torch 2.11, BF16).
-_BYTES_PER_SCORE = {"_native_math": 8, "flex": 12}
+# Bytes per score that backends hold which make the whole matrix: scores, weights, and what is cast on the way. Measured
+# at up to 4,680 x 9,360 scores: eager flex attention in BF16 on an H100 (torch 2.11) 13.1 to 13.5; `_native_math` there
+# 9.3 to 9.8, in float32 on a CPU 8.1.
+_BYTES_PER_SCORE = {"flex": 14, "_native_math": 10}
 # Measured with `PeakMeter` on UMT5 (transformers 5.23): bias, scores, float32 softmax and its cast, per score.
 _BYTES_PER_TEXT_SCORE = 18
 
