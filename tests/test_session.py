@@ -329,7 +329,7 @@ def test_bad_settings_are_named(change, message):
 def test_sizes_that_a_model_does_not_make_are_named_before_it_is_loaded(tiny_folder, tmp_path, change, message):
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     with pytest.raises(ValueError, match=message):
-        run_stream(pipeline, small(**change), lambda _: "a cat", [Mp4Sink(tmp_path / "x.mp4")], Watcher(lambda: None))
+        run_stream(pipeline, small(**change), lambda _: "a cat", [Mp4Sink(tmp_path / "x.mp4")], Watcher(False))
     assert getattr(pipeline.pipe, "text_encoder", None) is None and not (tmp_path / "x.mp4").exists()
 
 
