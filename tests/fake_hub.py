@@ -12,7 +12,10 @@ COMMIT = "c" * 40
 
 @contextmanager
 def fake_hub(repository: str, folder: Path):
-    """Serve `folder` as `repository`; gives the address and the list of what was asked for, such as `GET vae/x`."""
+    """Serve `folder` as `repository`; gives the address and the list of what was asked for, such as `GET vae/x`.
+
+    Whoever asks for `/mark/NAME` puts `MARK NAME` into the list.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -27,6 +30,9 @@ def fake_hub(repository: str, folder: Path):
 
         def answer(self, with_body):
             path = self.path.partition("?")[0]
+            if path.startswith("/mark/"):
+                asked.append(f"MARK {path.removeprefix('/mark/')}")
+                return self.send(b"", with_body, {})
             if path.startswith(f"/api/models/{repository}"):
                 files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
                 siblings = [
