@@ -121,7 +121,7 @@ def predict_velocity(
 def write_keys(
     transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
 ) -> None:
-    """The pass of `predict_velocity`, for the keys it writes: skips the part of the last layer that only a velocity needs."""
+    """The pass of `predict_velocity`, for the keys it writes: skips the rest of the last layer."""
     _forward(transformer, latents, timestep, replace(causal_pass, keys_only=True))
 
 

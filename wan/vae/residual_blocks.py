@@ -53,7 +53,7 @@ def to_diffusers(value: torch.Tensor) -> torch.Tensor:
 
 
 def from_diffusers(value: torch.Tensor) -> torch.Tensor:
-    """[1, channels, frames, height, width] as [frames, height, width, channels]; copied unless already channels-last."""
+    """[1, channels, frames, height, width] as [frames, height, width, channels]; copied unless channels-last."""
     return value[0].permute(1, 2, 3, 0).contiguous()
 
 
