@@ -30,7 +30,7 @@ class QuantizePipeline(io.ComfyNode):
             display_name="Quantize Pipeline",
             category="StreamBlocks",
             description=(
-                "Quantizes each layer as it is read: the full-size model never has to fit. Nothing is loaded here: "
+                "Quantizes each layer as it is read: the unquantized model need not fit. Nothing is loaded here: "
                 "after a change, the next run unloads the old weights first."
             ),
             inputs=[
