@@ -45,7 +45,7 @@ def fresh_dynamo():
 
 
 def watch_layers(transformer):
-    """The calls of each layer, counted in front of and behind each."""
+    """The calls of each layer, counted before and after each."""
     before: Counter[int] = Counter()
     behind: Counter[int] = Counter()
     for index, block in enumerate(transformer.blocks):
@@ -66,7 +66,7 @@ def watch_layers(transformer):
 def test_hooks_see_every_call_of_every_layer(components, policy, backend):
     pipe = make_pipeline(components, backend=backend)
     expected, graphs = stream(pipe, kv_policy=policy)
-    # Registered behind the compilation, as an offloader that comes later does.
+    # Registered after the compilation, as by an offloader that is added later.
     before, behind = watch_layers(pipe.transformer)
     seen = []
     made, graphs_watched = stream(pipe, before_block=lambda index: seen.append(before[0]), kv_policy=policy)
