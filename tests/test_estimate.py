@@ -137,7 +137,7 @@ class SmallCard(PlainResidency):
 
 @pytest.mark.parametrize("weights", ["fp8", "int8"])
 def test_a_stored_file_that_does_not_fit_is_told_what_would(tiny_folder, tmp_path, weights):
-    """Not that it is quantized already: nobody asked to quantize it."""
+    """The error does not say that it is already quantized: no quantization was requested."""
     spec = QuantizationSpec(weights, "per tensor" if weights == "fp8" else "per row")
     transformer = transformer_component(tiny_folder, dtype=torch.bfloat16, quantization=spec).load("cpu")
     file = save_quantized_transformer(transformer, tmp_path / "stored.safetensors")

@@ -265,7 +265,7 @@ def test_static_scales_clamp_what_lies_beyond_the_calibration(scaled_mm):
 
 
 def test_the_bytes_of_overflow_become_the_largest_numbers():
-    # What a cast that does not saturate leaves behind, on every number of the format.
+    # The results of a cast that does not saturate, for every number of the format.
     quantized = torch.arange(256, dtype=torch.uint8).view(FP8)
     expected = torch.nan_to_num(quantized.float().masked_fill(quantized.float().isnan(), 0))
     expected[127], expected[255] = 448, -448

@@ -1,4 +1,4 @@
-"""Hub repositories: what is downloaded, when, and how it is stopped; against a hub of our own on this machine."""
+"""Hub repositories: what is downloaded, when, and how it is stopped; against a local hub."""
 
 import json
 import os

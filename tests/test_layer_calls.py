@@ -51,7 +51,7 @@ def watch_layers(transformer):
     for index, block in enumerate(transformer.blocks):
 
         def count_before(module, arguments, index=index):
-            # What no compiler traces: under fullgraph it would be an error inside the compiled code.
+            # A compiler cannot trace this: under fullgraph it would raise inside the compiled code.
             torch._dynamo.graph_break()
             before[index] += 1
 
@@ -149,7 +149,7 @@ def test_the_keys_of_a_prompt_need_its_projections_only(components):
     cross = allocate_cross_cache(transformer, text_tokens=16)
     with CountOperations() as counted:
         fill_cross_cache(transformer, cross, torch.randn(1, 16, TEXT_DIM), "a cat")
-    # Two of the text embedder, and two a layer.
+    # Two of the text embedder, and two per layer.
     assert counted.calls["addmm"] == 2 + 2 * LAYERS
     assert not attentions(counted.calls)
 

@@ -110,7 +110,7 @@ loader_class = get_node_class("StreamBlocksLoadPipeline")
 folder = host.models / "diffusers" / "tiny"
 importlib.import_module(PACK + ".wan.tiny_model").write_tiny_model(folder)
 def fingerprint(**changes):
-    # Whatever another node is connected to is None, as in ComfyUI's IsChangedCache.
+    # A connected input is None, as in ComfyUI's IsChangedCache.
     return loader_class.fingerprint_inputs(**(loader | {"model": "diffusers/tiny"} | changes))
 every_input = [fingerprint(**{name: None}) for name in loader]
 nothing = fingerprint(**dict.fromkeys(loader))
