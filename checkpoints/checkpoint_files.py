@@ -24,7 +24,7 @@ def refuse_pickled(path: Path) -> None:
     if path.suffix.lower() in PICKLED_SUFFIXES:
         raise CheckpointError(
             f"{path} is a pickled checkpoint, and loading one can run any code, so only .safetensors files "
-            "are taken: convert it on a machine you trust with "
+            "are accepted: convert it on a machine you trust with "
             "`safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)`."
         )
 
@@ -65,9 +65,7 @@ def _main_file(files: Sequence[Path], suffix: str) -> Path:
     candidates = named or list(files)
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates)
-        raise CheckpointError(
-            f"{files[0].parent} holds several checkpoints ({names}): keep the one that is to be loaded."
-        )
+        raise CheckpointError(f"{files[0].parent} holds several checkpoints ({names}): keep only the one to load.")
     return candidates[0]
 
 
@@ -81,16 +79,16 @@ def _single_file(files: Sequence[Path]) -> Path:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files an index names, which must lie beside it."""
+    """The files an index names, which must be in its folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again.")
     files = []
     for name in sorted({str(value) for value in weight_map.values()}):
         if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, but a shard must lie beside its index.")
+            raise CheckpointError(f"{index} names {name!r}, but shards must be in its folder: download it again.")
         refuse_pickled(Path(name))
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index.parent} lacks the shard {name}, which {index.name} names: get it.")
+            raise CheckpointError(f"{index.parent} lacks the shard {name}, which {index.name} names: download it.")
         files.append(index.parent / name)
     return files

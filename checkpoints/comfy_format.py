@@ -32,16 +32,16 @@ _EIGHT_BITS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.int8})
 def gather_quantized(
     path: Path, header: FileHeader, tensors: Mapping[str, StoredTensor], prefix: str = ""
 ) -> dict[str, RowSource]:
-    """Put each quantized weight together with its scales.
+    """Combine each quantized weight with its scales.
 
     Args:
         path: the file.
         header: of the file.
-        tensors: its tensors by names without `prefix`, those of quantization among them.
-        prefix: what stood before the names in the file, and may stand in its metadata.
+        tensors: of the file, by names without `prefix`, including those of quantization.
+        prefix: precedes the names in the file, and possibly in its metadata.
 
     Returns:
-        What a model's state dict has, by name: plain tensors as they are, quantized weights as `QuantizedRows`.
+        The entries of the model's state dict by name: plain tensors unchanged, quantized weights as `QuantizedRows`.
 
     Raises:
         CheckpointError: a format other than those of `FORMATS`, an absent scale, or a scale of the wrong size.
@@ -74,7 +74,7 @@ def gather_quantized(
 
 
 def quantized_among(sources: Mapping[str, RowSource]) -> dict[str, QuantizedRows]:
-    """Those of `sources` that are stored quantized."""
+    """The entries of `sources` that are stored quantized."""
     return {name: source for name, source in sources.items() if isinstance(source, QuantizedRows)}
 
 
@@ -122,7 +122,7 @@ def _check_layer(path: Path, layer: str, mark: Mapping[str, Any], dtype: torch.d
         )
     if mark.get("convrot") or (isinstance(mark.get("params"), dict) and mark["params"].get("convrot")):
         raise CheckpointError(
-            f"{path} stores {layer} rotated (convrot), which is not read here: give a plain INT8 file."
+            f"{path} stores {layer} rotated (convrot), which is not supported: give a plain INT8 file."
         )
     if dtype != FORMATS[format_]:
         raise CheckpointError(
@@ -130,8 +130,8 @@ def _check_layer(path: Path, layer: str, mark: Mapping[str, Any], dtype: torch.d
         )
     if not has_scale:
         raise CheckpointError(
-            f"{path} lacks the scale of {layer} ({layer}.weight_scale), without which its {format_} weight means "
-            "nothing: give the complete file."
+            f"{path} lacks the scale of {layer} ({layer}.weight_scale), which its {format_} weight needs: give the "
+            "complete file."
         )
 
 

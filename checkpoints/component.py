@@ -1,4 +1,4 @@
-"""One component of a pipeline: what it is made of, what it will take, and how it is loaded."""
+"""One component of a pipeline: its weights, its size in memory, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..ops.weight_filling import replace_layer
 from .module_loading import NOTHING_JOINED, OnTensor, load_weights
 from .quantization_plan import ComponentWeights, make_fillings, plan_component
 
-# From a config to the module, whose weights need no values.
+# Builds the module from a config; its weights need no values.
 BuildModule = Callable[[Mapping[str, Any]], nn.Module]
-# From the built module to the rows of joined layers; see `load_weights`.
+# Gives the rows of joined layers of the built module; see `load_weights`.
 JoinedRows = Callable[[Any], Mapping[str, tuple[str, slice]]]
 Prepare = Callable[[Any], None]
 
 
 def join_nothing(module: nn.Module) -> Mapping[str, tuple[str, slice]]:
-    """Of a module whose parameters are those of its checkpoint."""
+    """Join nothing: the module has the parameters of its checkpoint."""
     return NOTHING_JOINED
 
 
 def prepare_nothing(module: nn.Module) -> None:
-    """For a module that is used as it is loaded."""
+    """Do nothing: the module is used as it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Component:
 
     Attributes:
         name: "transformer", "vae", "text_encoder".
-        weights: what it is made of.
-        dtype: floating-point parameters are loaded in it, but for those of `keep_fp32`.
+        weights: where its parameters are stored.
+        dtype: of loaded floating-point parameters, except those of `keep_fp32`.
         build: makes the module from the config.
         keep_fp32: parts of parameter names that stay float32.
-        preset: which layers are quantized; None for a component that never is.
-        quantization: what was asked for; it may not concern this component.
+        preset: which layers are quantized; None for a component that is never quantized.
+        quantization: as requested; it may not apply to this component.
         joined_rows: of the built module.
-        prepare: what is done with the loaded module, on its device, before its first use.
+        prepare: called with the loaded module, on its device, before its first use.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Component:
 
     @cached_property
     def plan(self) -> QuantizationPlan:
-        """What becomes of each layer, from headers only; see `plan_component` for what is raised."""
+        """How each layer is loaded, from headers only; raises what `plan_component` raises."""
         return plan_component(
             self.weights, self.name, self.preset, self.quantization, dtype=self.dtype, keep_fp32=self.keep_fp32
         )
@@ -83,11 +83,11 @@ class Component:
         return self.plan.bytes_after
 
     def load(self, device: torch.device | str, on_tensor: OnTensor | None = None) -> nn.Module:
-        """Read the weights onto `device`, quantized on the way as planned, and prepare the module.
+        """Read the weights onto `device`, quantize them as planned, and prepare the module.
 
         Raises:
             CheckpointError: the checkpoint does not fit the model, or cannot be read.
-            ValueError: inf or NaN in what is quantized.
+            ValueError: a weight to be quantized holds inf or NaN.
         """
         plan = self.plan
         with empty_weights():
@@ -117,7 +117,7 @@ class Component:
 
 @contextmanager
 def empty_weights() -> Iterator[None]:
-    """Build on the meta device, buffers computed, global random state untouched, tensors ordinary ones."""
+    """Build on the meta device: buffers are computed, global random state is kept, tensors are ordinary ones."""
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),

@@ -1,4 +1,4 @@
-"""Where the rows of a tensor go: a parameter as it is, or the weight of a quantized layer."""
+"""Where the rows of a tensor go: a plain parameter, or the weight of a quantized layer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Destination(Protocol):
     """Takes the rows of one parameter, which may come from several tensors."""
 
     def prepare(self, sources: Sequence[RowSource]) -> None:
-        """See all values once before the first is taken, where something about all of them must be known."""
+        """Read all values once before the first `take`, if a property of all of them is needed."""
 
     def take(self, start: int, source: RowSource) -> int:
-        """Put all rows of `source` in place behind the first `start` rows; returns the bytes they take there."""
+        """Write all rows of `source` after the first `start` rows; returns the bytes they take there."""
 
 
 class PlainDestination:
-    """A parameter or buffer that holds values as they are, cast to its dtype.
+    """A parameter or buffer that holds the values cast to its dtype.
 
     Args:
         tensor: allocated, on its device.
@@ -32,7 +32,7 @@ class PlainDestination:
         self._tensor = tensor
 
     def prepare(self, sources: Sequence[RowSource]) -> None:
-        """Nothing to know."""
+        """Do nothing."""
 
     def take(self, start: int, source: RowSource) -> int:
         """Copy; a quantized source arrives dequantized."""
@@ -46,7 +46,7 @@ class PlainDestination:
 
 
 class QuantizedDestination:
-    """The weight of a layer that is quantized while it is read, or taken as its file holds it.
+    """The weight of a quantized layer, quantized while it is read or copied in its stored format.
 
     Args:
         filling: of the layer.
@@ -56,7 +56,7 @@ class QuantizedDestination:
         self._filling = filling
 
     def prepare(self, sources: Sequence[RowSource]) -> None:
-        """Find the one scale of all parts, where the layer has one; they are read again to be written."""
+        """Find the single scale of all parts, if the layer has one; `take` reads the parts again."""
         if not self._filling.must_observe:
             return
         for source in sources:
@@ -65,7 +65,7 @@ class QuantizedDestination:
                     self._filling.observe(values)
 
     def take(self, start: int, source: RowSource) -> int:
-        """Quantize the rows; those that are stored quantized are taken as they are, with their scale."""
+        """Quantize the rows; rows that are stored quantized are copied unchanged, with their scale."""
         if isinstance(source, QuantizedRows):
             for first, values, scale in source.quantized_chunks(self._filling.device):
                 self._filling.copy_rows(start + first, values, scale)
@@ -75,7 +75,7 @@ class QuantizedDestination:
         return self._filling.bytes_of(source.shape[0])
 
     def _take_input_scale(self, source: QuantizedRows) -> int:
-        """Keep the scale of static activations, the largest where parts differ; bytes it takes for the first part."""
+        """Keep the scale of static activations, the largest if parts differ; returns its bytes for the first part."""
         filling = self._filling
         if filling.spec.activations != "static" or source.input_scale is None:
             return 0

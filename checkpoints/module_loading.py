@@ -1,8 +1,8 @@
 """Fill a module built on the meta device, one tensor at a time.
 
-A tensor's way: `sources[name]` gives its rows, the `Destination` of the slot of that name takes them. Memory: the
-module's own tensors, allocated once on their device in their final dtype, plus the rows on their way. No state dict is
-ever held, and no file mapped.
+For each tensor, `sources[name]` gives the rows and the `Destination` of the slot of that name takes them. Memory: the
+module's own tensors, allocated once on their device in their final dtype, plus the rows being copied. No state dict is
+held, and no file is mapped.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def load_weights(
         module: its parameters and persistent buffers are allocated on `device`; floating-point ones in `dtype`, or in
             float32 where a dotted part of the name is in `keep_fp32`; integers and bools as stored. Parameters come
             out with `requires_grad=False`; other buffers are moved to `device`.
-        sources: by name. Parameters tied to one another become one tensor, whichever of their names is there.
+        sources: by name. Parameters tied to one another become one tensor; one of their names is enough.
         device: where the module is filled.
         dtype: of the module.
         keep_fp32: parts of names.
-        joined: sends a source's name to rows of another parameter.
-        fillings: parameters that are filled quantized. They stay meta tensors in the module: the caller puts the
-            finished layers in.
-        on_tensor: called with the name of each tensor and the bytes it takes, when it is in place.
+        joined: maps a source's name to rows of another parameter.
+        fillings: parameters that are filled quantized. They stay meta tensors in the module: the caller inserts the
+            finished layers.
+        on_tensor: called with the name and bytes of each tensor after it is loaded.
 
     Raises:
         CheckpointError: missing or unexpected names, wrong shapes, or integers where floating-point weights belong (or
-            the reverse); nothing has been allocated then.
-        ValueError: inf or NaN in what is quantized.
+            the reverse); raised before anything is allocated.
+        ValueError: a weight to be quantized holds inf or NaN.
     """
     aliases = find_aliases(module)
     sources = without_tied(sources, aliases)
@@ -65,7 +65,7 @@ def load_weights(
     parts: dict[str, list[str]] = {}
     for name in sources:
         parts.setdefault(slots[name].target, []).append(name)
-    # Under ComfyUI this runs in inference mode, whose tensors could never be changed outside of it (LoRA).
+    # ComfyUI runs this in inference mode; tensors made in it cannot be modified outside of it (LoRA).
     with torch.inference_mode(False), torch.no_grad():
         for target, names in parts.items():
             destination: Destination
@@ -84,7 +84,7 @@ def load_weights(
 
 
 def destination_dtype(name: str, stored: torch.dtype, dtype: torch.dtype, keep_fp32: Collection[str]) -> torch.dtype:
-    """The dtype a tensor called `name`, stored as `stored`, gets in a module loaded as `dtype`."""
+    """The dtype that tensor `name`, stored as `stored`, has in a module loaded as `dtype`."""
     if not stored.is_floating_point:
         return stored
     kept = any(part in keep_fp32 for part in name.split("."))
@@ -92,7 +92,7 @@ def destination_dtype(name: str, stored: torch.dtype, dtype: torch.dtype, keep_f
 
 
 def without_tied(sources: Mapping[str, RowSource], aliases: Mapping[str, str]) -> dict[str, RowSource]:
-    """`sources` with each tied name once, under the name in `aliases`' values; other names unchanged."""
+    """`sources` with each tied tensor once, under its name in the values of `aliases`; other names unchanged."""
     renamed = {name: source for name, source in sources.items() if name not in aliases}
     for alias, name in aliases.items():
         if alias in sources:
@@ -101,7 +101,7 @@ def without_tied(sources: Mapping[str, RowSource], aliases: Mapping[str, str]) -
 
 
 def _allocate(module: nn.Module, name: str, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-    """Give the parameter or buffer called `name` its memory."""
+    """Allocate the parameter or buffer called `name`."""
     owner, leaf = owner_of(module, name)
     shape = getattr(owner, leaf).shape
     fresh = torch.empty(shape, device=device, dtype=dtype)
@@ -122,8 +122,8 @@ def _check_names(slots: Mapping[str, Slot], sources: Mapping[str, RowSource]) ->
     problems = [f"lacks {_few(missing)}"] * bool(missing) + [f"has unknown {_few(unexpected)}"] * bool(unexpected)
     if problems:
         raise CheckpointError(
-            f"The checkpoint {_files(sources)} {' and '.join(problems)}: give the one which this "
-            "model's config belongs to."
+            f"The checkpoint {_files(sources)} {' and '.join(problems)}: give the one that belongs "
+            "to this model's config."
         )
 
 
@@ -135,8 +135,8 @@ def _check_tensors(slots: Mapping[str, Slot], sources: Mapping[str, RowSource]) 
     ]
     if wrong:
         raise CheckpointError(
-            f"The checkpoint {_files(sources)} has wrong shapes, {_few(wrong)}: give the one which this "
-            "model's config belongs to."
+            f"The checkpoint {_files(sources)} has wrong shapes, {_few(wrong)}: give the one that belongs "
+            "to this model's config."
         )
     kinds = [
         f"{name} as {source.dtype}"
@@ -145,7 +145,7 @@ def _check_tensors(slots: Mapping[str, Slot], sources: Mapping[str, RowSource]) 
     ]
     if kinds:
         raise CheckpointError(
-            f"The checkpoint {_files(sources)} stores {_few(kinds)}, which the model cannot use as it is: "
+            f"The checkpoint {_files(sources)} stores {_few(kinds)}, which the model cannot use: "
             "give an unquantized checkpoint."
         )
 
@@ -164,7 +164,7 @@ def _files(sources: Mapping[str, RowSource]) -> str:
 
 
 def _move_other_buffers(module: nn.Module, device: torch.device | str) -> None:
-    """Move the buffers no file holds, such as the rotary tables, which construction has computed."""
+    """Move the buffers that are not in the checkpoint but computed at construction, such as rotary tables."""
     for path, owner in module.named_modules():
         for leaf in owner._non_persistent_buffers_set:
             buffer = owner._buffers.get(leaf)

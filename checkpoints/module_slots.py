@@ -15,8 +15,8 @@ class Slot:
 
     Attributes:
         target: name of the parameter or buffer in the module.
-        rows: those of `target` it is; None for all.
-        shape: it must have.
+        rows: of `target`; None for all.
+        shape: required.
         floating: whether it holds floating-point numbers.
     """
 
@@ -34,12 +34,12 @@ class Slot:
 def find_slots(
     module: nn.Module, aliases: Mapping[str, str], joined: Mapping[str, tuple[str, slice]]
 ) -> dict[str, Slot]:
-    """Every name that must be loaded, with where it goes.
+    """Every name that must be loaded, with its slot.
 
     Args:
         module: may be on the meta device.
         aliases: see `find_aliases`; these names are left out.
-        joined: names that are rows of another parameter; those others are left out.
+        joined: names that are rows of another parameter; that parameter is left out.
     """
     tensors = {name: tensor for name, tensor in _persistent_tensors(module).items() if name not in aliases}
     parents = {parent for parent, _ in joined.values()}
@@ -58,8 +58,8 @@ def find_slots(
 def find_aliases(module: nn.Module) -> dict[str, str]:
     """Names of tied parameters, each with the name under which the tensor is loaded.
 
-    Tied are parameters which are one object, and those that transformers declares so: its models are tied
-    after construction, and for some only when the config says so.
+    Parameters are tied if they are one object, or if transformers declares them tied: it ties its models after
+    construction, some only if the config says so.
     """
     aliases: dict[str, str] = {}
     first_names: dict[int, str] = {}
@@ -77,7 +77,7 @@ def find_aliases(module: nn.Module) -> dict[str, str]:
 
 
 def tie(module: nn.Module, aliases: Mapping[str, str]) -> None:
-    """Make each alias the parameter it stands for."""
+    """Replace each alias with the parameter of its name."""
     for alias, name in aliases.items():
         owner, leaf = owner_of(module, alias)
         source, source_leaf = owner_of(module, name)

@@ -1,4 +1,4 @@
-"""From a checkpoint's headers to the plan of its quantization, and to the weights that are filled by it."""
+"""From a checkpoint's headers to the plan of its quantization, and to the weights that are filled according to it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def same_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class ComponentWeights:
-    """What a component is made of.
+    """The stored weights of a component.
 
     Attributes:
         path: folder or file, for messages.
         config: of the model class.
-        sources: where each parameter comes from, under the model's names, no layers joined.
-        spec: how this pack quantized the file, when it did.
-        joined_name: from a parameter's name to that of the parameter whose rows it becomes; the same for most.
+        sources: where each parameter comes from, under the model's names, before layers are joined.
+        spec: how this pack quantized the file; None if it did not.
+        joined_name: from a parameter's name to that of the parameter that it is joined into; the same name for most.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class ComponentWeights:
 
     @cached_property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
-        """The weights that each layer is made of, by the layer's name."""
+        """The weights that each layer is joined from, by the layer's name."""
         parts: dict[str, list[str]] = {}
         for name in self.sources:
             layer = self.joined_name(name).removesuffix(".weight")
@@ -61,7 +61,7 @@ class ComponentWeights:
 
     @cached_property
     def single_scales(self) -> Mapping[str, float]:
-        """The scale of each stored weight that has a single one."""
+        """The scale of each stored weight that has only one."""
         single = {name: rows.scale for name, rows in self.stored.items() if elements(rows.scale) == 1}
         return {name: float(read_scale(scale, "cpu")) for name, scale in single.items()}
 
@@ -75,10 +75,10 @@ def plan_component(
     dtype: torch.dtype,
     keep_fp32: Collection[str] = (),
 ) -> QuantizationPlan:
-    """What becomes of each layer when `weights` is loaded with `spec`, from headers only.
+    """How each layer is loaded from `weights` with `spec`, from headers only.
 
-    Layers are planned joined, as they are loaded. Of a checkpoint which is quantized already the plan says what stays
-    quantized; `plan.spec` is then how it is computed with.
+    Layers are planned as joined, as they are loaded. For a checkpoint that is already quantized the plan says what
+    stays quantized; `plan.spec` then says how to compute with it.
 
     Raises:
         CheckpointError: `spec` asks to quantize a checkpoint that is quantized already.
@@ -94,7 +94,7 @@ def plan_component(
     itemsizes: dict[str, int] = {}
     other_bytes = 0
     for name, source in weights.sources.items():
-        # A weight that is stored in INT8 but not kept so becomes a floating-point one: `source.dtype` says so.
+        # A weight stored in INT8 but not kept in it is dequantized to floating point, the dtype in `source.dtype`.
         itemsize = destination_dtype(name, source.dtype, dtype, keep_fp32).itemsize
         layer = None if preset is None else _layer_of(weights.joined_name(name), source)
         if layer is None:
@@ -111,7 +111,7 @@ def plan_component(
 def make_fillings(
     weights: ComponentWeights, plan: QuantizationPlan, *, device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, WeightFilling]:
-    """The weights to fill, by parameter name such as `blocks.0.attn1.to_qkv.weight`; memory is taken at first use.
+    """The weights to fill, by parameter name such as `blocks.0.attn1.to_qkv.weight`; memory is allocated at first use.
 
     Raises CheckpointError for INT8 without torchao and unreadable scales.
     """
@@ -145,7 +145,7 @@ def _stored_plan(
     itemsizes: Mapping[str, int],
     other_bytes: int,
 ) -> QuantizationPlan:
-    """The plan of a checkpoint that is quantized already: a layer stays so when all of its parts are stored alike."""
+    """The plan of a checkpoint that is already quantized: a layer stays quantized if all its parts have one format."""
     spec = weights.spec or _spec_of_others(weights.stored)
     layers = []
     for planned in plan_layers(shapes, replace(spec, skip=()), component, preset, itemsizes=itemsizes).layers:
@@ -163,9 +163,9 @@ def _stored_plan(
 
 
 def _spec_of_others(stored: Mapping[str, QuantizedRows]) -> QuantizationSpec:
-    """How to compute with a file which does not say so: as ComfyUI does.
+    """How to compute with a file that does not specify it: as ComfyUI does.
 
-    ComfyUI quantizes the input of INT8 layers per row, and that of FP8 layers with the stored scale or per tensor.
+    ComfyUI quantizes the input of INT8 layers per row, and of FP8 layers with the stored scale or per tensor.
     """
     formats = [_STORED_FORMATS[weight.format] for weight in stored.values()]
     format_ = max(sorted(set(formats)), key=formats.count)
@@ -179,9 +179,9 @@ def _spec_of_others(stored: Mapping[str, QuantizedRows]) -> QuantizationSpec:
 
 
 def _granularity(weights: ComponentWeights, layer: PlannedLayer) -> str:
-    """ "per tensor" when one scale holds for the whole stored layer, else "per row".
+    """ "per tensor" if the whole stored layer has one scale, else "per row".
 
-    Layers joined here are stored with a scale each: where those differ, every row gets that of its part.
+    The parts of a joined layer are stored with a scale each: if these differ, every row gets that of its part.
     """
     scales = {weights.single_scales.get(name) for name in weights.parts[layer.name]}
     return "per tensor" if len(scales) == 1 and None not in scales else "per row"

@@ -1,7 +1,7 @@
 """Where the rows of a tensor come from, a few at a time.
 
-A tensor's way into a module: a `RowSource` gives its rows (from a file, and through whatever is stacked on that), a
-`Destination` (see `destinations.py`) puts them in place.
+A `RowSource` gives the rows of a tensor, from a file or from another `RowSource`; a `Destination` (see
+`destinations.py`) writes them into the module.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ RowChunk = tuple[int, torch.Tensor]
 
 
 class RowSource(Protocol):
-    """A tensor that is read some rows at a time, and never held whole."""
+    """A tensor that is read some rows at a time and never held whole."""
 
     @property
     def file(self) -> Path:
-        """Where it is stored."""
+        """The file it is stored in."""
 
     @property
     def key(self) -> str:
-        """Its name there."""
+        """Its name in the file."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ DTYPES = {
 }
 _METADATA_KEY = "__metadata__"
 _LENGTH_BYTES = 8
-# The most that safetensors' own reader takes.
+# The limit of safetensors' own reader.
 _LARGEST_HEADER = 100_000_000
 
 
@@ -59,7 +59,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its numbers; raises CheckpointError for one that is not read here."""
+        """Of its elements; raises CheckpointError for an unsupported dtype."""
         dtype = DTYPES.get(self.dtype_name)
         if dtype is None:
             raise CheckpointError(
@@ -78,8 +78,8 @@ class StoredTensor:
             file.seek(self.offset)
             for chunk in row_chunks(rows, row_elements):
                 count = chunk.stop - chunk.start
-                # A copy of its own: what is read does not change with the file. From pinned memory the device takes
-                # it while the next chunk is read.
+                # A copy does not change with the file. From pinned memory it is copied to the device while the next
+                # chunk is read.
                 part = torch.empty((count, *row_shape), dtype=self.dtype, pin_memory=pinned)
                 if part.numel():
                     _read_into(file, part.view(torch.uint8), f"{self.key} in {self.file}")
@@ -95,7 +95,7 @@ class FileHeader:
 
 
 def read_header(file: Path) -> FileHeader:
-    """Read the header of `file`; the tensors stay where they are.
+    """Read the header of `file`, without its tensors.
 
     Raises:
         CheckpointError: `file` is pickled, absent, not a safetensors file, or not complete.
@@ -163,7 +163,7 @@ def _read_into(file: Any, target: torch.Tensor, place: str) -> None:  # noqa: AN
         except OSError as error:
             raise CheckpointError(f"{place} cannot be read ({error}): download the file again.") from error
         if not count:
-            raise CheckpointError(f"{place} ends too early, its file has become shorter: download it again.")
+            raise CheckpointError(f"{place} ends too early because its file has become shorter: download it again.")
         rest = rest[count:]
 
 

@@ -1,4 +1,4 @@
-"""Write a safetensors file tensor by tensor, without holding the tensors in one more copy.
+"""Write a safetensors file tensor by tensor, without a second copy of all tensors.
 
 `safetensors.torch.save_file` wants all tensors on the CPU at once. The format, from its documentation: 8 bytes with
 the header's length (little-endian), the header as JSON padded with spaces, then the tensors without gaps.
@@ -42,13 +42,13 @@ def write_tensors(
 ) -> None:
     """Write `tensors` and the text fields `metadata` to `path`, through a temporary file beside it.
 
-    Each tensor is brought to the CPU by itself. `on_tensor(name, nbytes)` is called after each.
+    Tensors are copied to the CPU one at a time. `on_tensor(name, nbytes)` is called after each.
 
     Raises:
-        ValueError: two tensors have one name, or a dtype that safetensors does not know.
-        OSError: the file cannot be written; what was at `path` is untouched.
+        ValueError: two tensors have the same name, or a dtype is not supported by safetensors.
+        OSError: the file cannot be written; an existing file at `path` is unchanged.
     """
-    # Widest first, so that every tensor lies at a multiple of its element size.
+    # Widest dtype first, so that every tensor's offset is a multiple of its element size.
     ordered = sorted(tensors, key=lambda planned: (-planned.tensor.element_size(), planned.name))
     header = _header(ordered, metadata)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
@@ -61,7 +61,7 @@ def write_tensors(
                 file.write(flat.cpu().numpy().data)
                 if on_tensor is not None:
                     on_tensor(planned.name, planned.nbytes)
-        # mkstemp makes files for the owner only.
+        # mkstemp gives access to the owner only; apply the umask instead.
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)

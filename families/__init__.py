@@ -1,1 +1,1 @@
-"""What a family of models is, to whoever knows none by name."""
+"""What a family of models is, without naming any."""

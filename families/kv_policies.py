@@ -1,10 +1,10 @@
-"""How a stream may remember its past, by the names users choose. Imports nothing: ComfyUI reads it at start."""
+"""How a stream may remember its past, by the names users choose. Imports nothing: ComfyUI loads it at start."""
 
 from __future__ import annotations
 
 RECOMPUTE = "recompute"
 ROLLING = "rolling"
-# In the order in which they are offered.
+# In the order of the node's menu.
 KV_POLICIES = (RECOMPUTE, ROLLING)
 
 
@@ -12,7 +12,7 @@ def check_kv_policy(name: str) -> None:
     """Raise unless `name` is one of `KV_POLICIES`.
 
     Raises:
-        ValueError: with the choices.
+        ValueError: with the allowed names.
     """
     if name not in KV_POLICIES:
         raise ValueError(f"kv_policy is {name!r}: choose one of {', '.join(KV_POLICIES)}.")

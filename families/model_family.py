@@ -1,8 +1,8 @@
-"""All that is particular to a family of models, behind one object.
+"""Everything specific to a family of models, in one object.
 
-`stream/`, `memory/` and `ops/` know no model by name: they ask the `ModelFamily` of a pipeline. Importing this module
-and the families' own `family` modules is light, so that nodes can read their facts; what needs diffusers is imported
-inside the methods.
+`stream/`, `memory/` and `ops/` know no model by name: they ask the `ModelFamily` of a pipeline. This module and
+the families' own `family` modules import quickly, so that nodes can read their facts; the methods import what needs
+diffusers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LatentGeometry:
     Attributes:
         channels: of a latent.
         spatial_scale: pixels of a picture per latent pixel, each way.
-        temporal_scale: pixel frames per latent frame, but for a stream's first latent frame, which is one picture.
+        temporal_scale: pixel frames per latent frame, except a stream's first latent frame, which is one picture.
         patch: latent frames, rows and columns that become one token.
     """
 
@@ -45,7 +45,7 @@ class LatentGeometry:
         return self.spatial_scale * self.patch[1]
 
     def pixel_frames(self, latent_frames: int, *, from_the_start: bool) -> int:
-        """Pixel frames that latent frames decode to, at the start of a stream or behind others."""
+        """Pixel frames that latent frames decode to, at the start of a stream or after others."""
         frames = latent_frames * self.temporal_scale
         return frames - self.temporal_scale + 1 if from_the_start else frames
 
@@ -67,7 +67,7 @@ class LatentGeometry:
 
 @dataclass(frozen=True)
 class StreamDefaults:
-    """What the makers of a family's models use, and what a stream starts from unless the user chooses otherwise.
+    """The settings of the models' makers, used unless the user chooses otherwise.
 
     Attributes:
         width: pixels.
@@ -97,7 +97,7 @@ class ComponentOptions:
     Attributes:
         dtype: of transformer and text encoder.
         vae_dtype: of the VAE.
-        quantization: of what it names; None for none.
+        quantization: of the components that it names; None for none.
         attention: how attention is computed.
     """
 
@@ -124,12 +124,12 @@ class ModelFamily(ABC):
     """A family of models that the pack streams with blocks of its own.
 
     Attributes:
-        name: for people.
-        transformer_classes: class names that configs of its transformers give, diffusers' own first.
+        name: shown to users.
+        transformer_classes: class names in the configs of its transformers, diffusers' own first.
         vae_class: class name in the config of its VAE.
         geometry: of its latents.
         defaults: of its streams.
-        memory_facts: what the memory timeline calls the stages of its blocks, and advises on their state.
+        memory_facts: names of its blocks' stages and advice on their state, for the memory timeline.
     """
 
     name: ClassVar[str]
@@ -153,7 +153,7 @@ class ModelFamily(ABC):
             options: the user's.
 
         Raises:
-            CheckpointError: one of them is missing, of another model, or does not go with the others.
+            CheckpointError: one of them is missing, of another model, or does not fit the others.
         """
 
     @abstractmethod

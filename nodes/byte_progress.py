@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from .. import host
 
-# The page needs no more lines than it can show.
+# Limits the lines sent to the page.
 _PERCENT_STEP = 5
 
 
 class ByteProgress:
-    """Says how far something has come, each time it is 5 % further.
+    """Reports progress each time it has advanced by 5 %.
 
     Args:
         progress: of the node.
@@ -20,7 +20,7 @@ class ByteProgress:
         self._said = ("", 0)
 
     def show(self, doing: str, done: int, total: int) -> None:
-        """`done` of `total` bytes are through what `doing` says, such as "loading vae"."""
+        """Report `done` of `total` bytes of the work named `doing`, such as "loading vae"."""
         percent = 100 * done // max(total, 1)
         now = (doing, percent // _PERCENT_STEP)
         if now != self._said:

@@ -1,4 +1,4 @@
-"""Load Streaming Pipeline: what to stream with, as a recipe."""
+"""Load Streaming Pipeline: makes the recipe of the model to stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MINI_MODEL = "mini (in the pack: coloured shapes at 64x64)"
 TINY_MODEL = "tiny random model (made on the spot, to try the nodes)"
 _MINI_FOLDER = Path(__file__).resolve().parent.parent / "models" / "mini"
 HUB_MODEL = "hub id below"
-# As saved workflows have them.
+# Saved workflows contain these labels.
 BLOCK_LABELS = {"built-in causal Wan": BUILT_IN_BLOCKS, "the repository's own": REPOSITORY_BLOCKS}
 FROM_MODEL = "from the model"
 
@@ -45,7 +45,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             category="StreamBlocks",
             description=(
                 "Chooses a block-autoregressive video model. Nothing is loaded here: the sampler loads it when "
-                "it runs, and keeps it until another model is chosen."
+                "it runs, and keeps it until you choose another model."
             ),
             inputs=[
                 io.Combo.Input(
@@ -88,7 +88,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=list(DTYPES),
                     default="auto",
                     tooltip=(
-                        "Dtype to compute in. Auto: bfloat16 where the card has it, else float16; float32 on a CPU."
+                        "Dtype to compute in. Auto: bfloat16 if the card supports it, else float16; float32 on a CPU."
                     ),
                 ),
                 io.Combo.Input(
@@ -111,8 +111,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=list(COMPILE_CHOICES),
                     default=COMPILE_NOTHING,
                     tooltip=(
-                        "torch.compile of the transformer: about a quarter faster on a GPU, after a wait of seconds "
-                        "at the first two blocks. Needs Triton."
+                        "torch.compile of the transformer: about a quarter faster on a GPU, after seconds of "
+                        "compilation in the first two blocks. Needs Triton."
                     ),
                 ),
                 io.Combo.Input(
@@ -130,7 +130,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     tooltip=(
                         "Allow the repository's own Python code to run on your machine. Only tick it for code "
                         "you have read or whose author you trust. ComfyUI must also have been started with the "
-                        f"environment variable {REMOTE_CODE_VARIABLE}=1, because a workflow can bring the tick with it."
+                        f"environment variable {REMOTE_CODE_VARIABLE}=1, because a workflow can contain the tick."
                     ),
                 ),
                 io.String.Input(
@@ -151,10 +151,10 @@ class LoadStreamingPipeline(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None, components: str | None, **_: object) -> str:
-        """Run again when the files of the chosen model or components changed.
+        """Change when the files of the chosen model or components do, so that the node runs again.
 
-        ComfyUI gives None for an input that another node is connected to: its files are looked at when this node runs,
-        which it does when what comes in changes.
+        ComfyUI passes None for a connected input. Its files are checked when this node runs, which happens when the
+        input's value changes.
         """
         paths = [host.resolve_model(name) for name in (model, components) if name is not None and "/" in name]
         return " ".join(stamp_files(path) for path in paths)
@@ -212,8 +212,8 @@ def _model_path(model: str, hub_id: str) -> str:
         raise ValueError(f"hub_id is empty: with model '{HUB_MODEL}', give a repository such as owner/name.")
     if not is_hub_id(hub_id):
         raise ValueError(
-            f"hub_id is {hub_id!r}: give a Hugging Face repository such as owner/name; a folder on this machine "
-            "belongs into models/diffusers, where 'model' lists it."
+            f"hub_id is {hub_id!r}: give a Hugging Face repository such as owner/name; put a folder on this "
+            "machine into models/diffusers, then choose it under 'model'."
         )
     return hub_id
 

@@ -11,7 +11,7 @@ import torch
 from ..memory.readings import card_bytes
 from ..memory.timeline import BLOCK_END, StageRecord
 
-# The page draws no more often; a fast stream would send hundreds of stages a second.
+# Limits the messages to the page: a fast stream has hundreds of stages a second.
 _SECONDS_BETWEEN = 0.1
 
 
@@ -19,8 +19,8 @@ class MemoryChart:
     """Turns records into points and sends them: the end of every block, other stages at most ten times a second.
 
     Args:
-        blocks: that the stream will have.
-        device: the stream's.
+        blocks: how many the stream will have.
+        device: of the stream.
         send: takes a point as JSON values.
     """
 
@@ -33,7 +33,7 @@ class MemoryChart:
         self._peak = 0
 
     def __call__(self, record: StageRecord) -> None:
-        """Send the record, if it is time to."""
+        """Send the record, unless the last one was sent too recently."""
         reading = record.reading
         self._peak = max(self._peak, reading.allocated if reading.peak is None else reading.peak)
         now = time.monotonic()
@@ -48,7 +48,7 @@ class MemoryChart:
                 "block": record.block,
                 "blocks": self._blocks,
                 "allocated": reading.allocated,
-                # Of all stages since the last point, those not sent included.
+                # The peak of all stages since the last point, including those not sent.
                 "peak": self._peak,
                 "card": self._card,
                 "owners": [[owner.label, owner.bytes] for owner in record.owners],

@@ -28,8 +28,8 @@ class StreamMemoryReport(io.ComfyNode):
             display_name="Stream Memory Report",
             category="StreamBlocks",
             description=(
-                "Who holds the memory, block by block: a plot, a table and JSON. Says whether memory is flat or grows, "
-                "and if it grows, what grows and what to do."
+                "What holds the memory, block by block: a plot, a table and JSON. Reports whether memory is flat or "
+                "grows, and if it grows, what grows and what to do."
             ),
             inputs=[
                 TimelineType.Input("timeline", tooltip="From the Streaming Block Sampler."),
@@ -49,7 +49,7 @@ class StreamMemoryReport(io.ComfyNode):
         """Judge, plot and write."""
         if timeline is None:
             raise ValueError("timeline was not recorded: set the sampler's memory_timeline to 'on'.")
-        # Imported here: the plot needs Pillow's font code and nothing else does.
+        # Imported here: only the plot needs Pillow's font code.
         from ..memory.timeline_plot import plot_timeline
         from ..stream.frames import to_image_batch, to_uint8_frames
 
@@ -82,7 +82,7 @@ class FreeStreamMemory(io.ComfyNode):
                 io.Boolean.Input(
                     "drop_pipeline",
                     default=True,
-                    tooltip="Drop the loaded stream pipeline; the next stream loads it again.",
+                    tooltip="Unload the stream's pipeline; the next stream loads it again.",
                 ),
                 io.Boolean.Input(
                     "unload_models",
@@ -92,12 +92,12 @@ class FreeStreamMemory(io.ComfyNode):
                 io.Boolean.Input(
                     "clear_compile_caches",
                     default=False,
-                    tooltip="Also clear torch.compile's caches; whatever is used next is compiled again.",
+                    tooltip="Also clear torch.compile's caches; layers are compiled again at their next use.",
                 ),
             ],
             outputs=[
-                io.AnyType.Output(display_name="anything", tooltip="What came in."),
-                io.String.Output(display_name="freed", tooltip="What was freed, in words."),
+                io.AnyType.Output(display_name="anything", tooltip="The input, unchanged."),
+                io.String.Output(display_name="freed", tooltip="What was freed, as text."),
             ],
             is_output_node=True,
         )

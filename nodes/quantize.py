@@ -13,14 +13,14 @@ from .byte_progress import ByteProgress
 from .loader import RecipeType
 
 NOT_QUANTIZED = "none"
-# "static" is left to Python: it needs a calibration run that a graph has no place for.
+# "static" is available from Python only: it needs a calibration run, which a graph cannot express.
 NODE_ACTIVATIONS = ("dynamic per row", "dynamic per tensor", "none")
-# Of the progress bar of Save Quantized Model: in all, and those of loading, which takes about as long as writing.
+# Steps of Save Quantized Model's progress bar: total, and for loading, which takes about as long as writing.
 _BAR_STEPS, _LOADING_STEPS = 100, 50
 
 
 class QuantizePipeline(io.ComfyNode):
-    """Says how a pipeline's weights are quantized while they are loaded."""
+    """Chooses how a pipeline's weights are quantized while they are loaded."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,8 +30,8 @@ class QuantizePipeline(io.ComfyNode):
             display_name="Quantize Pipeline",
             category="StreamBlocks",
             description=(
-                "Quantizes the model while loading: each layer as it is read, so the unquantized model never has to "
-                "fit. Nothing is loaded here; changing it and running again drops the old weights first."
+                "Quantizes each layer as it is read: the unquantized model need not fit. Nothing is loaded here: "
+                "after a change, the next run unloads the old weights first."
             ),
             inputs=[
                 RecipeType.Input("pipeline", tooltip="From Load Streaming Pipeline."),
@@ -48,7 +48,7 @@ class QuantizePipeline(io.ComfyNode):
                     "weight_granularity",
                     options=list(WEIGHT_GRANULARITIES),
                     default="per row",
-                    tooltip="One scale per output feature is more exact; one per tensor saves in ComfyUI's format.",
+                    tooltip="One scale per output feature is more exact; FP8 can be saved only with one per tensor.",
                 ),
                 io.Combo.Input(
                     "activations",
@@ -74,8 +74,8 @@ class QuantizePipeline(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "Layers that stay as they are, one pattern a line, such as blocks.0.* or *.ffn.*; for the "
-                        "text encoder with text_encoder: in front."
+                        "Layers that are not quantized, one pattern per line, such as blocks.0.* or *.ffn.*; for the "
+                        "text encoder, begin the line with text_encoder:."
                     ),
                 ),
             ],
@@ -143,7 +143,7 @@ class SaveQuantizedModel(io.ComfyNode):
     def execute(cls, pipeline: Recipe, filename_prefix: str) -> io.NodeOutput:
         """Load, quantize and save."""
         if pipeline.quantization is None:
-            raise ValueError("pipeline is not quantized: put a Quantize Pipeline node in front of this one.")
+            raise ValueError("pipeline is not quantized: put a Quantize Pipeline node before this one.")
         if (pipeline.quantization.format, pipeline.quantization.weight_granularity) == ("fp8", "per row"):
             raise ValueError(
                 "weight_granularity is 'per row', which ComfyUI's FP8 format cannot store: choose 'per tensor' in "
@@ -161,7 +161,7 @@ class SaveQuantizedModel(io.ComfyNode):
 
 
 class _SaveWatcher:
-    """Shows loading and writing on the node, and carries the cancel button to them."""
+    """Shows loading and writing on the node, and stops them when the user cancels."""
 
     def __init__(self, file_name: str, node_id: str | None) -> None:
         self._file_name = file_name

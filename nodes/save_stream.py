@@ -40,7 +40,7 @@ class SaveStream(io.ComfyNode):
     @classmethod
     def execute(cls, video: Any, filename_prefix: str) -> io.NodeOutput:  # noqa: ANN401
         """Save it."""
-        # Imported here: PyAV is not needed before a video is.
+        # Imported here: only saving a video needs PyAV.
         from ..stream.save_video import save_video
 
         source = video.get_stream_source()

@@ -143,14 +143,14 @@ class StreamingBlockSampler(io.ComfyNode):
                     min=1.0,
                     max=120.0,
                     step=1.0,
-                    tooltip="Pictures a second. Wan makes 16.",
+                    tooltip="Pictures per second. Wan makes 16.",
                 ),
                 io.Combo.Input(
                     "cleanup",
                     options=[policy.value for policy in CleanupPolicy],
                     default=CleanupPolicy.WHEN_IT_PAYS.value,
                     tooltip=(
-                        "When torch's cached memory is returned to the card. 'when it pays' waits until much of it is "
+                        "When torch's cached memory returns to the device. 'when it pays' waits until much of it is "
                         "unused; 'every block' costs speed."
                     ),
                 ),
@@ -256,7 +256,7 @@ class StreamingBlockSampler(io.ComfyNode):
         try:
             report = run_stream(materialised, settings, lambda _: prompt, [video, keeper], watcher, recorder)
         except BaseException:
-            # Who keeps the error keeps this function's variables; the pictures are in the file.
+            # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
             watcher.say_what_is_kept(video)
             raise
@@ -270,7 +270,7 @@ class StreamingBlockSampler(io.ComfyNode):
 
 
 class _NodeWatcher:
-    """Shows a stream's progress on its node, and carries the cancel button to it."""
+    """Shows a stream's progress on its node, and stops the stream when the user cancels."""
 
     def __init__(self, settings: StreamSettings, progress: host.StreamProgress) -> None:
         self._settings = settings
@@ -283,7 +283,7 @@ class _NodeWatcher:
         self._loading.show(f"loading {component}", done, total)
 
     def before_pass(self, index: int) -> None:
-        # Context and clean passes count as none: what a user set is steps.
+        # Context and clean passes do not count: the user chose a number of denoising steps.
         done = self._blocks_done * self._settings.steps + min(index, self._settings.steps)
         self._progress.update(done)
 

@@ -1,9 +1,9 @@
-"""Attention over as many keys as a prompt has words: cross-attention without its padding.
+"""Cross-attention without padding: attention over as many keys as the prompt has words.
 
 A prompt padded with zeros to a fixed length (such as 512 tokens) gives all of its padding the same key and the same
-value. n equal keys weigh as much as one whose score is log(n) higher, so the words and one key of padding give the same
-sums. With so few keys attention is bound by memory: one Triton kernel reads the queries once and writes the result
-once. It reads the number of keys on the device, so a new prompt compiles nothing.
+value. n equal keys weigh as much as one key with a score log(n) higher, so the words and one padding key give the same
+sums. With so few keys attention is memory-bound: one Triton kernel reads the queries once and writes the result
+once. It reads the number of keys on the device, so a new prompt does not trigger recompilation.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 
 from .kernels.few_key_launch import launch_few_keys
 
-# With more keys the tuned kernels of the attention backends are as fast.
+# With more keys, the attention backends' own kernels are as fast.
 MOST_KEYS = 128
 
 
 class FewKeys(NamedTuple):
-    """How the first keys stand for all of them.
+    """How the first keys represent all keys.
 
     Attributes:
-        bias: float32 [128], added to their scores: 0 for words, log(number of tokens of padding) for the key behind
+        bias: float32 [128], added to their scores: 0 for words, log(number of tokens of padding) for the key after
             them, -inf for the rest.
         used: int32 [1], keys that are not -inf.
     """
@@ -34,10 +34,10 @@ class FewKeys(NamedTuple):
 
 
 def merge_padding(words: int, text_tokens: int, *, device: torch.device | str = "cpu") -> FewKeys | None:
-    """Merge the keys behind the first `words` of `text_tokens`, which are all equal, into one.
+    """Merge the keys after the first `words` of `text_tokens`, which are all equal, into one.
 
     Returns:
-        None where that leaves more than 128 keys, or there is no padding.
+        None if more than 128 keys remain, or there is no padding.
     """
     if words >= min(MOST_KEYS, text_tokens):
         return None
@@ -60,7 +60,7 @@ def attend_to_few_keys(
         query: [1, queries, heads, head_dim].
         key: [1, text tokens, heads, head_dim], contiguous.
         value: the shape of `key`.
-        few: which keys, and their bias.
+        few: the keys used, and their bias.
         kernel: of `FEW_KEY_ATTENTION.load`; None computes it with torch.
 
     Returns:

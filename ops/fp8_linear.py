@@ -22,7 +22,7 @@ FIRST_CAPABILITY = (8, 9)
 
 
 def supports_fp8_matmul(device: torch.device | str) -> bool:
-    """Whether `torch._scaled_mm` runs on FP8 units there: CUDA of compute capability 8.9 (Ada) or more."""
+    """Whether `torch._scaled_mm` runs on FP8 units of `device`: CUDA of compute capability 8.9 (Ada) or more."""
     device = torch.device(device)
     if device.type != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
         return False
@@ -33,7 +33,7 @@ def fp8_notice(device: torch.device | str) -> str:
     """One sentence for the user when FP8 saves memory but no time on `device`; empty when it saves both."""
     if supports_fp8_matmul(device):
         return ""
-    return f"{device} has no FP8 units: FP8 saves memory there and not time, because weights are dequantized for use."
+    return f"{device} has no FP8 units: FP8 saves memory there but no time, because weights are dequantized for use."
 
 
 def largest_magnitude(values: torch.Tensor, granularity: str) -> torch.Tensor:
@@ -43,7 +43,7 @@ def largest_magnitude(values: torch.Tensor, granularity: str) -> torch.Tensor:
 
 
 def fp8_scale(magnitude: torch.Tensor) -> torch.Tensor:
-    """The scale that maps `magnitude` onto 448, the largest e4m3fn number; computed in `magnitude`'s memory."""
+    """The scale that maps `magnitude` onto 448, the largest e4m3fn number; computed in place."""
     return magnitude.div_(FP8_MAX).clamp_(min=SMALLEST_SCALE)
 
 
@@ -51,22 +51,22 @@ def check_finite(magnitude: torch.Tensor, name: str) -> None:
     """Raise ValueError that names the layer when a largest magnitude is inf or NaN."""
     if not bool(torch.isfinite(magnitude).all()):
         raise ValueError(
-            f"The weight of {name} holds inf or NaN, which no scale can express: give a sound checkpoint, or skip the "
+            f"The weight of {name} holds inf or NaN, which cannot be quantized: give another checkpoint, or skip the "
             "layer."
         )
 
 
 def round_to_fp8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`values` / `scale`, clamped to what e4m3fn holds and rounded to nearest even."""
+    """`values` / `scale`, clamped to e4m3fn's range and rounded to nearest even."""
     return values.to(torch.float32, copy=True).div_(scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8_DTYPE)
 
 
 class FP8Linear(nn.Module):
     """y = x W^T + b with W in float8_e4m3fn.
 
-    On FP8 units the input is quantized too, as `activations` says, unless that is "none"; elsewhere the weight
-    is dequantized for the length of one forward. Which of the two is decided when weights are placed or moved,
-    never in a forward. On FP8 units one forward allocates the quantized input, its scale where it is dynamic,
+    On FP8 units the input is quantized too, as `activations` says, unless that is "none"; elsewhere each
+    forward dequantizes the weight temporarily. The choice is made when weights are placed or moved, never in a
+    forward. On FP8 units one forward allocates the quantized input, its scale where it is dynamic,
     and the output.
 
     Attributes:
@@ -77,7 +77,7 @@ class FP8Linear(nn.Module):
         bias: [out_features] or None.
         activations: one of `quantization.ACTIVATIONS`.
         fast_accumulation: see `QuantizationSpec`.
-        gelu_kernel: applies GELU to the input while quantizing it; None where the input is taken as it comes. See
+        gelu_kernel: applies GELU to the input while quantizing it; None if the input is used unchanged. See
             `take_gelu`.
     """
 
@@ -109,11 +109,11 @@ class FP8Linear(nn.Module):
         self.decide_compute()
 
     def take_gelu(self) -> bool:
-        """Apply GELU (tanh approximation) to the input from now on, if that can be done while quantizing it.
+        """Apply GELU (tanh approximation) to the input from now on, if the kernel can do so while quantizing.
 
-        One pass over the input, which GELU, the largest magnitude of each row and the quotient take three for
-        otherwise. Only on FP8 units, with a scale per row and where the kernel `GELU_QUANTIZATION` runs; returns
-        whether it is so.
+        This takes one pass over the input; GELU, the largest magnitude of each row and the quotient would take three.
+        Only on FP8 units, with a scale per row and where the kernel `GELU_QUANTIZATION` runs; returns whether the
+        layer applies GELU.
         """
         if self._scaled and self._row_wise:
             dtype = torch.bfloat16 if self.bias is None else self.bias.dtype
@@ -126,8 +126,8 @@ class FP8Linear(nn.Module):
         self._scaled = self.activations != "none" and supports_fp8_matmul(device)
         per_row_weight = self.weight_scale.numel() > 1
         self._row_wise = self.activations == "dynamic per row"
-        # The kernel takes either one scale on both sides or a scale per row on both sides. Weights per row with one
-        # scale for the input: the kernel runs unscaled on the weight's side and the rows of the output are scaled.
+        # The kernel takes either one scale on both sides or a scale per row on both sides. For weights per row and one
+        # scale for the input, the kernel runs with weight scale 1 and the output is scaled per row afterwards.
         self._rescale = per_row_weight and not self._row_wise
         self._saturate = self.activations == "static" and self._scaled and not _cast_saturates(device)
         if self._rescale:
@@ -149,11 +149,11 @@ class FP8Linear(nn.Module):
         return self._matmul(rows).view(shape)
 
     def dequantized_weight(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        """The weight as the layer computes with it, `dtype` [out_features, in_features]."""
+        """The weight that the layer computes with, `dtype` [out_features, in_features]."""
         return self.weight.to(dtype).mul_(self.weight_scale.t())
 
     def scale_of_input(self, rows: torch.Tensor) -> torch.Tensor:
-        """What `rows` [rows, in_features] are quantized with on FP8 units: float32 [rows, 1] or [1, 1]."""
+        """The scale by which `rows` [rows, in_features] are quantized on FP8 units: float32 [rows, 1] or [1, 1]."""
         if self.activations == "static" and self.input_scale is not None:
             return self.input_scale
         return fp8_scale(largest_magnitude(rows, "per row" if self._row_wise else "per tensor"))
@@ -166,7 +166,7 @@ class FP8Linear(nn.Module):
     def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in_features] to [rows, out_features] on FP8 units."""
         quantized, scale = self._quantize_input(rows)
-        # Row-wise scaling and rescaled rows exist, or stay in range, in bfloat16 only.
+        # Row-wise scaling exists only in bfloat16, and rescaled rows stay in range only in bfloat16.
         wide = self._row_wise or self._rescale or rows.dtype == torch.float32
         out_dtype = torch.bfloat16 if wide else rows.dtype
         fused_bias = self.bias is not None and self.bias.dtype == out_dtype and not self._rescale
@@ -191,15 +191,15 @@ class FP8Linear(nn.Module):
             return launch_gelu_quantization(self.gelu_kernel, rows)
         scale = self.scale_of_input(rows)
         quantized = torch.empty(rows.shape, dtype=FP8_DTYPE, device=rows.device)
-        # Straight into FP8: a quotient of its own would be a tensor four times as large. A dynamic scale keeps it
-        # within 448; beyond a static one it has to be clamped.
+        # Divide directly into FP8: a float32 quotient would be four times as large. A dynamic scale keeps it within
+        # 448; with a static scale it must be clamped.
         torch.div(rows, scale, out=quantized)
         if self._saturate:
             _saturate(quantized)
         return quantized, scale
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FP8Linear:
-        """Move as any module, but keep weight and scales in their dtypes: `.to(bfloat16)` is for the others."""
+        """Move like any module, but keep the dtypes of weight and scales: `.to(bfloat16)` casts only the others."""
         kept = {id(tensor) for tensor in (self.weight, self.weight_scale, self.input_scale)}
         self.kernel_scale = self.weight_scale
 
@@ -215,15 +215,15 @@ class FP8Linear(nn.Module):
 
 
 def _cast_saturates(device: torch.device) -> bool:
-    """Whether a cast to e4m3fn clamps there, as in newer torch, or makes NaN of numbers beyond 448."""
+    """Whether a cast to e4m3fn on `device` clamps, as in newer torch; otherwise numbers beyond 448 become NaN."""
     return not bool(torch.full((1,), 2 * FP8_MAX, device=device).to(FP8_DTYPE).isnan().item())
 
 
 def _saturate(quantized: torch.Tensor) -> None:
     """Replace e4m3fn's two NaNs, which an overflowing cast makes, by +448 and -448, in place.
 
-    Their bytes are 0x7F and 0xFF, and those of +448 and -448 one less: as signed numbers a clamp at 126 catches
-    the first, as unsigned ones a clamp at 254 the second.
+    Their bytes are 0x7F and 0xFF, and those of +448 and -448 are one less: a clamp at 126 as signed numbers replaces
+    the first, a clamp at 254 as unsigned numbers the second.
     """
     quantized.view(torch.int8).clamp_(max=126)
     quantized.view(torch.uint8).clamp_(max=254)

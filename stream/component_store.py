@@ -18,11 +18,11 @@ LoadCallback = Callable[[str, int, int], None]
 
 
 def ignore_load(component: str, done: int, total: int) -> None:
-    """Nobody watches the loading."""
+    """Ignore the progress of loading."""
 
 
 class ComponentStore:
-    """Loads components, and has them brought to the device.
+    """Loads components, and moves them to the device through the residency.
 
     Args:
         components: by name, known from their headers.
@@ -31,7 +31,7 @@ class ComponentStore:
 
     Attributes:
         components: as given.
-        on_load: told of each tensor that is in place.
+        on_load: called after each tensor is loaded.
     """
 
     def __init__(self, components: Mapping[str, Component], device: torch.device, residency: Residency) -> None:
@@ -42,17 +42,17 @@ class ComponentStore:
         self._modules: dict[str, nn.Module] = {}
 
     def load(self, name: str) -> nn.Module:
-        """The module of a component, read from disk if it has not been."""
+        """The module of a component, read from disk at the first call."""
         if name not in self._modules:
             component = self.components[name]
             self._residency.make_room(component.bytes, self._device)
             self._modules[name] = self._read(component)
-            # At once: weights that the residency does not know could never be evicted.
+            # Immediately: the residency cannot evict weights that are not registered with it.
             self.bring([name], working_bytes=0)
         return self._modules[name]
 
     def bring(self, names: Iterable[str], working_bytes: int) -> None:
-        """Have loaded components on the device, with `working_bytes` left free for caches and activations."""
+        """Move loaded components to the device, with `working_bytes` left free for caches and activations."""
         modules = {name: self._modules[name] for name in names}
         self._residency.bring(modules, self._device, working_bytes)
 
@@ -61,7 +61,7 @@ class ComponentStore:
         return all_on_device([self._modules.get(name) for name in names], self._device)
 
     def release(self) -> None:
-        """Let go of all modules."""
+        """Release all modules."""
         self._residency.release()
         self._modules.clear()
 

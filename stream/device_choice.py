@@ -19,7 +19,7 @@ def choose_device(name: str, default: torch.device) -> torch.device:
     """The device a recipe names, with its index; "auto" is `default`.
 
     Raises:
-        ValueError: no such device, or it is not available on this machine.
+        ValueError: the device does not exist or is not available on this machine.
     """
     try:
         # An empty tensor resolves the index of "cuda", and fails where there is no such device.
@@ -32,7 +32,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype the transformer computes in.
 
     Raises:
-        ValueError: the device does not compute in the dtype asked for.
+        ValueError: the device does not support the requested dtype.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -44,7 +44,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_vae_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """float16 beside a 16-bit transformer on a GPU, else float32; a CPU is slow in float16."""
+    """float16 with a 16-bit transformer on a GPU, else float32; CPUs are slow in float16."""
     sixteen_bit = dtype in (torch.float16, torch.bfloat16)
     return torch.float16 if sixteen_bit and device.type in ("cuda", "xpu") else torch.float32
 
@@ -53,7 +53,7 @@ def check_attention_backend(name: str, device: torch.device, attention_bias: flo
     """Check that diffusers can run the backend here.
 
     Raises:
-        ValueError: its package is missing, the device is not one it runs on, or it takes no bias.
+        ValueError: its package is missing, it does not run on the device, or it takes no bias.
     """
     try:
         _check_attention_backend_requirements(AttentionBackendName(name))
@@ -69,7 +69,7 @@ def check_attention_backend(name: str, device: torch.device, attention_bias: flo
 
 
 def check_compile(choice: str, device: torch.device) -> None:
-    """Check that torch.compile can make kernels for the device.
+    """Check that torch.compile can generate kernels for the device.
 
     Raises:
         ValueError: it needs Triton, which is not installed.

@@ -1,4 +1,4 @@
-"""What a recipe and settings will need of the device, before anything is loaded."""
+"""How much device memory a recipe and settings need, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationSpec
 from .settings import StreamSettings
 
-# What kernels take beside tensors (cuBLAS and cuDNN workspaces) and what the allocator cannot use.
+# Memory besides tensors: kernel workspaces (cuBLAS and cuDNN), and what the allocator cannot use.
 DEVICE_OVERHEAD = 512 * 1024**2
 
 
@@ -28,7 +28,7 @@ class MemoryEstimate:
         text_encoder: weights, in their format.
         text_encoding: activations of the text encoder.
         streaming: caches and activations of the stream at their largest.
-        overhead: what no tensor accounts for.
+        overhead: memory besides tensors.
     """
 
     transformer: int
@@ -40,7 +40,7 @@ class MemoryEstimate:
 
     @property
     def needed(self) -> int:
-        """With the text encoder leaving before the rest comes: the least that works."""
+        """The least that works: the text encoder is offloaded before the rest is loaded."""
         streaming = self.transformer + self.vae + self.streaming
         return max(streaming, self.text_encoder + self.text_encoding) + self.overhead
 
@@ -59,7 +59,7 @@ def estimate_memory(
         components: transformer, VAE and text encoder, in the formats they will be loaded in.
         settings: of the stream.
         attention: how it is computed.
-        device: whose kernels decide whether weights are dequantized for each layer.
+        device: decides whether weights are dequantized for each layer.
 
     Raises:
         CheckpointError: a component cannot be loaded.
@@ -77,7 +77,7 @@ def estimate_memory(
 
 
 def requantized(components: Mapping[str, Component], spec: QuantizationSpec | None) -> dict[str, Component]:
-    """The components as they would be with another quantization."""
+    """The components with another quantization."""
     return {name: replace(component, quantization=spec) for name, component in components.items()}
 
 
@@ -87,10 +87,10 @@ def check_it_fits(
     """Raise unless the stream fits.
 
     Args:
-        estimate: of what was asked for.
+        estimate: of the requested stream.
         available: bytes the device can give.
         settings: for the message.
-        others: descriptions and estimates of what else could be chosen, best first.
+        others: descriptions and estimates of alternatives, best first.
 
     Raises:
         MemoryError: with the figures, and the first of `others` that fits.
@@ -112,9 +112,9 @@ def smaller_choices(
     """What to choose instead, mildest change first: FP8, then fewer context frames, then a smaller picture.
 
     Args:
-        spec: the quantization asked for.
+        spec: the requested quantization.
         settings: of the stream.
-        can_quantize: whether the weights may be quantized; those of a checkpoint that is quantized already may not.
+        can_quantize: whether the weights can be quantized; False for a checkpoint that is already quantized.
         size_step: of width and height.
 
     Yields:
@@ -139,7 +139,7 @@ def _rehearsal_inputs(settings: StreamSettings) -> dict[str, Any]:
 
 
 def _dequantized_bytes(component: Component, device: torch.device) -> int:
-    """The largest weight made whole for one forward, where the device does not multiply quantized ones."""
+    """Bytes of the largest weight dequantized for a forward, if the device cannot multiply quantized weights."""
     spec = component.plan.spec
     if spec is None or (spec.format == "fp8" and spec.activations != "none" and supports_fp8_matmul(device)):
         return 0

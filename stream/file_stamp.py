@@ -1,4 +1,4 @@
-"""A stamp of the files behind a model, so that a replaced checkpoint is loaded anew."""
+"""A stamp of a model's files, so that a replaced checkpoint is loaded again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SUFFIXES = frozenset({".safetensors", ".json", ".model", ".txt", ".py"})
 def stamp_files(model: str) -> str:
     """A short digest that changes when a file of `model` does: its weights, configs, tokenizer or code.
 
-    Symbolic links are followed, to files and to folders. One that leads nowhere counts as such, and is named when the
-    model is loaded.
+    Symbolic links are followed, to files and to folders. A dangling link counts as such; loading the model
+    reports it.
 
     Args:
         model: absolute path of a folder or file, or a hub id.
 
     Returns:
-        16 hexadecimal digits; empty for hub ids and for what is not there.
+        16 hexadecimal digits; empty for hub ids and absent paths.
     """
     root = Path(model)
     if is_hub_id(model) or not os.path.lexists(root):
@@ -33,7 +33,7 @@ def stamp_files(model: str) -> str:
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    """The files that count below `root`, each folder entered once, whatever links lead to it."""
+    """The files below `root` that are part of the stamp; each folder is visited once, however many links lead to it."""
     entered = {os.path.realpath(root)}
     for folder, names, files in os.walk(root, followlinks=True):
         inside = {name: os.path.realpath(Path(folder, name)) for name in sorted(names)}
@@ -47,6 +47,6 @@ def _fact(file: Path) -> str:
     try:
         facts = file.stat()
     except OSError as error:
-        # A link to nothing or to itself, or a file that was deleted while we looked.
+        # A dangling or circular link, or a file deleted meanwhile.
         return f"{place}:{type(error).__name__};"
     return f"{place}:{facts.st_size}:{facts.st_mtime_ns};"

@@ -21,8 +21,8 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
     """Blocks from the repository's code (if the user ticked it), weights from safetensors only.
 
     Raises:
-        CheckpointError: remote code is needed and was not asked for, or a component did not load.
-        PermissionError: remote code was asked for, and this server does not allow it.
+        CheckpointError: remote code is needed and the user did not allow it, or a component did not load.
+        PermissionError: the user allowed remote code, and this server does not.
     """
     if recipe.is_hub_id:
         refuse_folder_as_hub_id(recipe.model)
@@ -36,31 +36,31 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
         )
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
-            f"model {recipe.model!r} is no diffusers modular repository that can be used here: {error}"
+            f"model {recipe.model!r} is not a diffusers modular repository that can be used here: {error}"
         ) from error
     pipe.load_components(
         dtype={"default": dtype, "vae": vae_dtype},
-        # Never a pickled file, also where a repository has both.
+        # Never a pickled file, even if a repository has both.
         use_safetensors=dict.fromkeys(_MODEL_COMPONENTS, True),
         **({"trust_remote_code": True} if recipe.trust_remote_code else {}),
     )
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
-            f"model {recipe.model!r} did not bring {', '.join(missing)}: its files are incomplete or not "
+            f"model {recipe.model!r} did not provide {', '.join(missing)}: its files are incomplete or not "
             "safetensors; the log above says why."
         )
     return pipe
 
 
 def _refuse_unasked_code(recipe: Recipe) -> None:
-    """Before diffusers looks: its own refusal may ask on a terminal, which a server does not have."""
+    """Refuse before diffusers does: diffusers may ask on a terminal, which a server does not have."""
     if recipe.is_hub_id:
         config = fetch_file(recipe.model, recipe.revision, _MODULAR_CONFIG)
     else:
         config = Path(recipe.model) / _MODULAR_CONFIG
     if config is not None and config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
         raise CheckpointError(
-            f"model {recipe.model!r} brings its own Python code, which is not run unasked: read it, then tick "
+            f"model {recipe.model!r} has its own Python code, which runs only if you allow it: read it, then tick "
             "'trust_remote_code', or choose the built-in blocks."
         )

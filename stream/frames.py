@@ -12,7 +12,7 @@ def to_uint8_frames(videos: Any) -> torch.Tensor:  # noqa: ANN401
     """The first video of a pipeline's `videos` as uint8 [F, height, width, 3] on the CPU.
 
     Takes what diffusers' `VideoProcessor` makes: a float tensor [F, 3, height, width] or array
-    [F, height, width, 3] in 0..1, a list of PIL images; and uint8 [F, height, width, 3], which passes as it is.
+    [F, height, width, 3] in 0..1, a list of PIL images; and uint8 [F, height, width, 3], which is returned unchanged.
 
     Raises:
         ValueError: another type or shape, or pictures that are not finite.

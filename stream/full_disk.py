@@ -1,4 +1,4 @@
-"""What a user reads when a disk is full."""
+"""The error message for a full disk."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# A full disk, and a user's quota of it used up; Windows has no quota error.
+# A full disk, or an exhausted user quota; Windows has no quota error.
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 @contextmanager
 def explaining_full_disk(folder: Path, what_is_left: Callable[[], str]) -> Iterator[None]:
-    """Say which disk is full when one is, and pass every other error on as it is.
+    """Turn an error of a full disk into one that names the disk; other errors pass through unchanged.
 
     Args:
         folder: that is written to.
-        what_is_left: gives, when the disk is full, half a sentence on what was written and what is lost.
+        what_is_left: called when the disk is full; returns a clause on what was written and what is lost.
 
     Raises:
-        OSError: with the error's own number, in one sentence.
+        OSError: with the original errno, in one sentence.
     """
     try:
         yield

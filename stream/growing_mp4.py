@@ -1,7 +1,7 @@
-"""An mp4 that grows by one fragment per block and is whole after each.
+"""An mp4 that grows by one fragment per block and is complete after each.
 
 FFmpeg's own fragmenting holds the newest picture back until the next one comes. Here each block is muxed into
-memory as a fragmented mp4 of its own, by FFmpeg, and its fragment appended to the file: ISO/IEC 14496-12 lays
+memory by FFmpeg as a separate fragmented mp4, and its fragment appended to the file: ISO/IEC 14496-12 lays
 a fragmented file out as `ftyp moov` (once) followed by `moof mdat` pairs.
 """
 
@@ -23,7 +23,7 @@ class GrowingMp4:
     """Appends blocks of encoded packets to a file.
 
     Attributes:
-        path: the file; made by the first block.
+        path: the file; created with the first block.
         blocks: how many blocks it holds, all of them playable.
     """
 
@@ -33,15 +33,15 @@ class GrowingMp4:
         self._template = template
 
     def append(self, packets: Sequence[av.Packet]) -> None:
-        """Append one block; on return it is on the disk.
+        """Append one block; it is written to the file on return.
 
         Raises:
-            OSError: it could not be written; the file ends with the block before.
+            OSError: it could not be written; the file ends with the previous block.
         """
         wanted = _FRAGMENT if self.blocks else _FILE_HEADER + _FRAGMENT
         boxes = b"".join(data for kind, data in split_boxes(self._mux(packets)) if kind in wanted)
         mode = "ab" if self.blocks else "wb"
-        # Unbuffered: what a full disk refuses must not wait in a buffer, to be written by the truncation.
+        # Unbuffered: otherwise data that a full disk refused would stay in the buffer and be written by `truncate`.
         with self.path.open(mode, buffering=0) as file:
             end = file.tell()
             rest = memoryview(boxes)
@@ -55,7 +55,7 @@ class GrowingMp4:
 
     def _mux(self, packets: Sequence[av.Packet]) -> bytes:
         memory = io.BytesIO()
-        # Timestamps as they are: by default each muxer would let its block start at 0.
+        # Keep the timestamps: by default each muxer shifts its block to start at 0.
         options = {"movflags": _FLAGS, "fragment_index": str(self.blocks + 1), "avoid_negative_ts": "disabled"}
         with av.open(memory, mode="w", format="mp4", options=options) as container:
             stream = container.add_stream_from_template(self._template)

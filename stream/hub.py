@@ -1,4 +1,4 @@
-"""Fetch a diffusers-layout repository from the Hugging Face hub; only ever because the user named it."""
+"""Fetch a diffusers-layout repository from the Hugging Face hub; only if the user named it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HUB_ERRORS = (
     OSError,
 )
 
-# Bytes that have arrived, and bytes in all.
+# Bytes downloaded so far, and bytes in all.
 OnBytes = Callable[[int, int], None]
 
 
@@ -47,12 +47,12 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """Files of one commit of a hub repository, of which nothing has been fetched yet.
+    """The files of one commit of a hub repository, before any is fetched.
 
     Attributes:
         name: owner/name.
-        revision: that was asked for; None for the default branch.
-        commit: 40 hex digits, that it stands for.
+        revision: as requested; None for the default branch.
+        commit: of the revision, 40 hex digits.
         files: those that the wanted components need: configs, safetensors and tokenizer files only.
     """
 
@@ -75,20 +75,20 @@ class HubRepository:
         """Download (or find in the hub's cache) all files, one after another.
 
         Args:
-            on_bytes: called as they arrive; what it raises stops the download, which goes on there the next time.
+            on_bytes: called as bytes arrive; if it raises, the download stops, and resumes there next time.
 
         Returns:
             The folder they are in.
 
         Raises:
-            CheckpointError: no network, no permission, or a repository that changes meanwhile.
+            CheckpointError: no network, no permission, or the repository changed meanwhile.
         """
         folders: set[Path] = set()
         total, done = sum(file.size for file in self.files), 0
         for file in self.files:
             bar = _progress_class(lambda count, done=done: on_bytes(done + count, total))  # type: ignore[misc]
             with _explained(self.name):
-                # The first by the revision's own name, which the cache then knows also without a network.
+                # The first file by the revision's name: the cache can then resolve that name without a network.
                 revision = self.commit if folders else self.revision
                 local = Path(hf_hub_download(self.name, file.path, revision=revision, tqdm_class=bar))
             done += file.size
@@ -117,12 +117,12 @@ def find_repository(
         raise CheckpointError(
             f"hub repository {repository!r} has no files in {', '.join(components)}: give one in diffusers' layout."
         )
-    # Small ones first: what is wrong with a config is found before gigabytes have come.
+    # Small files first: a wrong config is found before gigabytes are downloaded.
     return HubRepository(repository, revision, info.sha, tuple(sorted(files, key=lambda file: (file.size, file.path))))
 
 
 def find_cached_folder(repository: str, revision: str | None) -> Path | None:
-    """The folder in the hub's cache on this disk that an earlier download filled; None when there is none."""
+    """The folder in the hub's cache on this disk that an earlier download filled; None if there is none."""
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, OSError):
@@ -146,10 +146,10 @@ def fetch_file(repository: str, revision: str | None, name: str) -> Path | None:
 
 
 def refuse_folder_as_hub_id(repository: str) -> None:
-    """Raise when a folder of this name lies where the program was started: diffusers would take it for the repository.
+    """Raise if this path exists in the working directory: diffusers would take it for the repository.
 
     Raises:
-        CheckpointError: there is such a folder or file.
+        CheckpointError: the path exists.
     """
     if Path(repository).exists():
         raise CheckpointError(
@@ -177,7 +177,7 @@ def _explained(repository: str) -> Iterator[None]:
 
 
 def _progress_class(on_count: Callable[[int], None]) -> type[Any]:
-    """A progress bar for `hf_hub_download` that draws nothing and tells `on_count` how many bytes of a file came."""
+    """A silent progress bar for `hf_hub_download` that calls `on_count` with the bytes downloaded of a file."""
 
     class Progress(hub_tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401

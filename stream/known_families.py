@@ -13,7 +13,7 @@ FAMILIES: tuple[ModelFamily, ...] = (CAUSAL_WAN_21,)
 def recognise_family(model: Path) -> ModelFamily:
     """The family of the transformer in `model`, a pipeline folder or a single file.
 
-    Where none recognises it, the first: what is wrong is said when its components are looked for.
+    If no family recognises it, the first one, whose components then report what is wrong.
 
     Raises:
         CheckpointError: a file cannot be read.

@@ -37,16 +37,16 @@ def materialise(
     default_device: torch.device | None = None,
     on_load: LoadCallback = ignore_load,
 ) -> StreamPipeline:
-    """The pipeline of a recipe: the one already there when the recipe is equal, else a new one.
+    """The pipeline of a recipe: the current one if its recipe is equal, else a new one.
 
     Only one pipeline is materialised at a time. The old one is dropped *before* the new one loads, so that two
     models never have to fit.
 
     Args:
         recipe: what to make.
-        residency: who decides what is on the device; used when a pipeline is made.
+        residency: decides what is on the device; used when a pipeline is made.
         default_device: what the recipe's device "auto" means.
-        on_load: told of what is downloaded; what it raises stops the download.
+        on_load: called with the progress of downloads; if it raises, the download stops.
 
     Raises:
         MemoryError: the weights of a hub repository alone would not fit the device; nothing was downloaded.
@@ -69,7 +69,7 @@ def materialised_device() -> torch.device | None:
 
 
 def release_materialised() -> None:
-    """Drop the materialised pipeline, if there is one, and give its memory back."""
+    """Drop the materialised pipeline, if there is one, and free its memory."""
     with _lock:
         _release_locked()
 
@@ -105,7 +105,7 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
 def _local_model(recipe: Recipe, fetch: Fetch) -> Path:
     """The folder or file of the transformer on this disk, fetched when the user named a hub repository."""
     if recipe.is_hub_id:
-        # With components from elsewhere, gigabytes of VAE and text encoder would be fetched for nothing.
+        # If components come from elsewhere, this repository's VAE and text encoder (gigabytes) are not needed.
         wanted = BUILT_IN_COMPONENTS if recipe.components is None else ("transformer",)
         return fetch(recipe.model, recipe.revision, wanted)
     model = Path(recipe.model)
@@ -141,11 +141,11 @@ def _fetch(
     available: int | None,
     on_load: LoadCallback,
 ) -> Path:
-    """Download components of a hub repository, unless its transformer alone is more than the device can give."""
+    """Download components of a hub repository, unless its transformer alone exceeds the device's memory."""
     try:
         repository = find_repository(name, revision, components)
     except CheckpointError:
-        # Without a network, what an earlier run has downloaded is still there.
+        # Without a network, use what an earlier run has downloaded.
         folder = find_cached_folder(name, revision)
         if folder is None:
             raise

@@ -32,7 +32,7 @@ class StreamPipeline(Protocol):
     pipe: ModularPipeline
     device: torch.device
     on_load: LoadCallback
-    # What the memory timeline calls its stages, and what it advises on its state.
+    # Names of its stages, and advice on its state, for the memory timeline.
     memory_facts: PipelineFacts
 
     def check_settings(self, settings: StreamSettings) -> None:
@@ -45,32 +45,32 @@ class StreamPipeline(Protocol):
         """The stream's noise generator."""
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Encode ahead of the call, if the pipeline lets a text encoder leave before the rest comes."""
+        """Encode the prompt before the call, if the text encoder can then be offloaded before the rest is loaded."""
 
     def check_fit(self, settings: StreamSettings) -> None:
         """Raise MemoryError, before anything is loaded, when a stream with `settings` cannot fit the device."""
 
     def bring_components(self, settings: StreamSettings) -> None:
-        """Put on the device what a block needs, with room for what it allocates."""
+        """Move what a block needs to the device, with room for what it allocates."""
 
     def is_resident(self) -> bool:
         """Whether what a block needs is on the device."""
 
     def held_masks(self) -> Mapping[str, object]:
-        """Attention masks that it keeps, for the memory timeline."""
+        """Attention masks that the pipeline keeps, for the memory timeline."""
 
     def describe(self) -> dict[str, Any]:
-        """What the user should know of how the pipeline was made, as JSON values."""
+        """What the user should know about how the pipeline was made, as JSON values."""
 
     def release(self) -> None:
-        """Let go of all weights."""
+        """Release all weights."""
 
 
 class BuiltInPipeline:
     """The pack's own blocks for a family of models; each component is read from disk when first needed.
 
     Args:
-        recipe: that it is made from.
+        recipe: of the pipeline.
         family: of the model.
         store: of its components.
         tokenizer: of its text encoder.
@@ -100,7 +100,7 @@ class BuiltInPipeline:
 
     @property
     def on_load(self) -> LoadCallback:
-        """Told of each tensor that is in place."""
+        """Called after each tensor is loaded."""
         return self._store.on_load
 
     @on_load.setter
@@ -108,11 +108,11 @@ class BuiltInPipeline:
         self._store.on_load = callback
 
     def check_settings(self, settings: StreamSettings) -> None:
-        """Sizes must be multiples of the family's step."""
+        """Raise ValueError unless the sizes are multiples of the family's step."""
         self.family.geometry.check_size(settings.width, settings.height)
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
-        """Nothing: the blocks make their own caches at block 0."""
+        """Return nothing: the blocks allocate their caches at block 0."""
         return {}
 
     def make_generator(self, seed: int) -> torch.Generator:
@@ -120,7 +120,7 @@ class BuiltInPipeline:
         return torch.Generator().manual_seed(seed)
 
     def check_fit(self, settings: StreamSettings) -> None:
-        """Estimate the stream's memory from headers and shapes, and compare with what the device can give."""
+        """Estimate the stream's memory from headers and shapes, and compare it with the available memory."""
         available = self.residency.available_bytes(self.device)
         if available is None:
             return
@@ -134,7 +134,7 @@ class BuiltInPipeline:
         check_it_fits(self._estimate(self.recipe.quantization, settings), available, settings, others)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Run the text step alone when the prompt changed, so that a large text encoder can leave first."""
+        """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""
         if state.get("encoded_prompt") == prompt:
             return
         self._load("text_encoder")
@@ -145,7 +145,7 @@ class BuiltInPipeline:
             step(self.pipe, state)
 
     def bring_components(self, settings: StreamSettings) -> None:
-        """Transformer and VAE, with room for the stream's caches and activations."""
+        """Move transformer and VAE to the device, with room for the stream's caches and activations."""
         for name in BLOCK_COMPONENTS:
             self._load(name)
         self._store.bring(BLOCK_COMPONENTS, self._estimate(self.recipe.quantization, settings).streaming)
@@ -155,11 +155,11 @@ class BuiltInPipeline:
         return self._store.are_resident(BLOCK_COMPONENTS)
 
     def held_masks(self) -> Mapping[str, object]:
-        """Those of the transformer, once it is loaded."""
+        """The masks of the transformer, once it is loaded."""
         return self.family.held_masks(self.pipe.transformer)
 
     def describe(self) -> dict[str, Any]:
-        """Plan of each quantized component, whether this device gains speed from it, and which GPU kernels run."""
+        """The plan of each quantized component, whether it is faster on this device, and which GPU kernels run."""
         plans = [component.plan for component in self._store.components.values()]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
         notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
@@ -175,7 +175,7 @@ class BuiltInPipeline:
         return 0 if self.pipe.transformer is not None else self._store.components["transformer"].bytes
 
     def transformer(self) -> nn.Module:
-        """The transformer, read from disk if it is not there."""
+        """The transformer, read from disk if it is not loaded."""
         return self._load("transformer")
 
     def release(self) -> None:
@@ -191,7 +191,7 @@ class BuiltInPipeline:
         return module
 
     def _estimate(self, spec: QuantizationSpec | None, settings: StreamSettings) -> MemoryEstimate:
-        # What changes no size must not cost another rehearsal: a new seed comes with nearly every run.
+        # Settings that change no size share a cached rehearsal: nearly every run has a new seed.
         settings = replace(
             settings,
             seed=0,
@@ -212,7 +212,7 @@ class BuiltInPipeline:
 
 
 def attention_choice(recipe: Recipe) -> AttentionChoice:
-    """How a recipe has attention computed."""
+    """How attention is computed under a recipe."""
     return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)
 
 
@@ -228,10 +228,10 @@ class ForeignPipeline:
         self.on_load: LoadCallback = ignore_load
 
     def check_settings(self, settings: StreamSettings) -> None:
-        """Nothing: which sizes foreign blocks take is not known."""
+        """Do nothing: the sizes that foreign blocks accept are unknown."""
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
-        """`frame_cache_context`, a deque of the length the repository's config names (if it does)."""
+        """`frame_cache_context`, a deque of the length in the repository's config; empty if the config has none."""
         length = self.pipe.config.get("frame_cache_len")
         return {} if length is None else {"frame_cache_context": deque(maxlen=length)}
 
@@ -240,13 +240,13 @@ class ForeignPipeline:
         return torch.Generator(self.device).manual_seed(seed)
 
     def check_fit(self, settings: StreamSettings) -> None:
-        """Nothing: what foreign blocks allocate is not known."""
+        """Do nothing: what foreign blocks allocate is unknown."""
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Nothing: the repository's own text encoder step runs inside the call."""
+        """Do nothing: the repository's own text encoder step runs inside the call."""
 
     def bring_components(self, settings: StreamSettings) -> None:
-        """All components that are modules; what the blocks allocate is theirs to know."""
+        """Move all components that are modules to the device; what the blocks allocate is unknown."""
         self.residency.bring(self._modules(), self.device, working_bytes=0)
 
     def is_resident(self) -> bool:
@@ -254,7 +254,7 @@ class ForeignPipeline:
         return all_on_device(self._modules().values(), self.device)
 
     def held_masks(self) -> Mapping[str, object]:
-        """None that are known."""
+        """Return nothing: the masks of foreign blocks are unknown."""
         return {}
 
     def release(self) -> None:
@@ -264,7 +264,7 @@ class ForeignPipeline:
             setattr(self.pipe, name, None)
 
     def describe(self) -> dict[str, Any]:
-        """Nothing: foreign blocks are not quantized here."""
+        """Return nothing: foreign blocks are not quantized here."""
         return {}
 
     def _modules(self) -> dict[str, nn.Module]:

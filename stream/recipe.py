@@ -33,7 +33,7 @@ COMPILE_NOTHING, COMPILE_TRANSFORMER = "off", "transformer"
 COMPILE_CHOICES = (COMPILE_NOTHING, COMPILE_TRANSFORMER)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# The hub's own rule: letters, digits, '-', '_' and '.', and neither part begins with a dot.
+# The hub's rule: letters, digits, '-', '_' and '.', and neither part begins with a dot.
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
 
 
@@ -54,7 +54,7 @@ class Recipe:
         compile: one of `COMPILE_CHOICES`; built-in blocks only.
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
-        stamp: changes with the files of `model` and `components`, so that a replaced checkpoint is loaded anew.
+        stamp: changes with the files of `model` and `components`, so that a replaced checkpoint is loaded again.
     """
 
     model: str
@@ -71,11 +71,11 @@ class Recipe:
     stamp: str = ""
 
     def __post_init__(self) -> None:
-        """Check what needs no disk and no device.
+        """Check the values that can be checked without disk or device.
 
         Raises:
-            ValueError: a value is not one of those allowed, the repository's own blocks would ignore it, or remote
-                code is asked for without a pinned commit.
+            ValueError: a value is not allowed, the repository's own blocks would ignore it, or remote code is
+                requested without a pinned commit.
         """
         if not self.model:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
@@ -115,7 +115,7 @@ class Recipe:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether `model` is `owner/name`. What lies on this disk is named by its absolute path, which never looks so."""
+    """Whether `model` is `owner/name`. Local models are named by absolute paths, which never match."""
     return _HUB_ID.fullmatch(model) is not None
 
 

@@ -1,17 +1,17 @@
-"""Whether a repository's own Python code may run: never because a workflow says so alone."""
+"""Whether a repository's own Python code may run: a workflow alone cannot allow it."""
 
 from __future__ import annotations
 
 import os
 
-# Set on the server by whoever runs it; a workflow cannot.
+# Set by the operator of the server; a workflow cannot set it.
 REMOTE_CODE_VARIABLE = "STREAMBLOCKS_ALLOW_REMOTE_CODE"
 
 
 def check_remote_code_allowed(model: str) -> None:
-    """Raise unless whoever runs this machine lets repositories run their own code.
+    """Raise unless the operator of this server allows repositories to run their own code.
 
-    A workflow is a file from anywhere, so its tick 'trust_remote_code' is not consent by itself.
+    A workflow can come from anyone, so its tick 'trust_remote_code' alone is not consent.
 
     Raises:
         PermissionError: the environment variable is not set to 1.

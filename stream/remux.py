@@ -12,7 +12,7 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
     """Copy the video and audio streams of `source` into a plain mp4 with its index in front.
 
     Args:
-        source: any mp4, also a fragmented one.
+        source: any mp4, fragmented or not.
         target: overwritten; deleted again when the copy fails.
         metadata: entries of the container; ComfyUI reads a workflow from "prompt" and "workflow".
 

@@ -1,4 +1,4 @@
-"""Which components are on the device: a small protocol, so that ComfyUI's model management can decide."""
+"""Which components are on the device: a protocol that ComfyUI's model management can implement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..memory.tensor_bytes import module_bytes
 
 
 def move_module(module: nn.Module, device: torch.device) -> None:
-    """Move a module, outside of inference mode: in it, torchao's quantized tensors cannot be moved."""
+    """Move a module outside of inference mode, in which torchao's quantized tensors cannot be moved."""
     with torch.inference_mode(False), torch.no_grad():
         module.to(device)
 
@@ -22,7 +22,7 @@ class Residency(Protocol):
     """Moves components to the device and makes room for them."""
 
     def available_bytes(self, device: torch.device) -> int | None:
-        """Bytes a stream could use of `device` once all that can be evicted is; None when unknown."""
+        """Bytes of `device` a stream can use after everything evictable is evicted; None when unknown."""
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Free device memory for weights about to be read from disk."""
@@ -31,11 +31,11 @@ class Residency(Protocol):
         """Put `components` on `device`, with `working_bytes` left free for caches and activations."""
 
     def release(self) -> None:
-        """Forget all components; they are about to be deleted."""
+        """Drop all references to components, which are about to be deleted."""
 
 
 class PlainResidency:
-    """Residency without ComfyUI: components stay on the device until one that is needed does not fit beside them."""
+    """Residency without ComfyUI: components stay on the device until another one needs their memory."""
 
     def __init__(self) -> None:
         self._known: dict[str, nn.Module] = {}
@@ -50,7 +50,7 @@ class PlainResidency:
         self._evict_unless_free(weight_bytes, device, keep=())
 
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
-        """Move each component, others out of the way where needed."""
+        """Move each component to the device; evict others if needed."""
         self._known.update(components)
         missing = sum(module_bytes(module) for module in components.values() if not _is_on(module, device))
         self._evict_unless_free(missing + working_bytes, device, keep=components)
@@ -58,7 +58,7 @@ class PlainResidency:
             move_module(component, device)
 
     def release(self) -> None:
-        """Forget all components."""
+        """Drop all references to components."""
         self._known.clear()
 
     def _evict_unless_free(self, needed: int, device: torch.device, keep: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""A session run to its end, into sinks."""
+"""Runs a session to its end and writes its blocks into sinks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sinks import FrameSink
 
 logger = logging.getLogger(__name__)
 
-# What a user sets for the model, by the name under which blocks take it.
+# User settings for the model, each with the name of the blocks' input.
 _INPUT_NAMES = {
     "width": "width",
     "height": "height",
@@ -35,26 +35,26 @@ _INPUT_NAMES = {
 
 
 class StreamWatcher(Protocol):
-    """Sees a stream go by, and may stop it by raising."""
+    """Observes a stream; raising stops it."""
 
     def while_loading(self, component: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of a component are in place."""
+        """Called when `done` of `total` bytes of a component are loaded."""
 
     def before_pass(self, index: int) -> None:
-        """Before pass 0, 1, ... of the transformer within a block."""
+        """Called before pass 0, 1, ... of the transformer within a block."""
 
     def after_block(self, block: StreamBlock) -> None:
-        """The sinks have the block."""
+        """Called after the sinks have the block."""
 
 
 @dataclass(frozen=True)
 class StreamReport:
-    """What came of a stream.
+    """The result of a stream.
 
     Attributes:
         blocks_made: blocks in the sinks.
         pictures: pictures in the sinks.
-        seconds: wall time, with loading what was not loaded yet.
+        seconds: wall time, including the loading of components.
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
         described: how the pipeline was made; see `StreamPipeline.describe`.
     """
@@ -82,20 +82,20 @@ def run_stream(
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
-    A block that comes out unusable ends the stream; the blocks before it count. Whatever is raised, all sinks are
-    finished, the stream's caches freed, and the error holds none of them, however long it is kept.
+    An unusable block ends the stream; the blocks before it are kept. On any error all sinks are closed and the
+    stream's caches freed; the error holds no reference to them, however long it is kept.
 
     Args:
         pipeline: materialised.
         settings: of the stream.
         prompt_of: from block index to prompt.
         sinks: each gets every block, in order; closed at the end.
-        watcher: sees progress; what it raises (cancel) stops the stream.
+        watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
 
     Raises:
         MemoryError: the stream cannot fit the device; nothing was loaded.
-        BlockFailedError: already the first block came out unusable.
+        BlockFailedError: the first block is unusable.
         torch.OutOfMemoryError: the device ran out of memory, with what to change.
         OSError: a sink's disk is full.
     """
@@ -133,7 +133,7 @@ def run_stream(
     finally:
         pipeline.on_load = ignore_load
         notices += _close_all(sinks, quietly=failed)
-    # Behind the stream, which is when it is known which kernels ran.
+    # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
     notices = [*described.pop("notices", []), *notices]
     return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
@@ -152,7 +152,7 @@ def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) ->
 
 
 def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, notices: list[str]) -> None:
-    """Say which settings differ from the defaults without effect: a repository's own blocks take what they declare."""
+    """Note settings that were changed without effect: a repository's own blocks take only declared inputs."""
     taken, defaults = set(pipeline.pipe.blocks.input_names), StreamSettings()
     ignored = [
         f"{name} {getattr(settings, name)}"
@@ -160,7 +160,7 @@ def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, n
         if input_name not in taken and getattr(settings, name) != getattr(defaults, name)
     ]
     if ignored:
-        notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: set so, these change nothing.")
+        notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: these settings have no effect.")
 
 
 def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
@@ -171,10 +171,10 @@ def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
 
 
 def _close_all(sinks: Sequence[FrameSink], *, quietly: bool) -> list[str]:
-    """Close every sink, also when one fails, and return what they say.
+    """Close every sink, even if one fails, and return their sentences for the user.
 
-    The first failure is raised when all are closed, unless an error is under way already; failures that are not
-    raised are logged.
+    The first failure is raised after all are closed, unless another error is propagating; other failures are
+    logged.
     """
     said: list[str] = []
     failure: BaseException | None = None

@@ -17,26 +17,26 @@ from .pipelines import BuiltInPipeline, StreamPipeline
 
 
 class SaveWatcher(Protocol):
-    """Sees a model being loaded and written, and may stop both by raising."""
+    """Observes the loading and writing of a model; raising stops either."""
 
     def while_loading(self, component: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of a component are in place; called after each tensor."""
+        """Called after each tensor: `done` of `total` bytes of a component are loaded."""
 
     def while_writing(self, done: int, total: int) -> None:
-        """`done` of `total` bytes are in the file; called after each tensor."""
+        """Called after each tensor: `done` of `total` bytes are in the file."""
 
 
 @clearing_error_locals
 def save_quantized_pipeline(pipeline: StreamPipeline, path: Path, watcher: SaveWatcher) -> Path:
     """Load the pipeline's transformer, if it is not loaded yet, and write it in ComfyUI's quantized format.
 
-    Whatever is raised, no half file is left, a transformer that was not loaded whole is freed, and the error holds
-    nothing of it.
+    On any error no partial file is left and a partly loaded transformer is freed; the error holds no reference to
+    it.
 
     Args:
         pipeline: materialised from a recipe with quantization.
         path: a `.safetensors` file; replaced only by a complete one.
-        watcher: sees progress; what it raises (cancel) stops the loading or writing within one tensor.
+        watcher: observes progress; raising in it (cancel) stops the loading or writing within one tensor.
 
     Raises:
         ValueError: the pipeline has foreign blocks, or its format cannot be written.
@@ -63,12 +63,12 @@ def _check_fit(pipeline: BuiltInPipeline) -> None:
     if weights and available is not None and needed > available:
         raise MemoryError(
             f"the quantized transformer needs {needed / 1e9:.1f} GB of {pipeline.device}, {available / 1e9:.1f} GB are "
-            "free: close programs that use the memory, or set the loader's device to 'cpu' to save it from there."
+            "free: close programs that use the memory, or set the loader's device to 'cpu' and save from there."
         )
 
 
 def _write(family: ModelFamily, transformer: nn.Module, path: Path, watcher: SaveWatcher) -> Path:
-    # The file also has a mark of some bytes for each layer, and a scale for each projection that is fused here.
+    # Approximate: the file also has a few bytes of metadata per layer, and a scale for each projection fused here.
     total = module_bytes(transformer)
     written = 0
 

@@ -17,14 +17,14 @@ ShownT = TypeVar("ShownT")
 def save_video(
     source: Path, new_file: Callable[[int, int], tuple[Path, ShownT]], metadata: Mapping[str, str]
 ) -> ShownT:
-    """Copy a video, without re-encoding, to the path that `new_file` gives, with `metadata` in it.
+    """Copy a video without re-encoding to the path that `new_file` returns, with `metadata` embedded.
 
     The source stays: ComfyUI caches the sampler's output, and a later run that changes only the file name
     reads it again. ComfyUI empties its temp folder itself.
 
     Args:
         source: a video file.
-        new_file: from width and height to the target and what else the caller wants back.
+        new_file: from width and height to the target path and a value to return to the caller.
         metadata: see `remux_mp4`.
 
     Raises:

@@ -27,7 +27,7 @@ PassCallback = Callable[[int], None]
 
 
 class BlockFailedError(RuntimeError):
-    """A block came out unusable; the blocks before it are good."""
+    """A block is unusable; the blocks before it are good."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class StreamBlock:
 
     Attributes:
         index: 0 for the first.
-        prompt: that it was made with.
+        prompt: of the block.
         frames: uint8 [F, height, width, 3] on the CPU.
         seconds: wall time of the whole call.
-        prompt_tokens_cut: how many tokens of the prompt the text encoder could not take.
+        prompt_tokens_cut: how many tokens of the prompt the text encoder cut off.
     """
 
     index: int
@@ -50,7 +50,7 @@ class StreamBlock:
 
 
 class Session:
-    """A stream being made. Use as a context manager, or call `close`.
+    """A running stream. Use as a context manager, or call `close`.
 
     Example:
         >>> with Session(pipeline, StreamSettings(width=832, height=480)) as session:
@@ -74,13 +74,13 @@ class Session:
             on_pass: called with 0, 1, ... before each pass of the transformer within a block; raise in it to
                 stop the stream within one denoising step.
             recorder: of the memory timeline; None records nothing and installs no hook.
-            start_from: state entries of a stream to go on from, under the names of `STATE_RULES`; the session takes
-                them over and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
+            start_from: state entries of a stream to continue, under the names of `STATE_RULES`; the session takes
+                ownership and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
                 `kv_cache`; `decoder_cache` and `generator` make the seam invisible. None starts at the first frame.
 
         Raises:
-            ValueError: the pipeline's attention backend cannot do what the settings ask.
+            ValueError: the pipeline's attention backend does not support the settings.
         """
         check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, settings.attention_bias)
         self.pipeline = pipeline
@@ -108,8 +108,8 @@ class Session:
     def run_block(self, prompt: str) -> StreamBlock:
         """Make the next block.
 
-        What it raises holds no local variable of the functions it came through, so nothing of the stream stays
-        allocated by an error that is kept.
+        An error raised here holds no local variables of the functions in its traceback, so a kept error keeps nothing
+        of the stream allocated.
 
         Args:
             prompt: of this block; the text encoder runs only when it differs from the block before.
@@ -123,8 +123,8 @@ class Session:
         self._state.strip()
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
         self._encode(prompt)
-        # Asked for once a stream, and again when a text encoder pushed the rest out: ComfyUI's model management
-        # looks through all its models, and may empty the cache, each time.
+        # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
+        # goes through all its models and may empty the cache.
         if self.next_block == 0 or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
@@ -146,7 +146,7 @@ class Session:
         return block
 
     def close(self) -> None:
-        """Drop all caches and give their memory back. Weights stay with the pipeline."""
+        """Drop all caches and free their memory. Weights stay in the pipeline."""
         if self._closed:
             return
         self._closed = True
@@ -159,7 +159,7 @@ class Session:
     def _encode(self, prompt: str) -> None:
         known = self._state.get("encoded_prompt")
         self.pipeline.encode_prompt(self._state, prompt)
-        # Most blocks have the prompt of the one before: nothing ran, and nothing is recorded.
+        # Most blocks have the previous block's prompt: nothing ran, so nothing is recorded.
         if self._state.get("encoded_prompt") != known:
             self.recorder.add("text encode", "prompt changed" if self.next_block else "")
 
@@ -173,7 +173,7 @@ class Session:
 
     @contextmanager
     def _watched_passes(self) -> Iterator[None]:
-        """Call `on_pass` before each forward of the transformer, whoever wrote the blocks around it."""
+        """Call `on_pass` before each forward of the transformer, in built-in and foreign pipelines."""
         transformer = getattr(self.pipeline.pipe, "transformer", None)
         if self.on_pass is None or not isinstance(transformer, nn.Module):
             yield
@@ -210,7 +210,7 @@ class Session:
         videos = self._state.values.pop("videos", None)
         if videos is None:
             raise BlockFailedError(
-                f"block {self.next_block} brought no 'videos': the pipeline's blocks do not follow the contract "
+                f"block {self.next_block} returned no 'videos': the pipeline's blocks do not follow the contract "
                 "of a streaming pipeline."
             )
         try:

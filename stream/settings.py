@@ -14,7 +14,7 @@ class StreamSettings:
     """Settings of a stream; checked when made.
 
     Attributes:
-        width: pixels; which sizes a model takes, its family says.
+        width: pixels; the model's family defines the allowed sizes.
         height: pixels.
         blocks: how many blocks the stream is planned for; the session itself has no end.
         seed: of the stream's one noise generator.
@@ -25,7 +25,7 @@ class StreamSettings:
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).
         attention_bias: weight on keys of past frames other than the first; 1 is off.
         frames_per_block: latent frames per block.
-        cleanup: when cached memory goes back to the card.
+        cleanup: when cached memory is returned to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
     """
 
@@ -69,7 +69,7 @@ class StreamSettings:
     def pipeline_inputs(self) -> dict[str, Any]:
         """Inputs of the pipeline call that are the same for every block of a stream.
 
-        Missing are the prompt, `block_idx` and the generator. A pipeline may know only some of them.
+        Without the prompt, `block_idx` and the generator. A pipeline may take only some of them.
         """
         return {
             "num_blocks": self.blocks,

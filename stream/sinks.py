@@ -18,7 +18,7 @@ from .remux import remux_mp4
 
 logger = logging.getLogger(__name__)
 
-# Constant-quality H.264 that players everywhere take; 17 is close to visually lossless.
+# Constant-quality H.264, which all common players support; 17 is close to visually lossless.
 DEFAULT_CRF = 17
 
 
@@ -32,12 +32,12 @@ class FrameSink(Protocol):
         """Finish; calling it again does nothing.
 
         Returns:
-            A sentence for the user when the pictures are safe but not as they were to be; None when all is well.
+            A sentence for the user when the pictures are safe but not in the intended form; None otherwise.
         """
 
 
 class Mp4Sink:
-    """Encodes H.264 into an mp4 that plays up to the last block at any moment; `close` makes it a plain one.
+    """Encodes H.264 into an mp4 that plays up to the last block at any moment; `close` rewrites it as a plain mp4.
 
     Attributes:
         path: the file; it exists from the first block on.
@@ -75,8 +75,8 @@ class Mp4Sink:
     def close(self) -> str | None:
         """Rewrite the file as a plain mp4 (index in front), which all players can seek in.
 
-        Where that fails (a full disk, a player that holds the file open on Windows) the growing file stays, which
-        holds every picture.
+        If that fails (a full disk, a player that holds the file open on Windows), the growing file stays; it holds
+        every picture.
 
         Returns:
             A sentence that says so, or None when the file is a plain mp4 or there is none.
@@ -95,7 +95,7 @@ class Mp4Sink:
             remux_mp4(self.path, plain)
             plain.replace(self.path)
         except Exception as error:
-            # Whatever it is: the pictures are in the file, and a stream must not fail for a nicer index.
+            # Catches every error: the pictures are in the file, and the stream must not fail for want of an index.
             logger.warning("rewriting %s failed", self.path, exc_info=True)
             return (
                 f"{self.path} holds all {self.frames_written} pictures but stays a fragmented mp4, which some players "
@@ -111,12 +111,12 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        # Another program has it open; it lies in a folder that is emptied.
+        # Another program has it open; its folder is emptied later.
         logger.warning("%s could not be removed: %s", path, error)
 
 
 class _Encoder:
-    """libx264 that keeps no picture back."""
+    """libx264, without buffering pictures."""
 
     def __init__(self, width: int, height: int, fps: Fraction, crf: int) -> None:
         self._fps = fps
@@ -124,7 +124,7 @@ class _Encoder:
         self._container = av.open(io.BytesIO(), mode="w", format="mp4")
         self.stream = self._container.add_stream("libx264", rate=fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-        # zerolatency: no picture waits for a later one, so a block's packets are there when the block is.
+        # zerolatency: no picture waits for a later one, so all packets of a block are returned with it.
         self.stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
         # Opens the encoder: a block is muxed by a copy of this stream, which needs its headers.
         self._container.start_encoding()
@@ -138,7 +138,7 @@ class _Encoder:
                 frame.pict_type = av.video.frame.PictureType.I
             packets += self.stream.encode(frame)
         for packet in packets:
-            # Without it, the last picture of a block would last no time until the next block comes.
+            # Without it, the last picture of a block has no duration until the next block is written.
             packet.duration = int(1 / (self._fps * packet.time_base))
         return packets
 
@@ -148,7 +148,7 @@ class _Encoder:
 
 
 class FrameKeeper:
-    """Keeps pictures as uint8, as the user chose; memory is flat for all but `ALL`."""
+    """Keeps the pictures that the user chose, as uint8; memory is flat except with `ALL`."""
 
     def __init__(self, keep: KeepFrames) -> None:
         self.keep = keep
@@ -166,15 +166,15 @@ class FrameKeeper:
         self._frames.append(frames)
 
     def close(self) -> None:
-        """Take no more pictures; those kept stay."""
+        """Accept no more pictures; the kept ones stay."""
         self._closed = True
 
     def drop(self) -> None:
-        """Let go of all pictures, for a stream that failed: who keeps its error would keep them too."""
+        """Drop all pictures of a failed stream: a kept error would keep them alive."""
         self._frames.clear()
 
     def held(self) -> dict[str, list[torch.Tensor]]:
-        """What is kept, for the memory timeline."""
+        """The kept pictures, for the memory timeline."""
         return {"kept": self._frames}
 
     def frames(self) -> torch.Tensor | None:

@@ -18,12 +18,12 @@ class StreamState(PipelineState):
     """State of one stream, shared from call to call instead of copied.
 
     `ModularPipeline.__call__` runs `deepcopy(state)`; here that yields a new state around the same values, so
-    caches are neither copied nor held twice. Because they are mutated in place, a `StreamState` never leaves
-    its session.
+    caches are neither copied nor held twice. They are mutated in place, so a `StreamState` must not leave its
+    session.
 
     Attributes:
         handling: by key, what is dropped, shared or copied; see `memory/cleanup.py`.
-        given_out: this state and the copies made of it and of one another, those that are still alive, by identity.
+        given_out: this state and its copies, direct or indirect, that are still alive, by identity.
     """
 
     handling: Mapping[str, Handling] = field(default_factory=handling_table)
@@ -49,13 +49,13 @@ class StreamState(PipelineState):
             state.values.clear()
 
     def set(self, key: str, value: Any, kwargs_type: str | None = None) -> None:  # noqa: ANN401
-        """Set a value; unlike the base class, a key is listed once under its `kwargs_type`, not once per call."""
+        """Set a value; unlike the base class, each key is listed only once under its `kwargs_type`."""
         self.values[key] = value
         if kwargs_type is not None and key not in self.kwargs_mapping.setdefault(kwargs_type, []):
             self.kwargs_mapping[kwargs_type].append(key)
 
     def strip(self) -> list[str]:
-        """Drop what the block just made consumed; returns the keys dropped."""
+        """Drop the values that the last block consumed; returns the keys dropped."""
         return strip_state(self.values, self.handling)
 
     def _handling_of(self, key: str) -> Handling:

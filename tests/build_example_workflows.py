@@ -2,7 +2,7 @@
 
 python tests/build_example_workflows.py
 
-To be run after a node's inputs have changed; `test_real_comfyui.py` then compares, and writes the API twins
+Run this after a node's inputs have changed; `test_real_comfyui.py` then compares, and writes the API twins
 with `STREAMBLOCKS_WRITE_TWINS=1`.
 """
 

@@ -42,7 +42,7 @@ STOCK_NOISE = [
     # Settings and folders that a new user does not have yet.
     r"Failed to load resource: .*404 \(Not Found\) @ /api/userdata/comfy\.templates\.json",
     r"Failed to load resource: .*404 \(Not Found\) @ /api/userdata\?dir=(workflows|subgraphs)&.*",
-    # The page reads its graph once before it has made it.
+    # The page reads its graph once before creating it.
     r"ComfyApp graph accessed before initialization @ /assets/settingStore-[\w-]+\.js",
     # The default workflow names models that are not there, and asks Hugging Face for their sizes.
     r"Connecting to 'https://huggingface\.co/Comfy-Org/.*' violates .* @ /assets/missingModelMetadata-.*\.js",

@@ -26,7 +26,7 @@ from typing import IO, Any
 BOOT_TIMEOUT = 120.0
 LOG_TAIL_LINES = 60
 
-# What a first visit would put over the graph: the template browser, release notes, survey and so on.
+# Turns off what a first visit shows over the graph: template browser, release notes, survey and so on.
 QUIET_SETTINGS: dict[str, object] = {
     "Comfy.TutorialCompleted": True,
     "Comfy.InstalledVersion": "1.49.6",
@@ -63,7 +63,7 @@ def comfyui_found() -> bool:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on right now."""
+    """A TCP port that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

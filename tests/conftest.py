@@ -14,7 +14,7 @@ from streamblocks.wan.tiny_model import write_tiny_model
 
 from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
 
-# The tensors here are tiny: more threads only wait for each other, for minutes when other programs run beside.
+# The tensors here are tiny: more threads only wait for each other, for minutes on a busy machine.
 torch.set_num_threads(1)
 
 PACK_ROOT = Path(__file__).resolve().parent.parent
@@ -48,5 +48,5 @@ def no_pipeline() -> Iterator[None]:
 
 @pytest.fixture
 def remote_code_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a server whose owner lets repositories run their own code."""
+    """As on a server that allows repositories to run their own code."""
     monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")

@@ -1,7 +1,7 @@
 """Prints, as JSON, digests of the frames of a few short streams: `python frame_digest_program.py <scratch folder>`.
 
-A program of its own, because what makes its digests the same on every x86-64 machine is set for a whole process: torch
-and MKL take code paths that all have, oneDNN takes none.
+A separate program, because the settings that make its digests equal on every x86-64 machine hold for a whole process:
+torch and MKL use code paths that all machines have, and oneDNN is off.
 """
 
 import hashlib

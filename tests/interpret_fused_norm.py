@@ -1,6 +1,6 @@
 """Run the kernel of `norm_silu` in Triton's interpreter, without a GPU, beside the formula; prints errors as JSON.
 
-A program of its own, because Triton reads TRITON_INTERPRET when a kernel is defined.
+A separate program, because Triton reads TRITON_INTERPRET when a kernel is defined.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Run the transformer's Triton kernels in Triton's interpreter, without a GPU, beside torch; prints errors as JSON.
 
-A program of its own, because Triton reads TRITON_INTERPRET when a kernel is defined.
+A separate program, because Triton reads TRITON_INTERPRET when a kernel is defined.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def few_keys(words, text_tokens=512):
     query, key, value = (torch.randn(1, tokens, 3, 32) for tokens in (150, text_tokens, text_tokens))
     key, value, few = pad(key, words), pad(value, words), merge_padding(words, text_tokens)
     assert few is not None
-    # In float32, in which the interpreter has no fewer bits than torch; a GPU would, and so the kernel refuses it.
+    # In float32: the interpreter has as many bits as torch. A GPU has fewer, so the kernel refuses float32.
     assert FEW_KEY_ATTENTION.load(CPU, torch.float16, FewKeyVariant(32)) is not None
     kernel = FEW_KEY_ATTENTION.source()
     whole, made = attend_to_all(query, key, value), attend_to_few_keys(query, key, value, few, kernel)
@@ -57,7 +57,7 @@ def gelu_and_rows(columns):
 
 
 def norm_rotate_store(heads, head_dim, fused):
-    """Against torch's way to the same cache."""
+    """Against the fallback in torch, which fills the same cache."""
     tokens, past, dim = 6, 4, heads * head_dim
     attn = WanAttention(dim=dim, heads=heads, dim_head=head_dim, eps=1e-3, processor=WanAttnProcessor())
     for norm in (attn.norm_q, attn.norm_k):

@@ -10,5 +10,5 @@ def attend_to_all(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
 
 def pad(part: torch.Tensor, words: int) -> torch.Tensor:
-    """All tokens behind the first `words` become equal, as those of Wan's padding are."""
+    """All tokens after the first `words` become equal, like Wan's padding."""
     return torch.cat([part[:, :words], part[:, words : words + 1].expand_as(part[:, words:])], dim=1)

@@ -57,7 +57,7 @@ def make_state(**entries):
 
 @torch.no_grad()
 def run_steps(pipe, state, last=None):
-    """One block, by every step behind the text encoder's; up to the leaf step called `last`."""
+    """One block, by every step after the text encoder's; up to the leaf step called `last`."""
     for name, step in pipe.blocks.sub_blocks.items():
         if name == "text_encoder":
             continue

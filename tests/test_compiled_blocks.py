@@ -27,7 +27,7 @@ CASES = {
     "rolling": ({"kv_policy": "rolling"}, [1, 2, 2, 2, 2, 2]),
     # The sink leaves room for three past frames, then four.
     "rolling with sink": ({"kv_policy": "rolling", "sink_frames": 1, "context_frames": 4}, [1, 2, 3, 3, 3, 3]),
-    # The context pass over two blocks is a shape of its own, and so are the steps behind it.
+    # The context pass over two blocks has another shape, and so do the steps after it.
     "six context frames": ({"kv_policy": "recompute", "context_frames": 6}, [1, 2, 4, 4, 4, 4]),
     # Biased steps differ from the context pass, which has no bias.
     "biased recompute": ({"kv_policy": "recompute", "attention_bias": 0.3}, [1, 2, 2, 2, 2, 2]),
@@ -95,6 +95,6 @@ def test_no_operation_of_a_block_makes_the_host_wait(components, policy, asked_w
         made, _ = stream(pipe, before_block=watch, kv_policy=policy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # 2 is "error": a wait that nobody asks for would have been raised.
+    # 2 is "error": an unrequested wait would have raised.
     assert asked_waits == [0 if index in (0, CHANGED_AT) else 2 for index in range(BLOCKS)]
     assert all(torch.isfinite(latents).all() for latents in made)

@@ -132,7 +132,7 @@ def test_loading_under_inference_mode_gives_ordinary_tensors(tiny):
 def live_bytes():
     """A function that counts the bytes of the tensors made since the test began."""
     gc.collect()
-    gc.freeze()  # what lives already is neither counted nor searched
+    gc.freeze()  # objects alive now are neither counted nor searched
 
     def count() -> int:
         sizes: dict[int, int] = {}

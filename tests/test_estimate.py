@@ -52,19 +52,19 @@ def test_within_ten_percent_of_the_measured_peak(tiny_folder, spec, settings):
     pipeline = materialise(recipe)
     with PeakMeter() as encoding:
         pipeline.encode_prompt(PipelineState(), "a cat")
-    # What is made from here on counts, which the text encoder is not: its weights are there already.
+    # Only what is made from here on counts; the text encoder's weights are loaded already.
     with PeakMeter() as streaming, Session(pipeline, settings) as session:
         for _ in range(4):
             session.run_block("a cat")
     assert expected.needed == pytest.approx(max(encoding.peak_bytes, streaming.peak_bytes), rel=0.10)
     assert expected.text_encoder + expected.text_encoding == pytest.approx(encoding.peak_bytes, rel=0.15)
-    # Encoding the prompt once more, with the encoder there, is the smaller part of what streaming holds.
+    # Encoding the prompt again, with the encoder loaded, needs less than streaming.
     others = expected.transformer + expected.vae + expected.streaming
     assert others == pytest.approx(streaming.peak_bytes, rel=0.10)
 
 
 def test_the_bytes_per_score_are_those_that_are_held():
-    """Of a call whose scores are far more than what goes in and out."""
+    """In a call whose scores are far larger than its inputs and outputs."""
     query, key = torch.randn(1, 512, 2, 16), torch.randn(1, 4096, 2, 16)
     for backend in ("_native_math", "native"):
         with torch.no_grad(), PeakMeter() as meter:
@@ -87,7 +87,7 @@ def test_only_eager_flex_attention_holds_scores(tiny_folder):
 
 
 def test_a_long_past_is_rehearsed_with_its_window_full(tiny_folder):
-    """Most of what this stream holds is the pictures of its context, of which a few blocks would not have all."""
+    """Most of this stream's memory is its context's pictures, which a few blocks would not fill."""
     settings = StreamSettings(width=64, height=64, steps=1, context_frames=60)
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     pipeline.encode_prompt(PipelineState(), "a cat")
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_said_with_figures(tiny_folder):
 
 
 class SmallCard(PlainResidency):
-    """A device with so many bytes."""
+    """A device with a given number of bytes."""
 
     def __init__(self, available):
         super().__init__()
@@ -137,7 +137,7 @@ class SmallCard(PlainResidency):
 
 @pytest.mark.parametrize("weights", ["fp8", "int8"])
 def test_a_stored_file_that_does_not_fit_is_told_what_would(tiny_folder, tmp_path, weights):
-    """Not that it is quantized already: nobody asked to quantize it."""
+    """The error does not say that it is already quantized: no quantization was requested."""
     spec = QuantizationSpec(weights, "per tensor" if weights == "fp8" else "per row")
     transformer = transformer_component(tiny_folder, dtype=torch.bfloat16, quantization=spec).load("cpu")
     file = save_quantized_transformer(transformer, tmp_path / "stored.safetensors")

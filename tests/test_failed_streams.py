@@ -68,7 +68,7 @@ class FailingPass:
         pipeline.pipe.transformer.blocks[1].ffn.register_forward_pre_hook(self.begin_feed_forward)
 
     def begin_block(self, module, arguments):
-        # Each block has a prompt of its own here.
+        # Each block has another prompt here.
         self._blocks += 1
         self._passes = 0
 
@@ -123,7 +123,7 @@ def test_a_kept_error_of_a_block_holds_nothing_of_the_stream(pipeline, fail):
     assert hook.failed
     del session
     assert live_tensor_bytes() == before
-    # What a user reads stays: the message, and where it came from down to the line that raised.
+    # The message stays, and so does the traceback down to the line that raised.
     text = "".join(traceback.format_exception(kept.value))
     assert "in run_block" in text and f"in {'out_of_memory' if fail is wrapped else fail.__name__}" in text
     assert ("no room for" in text) is (fail in (out_of_memory, wrapped))
@@ -229,7 +229,7 @@ def test_closing_empties_copies_that_somebody_kept():
 
 
 class Unwilling:
-    """A sink that raises what it is told to."""
+    """A sink that raises the given errors."""
 
     def __init__(self, write=None, close=None):
         self._write, self._close = write, close
@@ -274,7 +274,7 @@ def test_a_sink_that_cannot_write_leaves_the_others_whole(tiny_folder, tmp_path,
         stream(pipeline, sinks)
     assert raised.value is error
     assert "and does not close" in caplog.text
-    # Those in front of it have the block, those behind it have not.
+    # The sinks before it have the block, the sinks after it do not.
     assert video.frames_written == (9 if place else 0)
     if place:
         assert decoded(tmp_path / "a.mp4") == 9 and is_plain(tmp_path / "a.mp4")
@@ -318,5 +318,5 @@ def test_settings_that_the_blocks_do_not_take_are_a_notice(pipeline):
     settings = replace(SETTINGS, blocks=1, steps=1, kv_policy="rolling", attention_bias=0.3)
     report = run_stream(pipeline, settings, lambda _: "a cat", [], Watcher())
     foreign = pipeline.recipe.blocks == REPOSITORY_BLOCKS
-    sentence = "The pipeline's blocks take no kv_policy rolling, no attention_bias 0.3: set so, these change nothing."
+    sentence = "The pipeline's blocks take no kv_policy rolling, no attention_bias 0.3: these settings have no effect."
     assert report.notices == ((sentence,) if foreign else ())

@@ -212,7 +212,7 @@ def test_without_fp8_units_a_forward_allocates_the_dequantized_weight_and_the_ou
     assert count_forward_allocations(_layer(), x) == [((48, 32), BF16), ((10, 48), BF16)]
 
 
-# In a process of its own, because compiling leaves fake tensors alive, which tests that count live tensors trip over.
+# In a separate process: compiling leaves fake tensors alive, which would break tests that count live tensors.
 COMPILE = Path(__file__).with_name("compile_fp8_linear.py")
 
 
@@ -265,7 +265,7 @@ def test_static_scales_clamp_what_lies_beyond_the_calibration(scaled_mm):
 
 
 def test_the_bytes_of_overflow_become_the_largest_numbers():
-    # What a cast that does not saturate leaves behind, on every number of the format.
+    # The results of a cast that does not saturate, for every number of the format.
     quantized = torch.arange(256, dtype=torch.uint8).view(FP8)
     expected = torch.nan_to_num(quantized.float().masked_fill(quantized.float().isnan(), 0))
     expected[127], expected[255] = 448, -448
@@ -281,7 +281,7 @@ def test_static_layers_work_before_calibration_and_calibrating_needs_some(scaled
 
 def test_a_device_without_fp8_units_is_named():
     assert not supports_fp8_matmul("cpu")
-    assert "saves memory there and not time" in fp8_notice("cpu")
+    assert "saves memory there but no time" in fp8_notice("cpu")
 
 
 @pytest.mark.skipif(not supports_fp8_matmul("cuda"), reason="no CUDA device with FP8 units")

@@ -1,4 +1,4 @@
-"""A change of shape changes no picture: digests of frames, kept from before the house was rebuilt."""
+"""A refactoring changes no picture: digests of frames, kept from before the rooms were rebuilt."""
 
 import json
 import os

@@ -83,7 +83,7 @@ def test_arrows_point_one_way(path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(module_of(path)) in NAMELESS_ROOMS], ids=module_of)
 def test_a_nameless_room_names_no_model(path):
-    """Not in a comment either: what is true of one model only belongs to its family's room."""
+    """Not even in a comment: what holds for one model belongs in its family's room."""
     if module_of(path) not in MAY_NAME_MODELS:
         lines = enumerate(path.read_text().splitlines(), 1)
         assert [(number, line) for number, line in lines if MODEL_NAMES.search(line)] == []
@@ -106,15 +106,15 @@ def test_the_rules_have_no_circle():
 
 
 def test_every_file_of_the_pack_has_a_room():
-    """So that a new folder cannot hold modules that no rule looks at."""
+    """So that every module of a new folder is covered by a rule."""
     looked_at = {module_of(path) for path in FILES}
     assert {"host", "__init__", "nodes.loader", "tools.run_workflow", "tools.train_mini.scenes"} <= looked_at
-    # The tests and the benchmarks import whatever they like, and what is not tracked is not ours.
+    # Tests and benchmarks may import anything, and untracked files are not part of the pack.
     skipped = {"tests", "benchmarks"}
     folders = {path.parent for path in ROOT.glob("*/*.py") if not path.parent.name.startswith(".")}
     assert {folder.name for folder in folders} - skipped <= set(ALLOWED)
 
 
 def test_files_are_small():
-    """A habit: what is longer should be one thing that would read worse in two files."""
+    """A habit: a longer file must be one subject that would read worse in two files."""
     assert [module_of(path) for path in FILES if len(path.read_text().splitlines()) > 350] == []

@@ -293,7 +293,7 @@ def recording(monkeypatch):
     return RecordingKernel(current)
 
 
-# Fake tensors have a device and no memory, so no card is needed; where there is one, torch asks it all the same.
+# Fake tensors have a device and no memory, so no card is needed; torch still queries one if present.
 not_with_one_card = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="the only card is cuda:0")
 
 
@@ -331,7 +331,7 @@ def traced(monkeypatch):
 
 
 def assert_a_launch_alone(targets):
-    """Beside the launch nothing makes a device current: inductor does that for the whole graph."""
+    """The graph has one launch and does not set the current device: inductor does so for the whole graph."""
     assert sum("triton_kernel" in target for target in targets) == 1, targets
     assert not [target for target in targets if "device" in target], targets
 
@@ -376,7 +376,7 @@ def test_a_kernel_runs_on_a_card_that_is_not_the_current_one(kernel, caplog):
     if reason is not None:
         pytest.skip(reason)
     assert kernel.load(SECOND_CARD, dtype, VARIANTS[kernel]) is not None, warnings_of(caplog)
-    # A launch on the wrong card would end there, and show only when it is waited for.
+    # A launch on the wrong card would fail asynchronously and show only at a synchronisation.
     torch.cuda.synchronize(SECOND_CARD)
     assert torch.cuda.current_device() == 0
 

@@ -62,7 +62,7 @@ def test_a_40_gb_file_takes_a_few_megabytes_to_read_from(tmp_path):
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
-    """Mapped, it would end the process."""
+    """If the file were mapped, truncating it would kill the process."""
     path = write_sparse(tmp_path / "large.safetensors")
     chunks = read_header(path).tensors["last"].chunks(torch.device("cpu"))
     next(chunks)

@@ -45,13 +45,13 @@ def fresh_dynamo():
 
 
 def watch_layers(transformer):
-    """The calls of each layer, counted in front of and behind each."""
+    """The calls of each layer, counted before and after each."""
     before: Counter[int] = Counter()
     behind: Counter[int] = Counter()
     for index, block in enumerate(transformer.blocks):
 
         def count_before(module, arguments, index=index):
-            # What no compiler traces: under fullgraph it would be an error inside the compiled code.
+            # A compiler cannot trace this: under fullgraph it would raise inside the compiled code.
             torch._dynamo.graph_break()
             before[index] += 1
 
@@ -66,7 +66,7 @@ def watch_layers(transformer):
 def test_hooks_see_every_call_of_every_layer(components, policy, backend):
     pipe = make_pipeline(components, backend=backend)
     expected, graphs = stream(pipe, kv_policy=policy)
-    # Registered behind the compilation, as an offloader that comes later does.
+    # Registered after the compilation, as by an offloader that is added later.
     before, behind = watch_layers(pipe.transformer)
     seen = []
     made, graphs_watched = stream(pipe, before_block=lambda index: seen.append(before[0]), kv_policy=policy)
@@ -149,7 +149,7 @@ def test_the_keys_of_a_prompt_need_its_projections_only(components):
     cross = allocate_cross_cache(transformer, text_tokens=16)
     with CountOperations() as counted:
         fill_cross_cache(transformer, cross, torch.randn(1, 16, TEXT_DIM), "a cat")
-    # Two of the text embedder, and two a layer.
+    # Two of the text embedder, and two per layer.
     assert counted.calls["addmm"] == 2 + 2 * LAYERS
     assert not attentions(counted.calls)
 

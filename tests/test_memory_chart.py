@@ -76,7 +76,7 @@ def test_the_chart_moves_and_leaves_nothing(
     assert page.evaluate(IS_SEEN)
     is_vue = page.page.locator("[data-node-id]").count() > 0
     assert is_vue == ("Vue" in request.node.callspec.id)
-    # The chart is no input of the node and no value of the workflow.
+    # The chart is neither an input of the node nor a value of the workflow.
     (sampler,) = (node for node in page.graph_to_prompt().values() if node["class_type"] == "StreamBlocksSampler")
     assert "memory_chart" not in sampler["inputs"]
 
@@ -89,7 +89,7 @@ def test_the_chart_moves_and_leaves_nothing(
     page.screenshot(SCREENSHOTS / f"memory_chart_{name}.png")
     wait_until_idle(comfyui_server)
 
-    # Deleted while its stream runs: what still comes for it goes nowhere.
+    # Deleted while its stream runs: later messages for it are ignored.
     page.evaluate(SET_WIDGETS, {"seed": 12})
     page.evaluate("() => { app.queuePrompt(0, 1) }")
     page.page.wait_for_timeout(300)

@@ -92,7 +92,7 @@ def test_series_hold_owners_peaks_events_and_the_card():
     assert series.peaks[-1] == 27 * GIB - 1024 + 7 * GIB + 2 * GIB
     assert series.events == ((3, "prompt changed"), (6, "allocation retried"))
     assert series.shows_card and series.top == 48 * GIB
-    # A card many times the peak would press the areas flat.
+    # A card much larger than the peak would flatten the areas.
     assert not series_of(made(8, card=1000 * GIB)).shows_card
 
 

@@ -110,7 +110,7 @@ loader_class = get_node_class("StreamBlocksLoadPipeline")
 folder = host.models / "diffusers" / "tiny"
 importlib.import_module(PACK + ".wan.tiny_model").write_tiny_model(folder)
 def fingerprint(**changes):
-    # Whatever another node is connected to is None, as in ComfyUI's IsChangedCache.
+    # A connected input is None, as in ComfyUI's IsChangedCache.
     return loader_class.fingerprint_inputs(**(loader | {"model": "diffusers/tiny"} | changes))
 every_input = [fingerprint(**{name: None}) for name in loader]
 nothing = fingerprint(**dict.fromkeys(loader))
@@ -130,7 +130,7 @@ report(plain=plain, touched=fingerprint(), every_input=every_input, nothing=noth
     [
         ("sampler['width'] = 830", "width is 830: choose a multiple of 16"),
         ("sampler['blocks'] = 0", "blocks is 0: choose 1 or more"),
-        ("loader['model'] = 'diffusers/gone'", "model 'diffusers/gone' is not there any more"),
+        ("loader['model'] = 'diffusers/gone'", "model 'diffusers/gone' is not in ComfyUI's model folders"),
         ("loader['model'] = 'hub id below'", "hub_id is empty"),
         ("loader['attention_backend'] = 'flash'", "attention_backend is 'flash'"),
         (

@@ -1,4 +1,4 @@
-"""Quantizing on the way in: equal to quantizing afterwards, and never more memory than promised."""
+"""Quantizing while loading: equal to quantizing afterwards, and never more memory than promised."""
 
 import gc
 
@@ -69,7 +69,7 @@ def test_the_module_equals_one_quantized_after_loading(tiny_folder, larger, form
 
 @pytest.mark.parametrize(("format_", "weights"), SCHEMES)
 def test_the_peak_is_within_the_promise(larger, format_, weights):
-    """The promise is 64 MiB beyond quantized model and largest layer in BF16; here nearly nothing is used of them."""
+    """The promise is 64 MiB beyond quantized model and largest layer in BF16; here almost none of it is used."""
     spec = QuantizationSpec(format_, weights)
     plan = plan_for(larger, "transformer", torch.bfloat16, spec)
     load_transformer(larger, device="cpu", dtype=BF16, quantization=spec)  # torchao's own set-up

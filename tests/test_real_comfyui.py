@@ -1,7 +1,7 @@
 """The pack in a real ComfyUI: it loads under any folder name, its examples open in the page and run.
 
 Skipped where ComfyUI (`$COMFYUI_PATH`) or, for the page, Chromium and playwright are missing. With
-`STREAMBLOCKS_WRITE_TWINS=1` the API-format twins in `api_workflows/` are written anew from the page.
+`STREAMBLOCKS_WRITE_TWINS=1` the API-format twins in `api_workflows/` are written again from the page.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ report(good=load(model="diffusers/good"), up=load(model="diffusers/../../input/e
     )
     assert facts["good"].endswith("models/diffusers/good")
     for name in ("up", "file", "other", "components"):
-        assert "is not there any more" in facts[name], facts[name]
+        assert "is not in ComfyUI's model folders" in facts[name], facts[name]
     assert "hub_id is" in facts["path"] and "into models/diffusers" in facts["path"]
     assert facts["code"].startswith("PermissionError") and REMOTE_CODE_VARIABLE in facts["code"]
     assert "brings none" in facts["mini"]

@@ -27,7 +27,7 @@ class Cancelled(BaseException):
 
 
 class Watcher:
-    """Notes what it sees; stops at the place it is told."""
+    """Records what it sees; stops at the given place."""
 
     def __init__(self, stop_at=None):
         self.seen, self.stop_at = [], stop_at
@@ -77,7 +77,7 @@ def test_cancel_stops_within_a_tensor_and_leaves_nothing(tiny_folder, tmp_path, 
     before = live_tensor_bytes()
     with pytest.raises(Cancelled) as kept:
         save_quantized_pipeline(pipeline, tmp_path / "model.safetensors", watcher)
-    # Nothing was seen after the place it was stopped at, and half of the bytes were not there before it.
+    # Nothing was seen after the place of the stop, and at most half of the bytes before it.
     assert watcher.seen[-1][0] == stage
     assert sum(share > 0.5 for share in watcher.shares(stage)) == 1
     assert list(tmp_path.iterdir()) == [] and pipeline.on_load is ignore_load

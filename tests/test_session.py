@@ -233,7 +233,7 @@ def test_a_failing_sink_hides_no_other_error(tiny_folder, tmp_path, stop, expect
     video = Mp4Sink(tmp_path / "a.mp4")
     with pytest.raises(expected):
         run_stream(pipeline, small(blocks=1), lambda _: "a cat", [FailingSink(), video], Watcher(stop))
-    # The sinks behind the failing one are finished all the same.
+    # The sinks after the failing one are still closed.
     assert video.frames_written == (0 if stop else 9)
     assert not list(tmp_path.glob("*.plain.mp4"))
 

@@ -11,7 +11,7 @@ from streamblocks.wan.checkpoints.single_file import SingleFileCheckpoint, confi
 
 from wan_loading import component_bytes, load_transformer
 
-# Diffusers' names to Wan's own, written out here so that the test does not lean on what it tests.
+# Diffusers' names to Wan's own, written out here so that the test is independent of the code it tests.
 INVERSE = {
     "condition_embedder.time_embedder.linear_1": "time_embedding.0",
     "condition_embedder.time_embedder.linear_2": "time_embedding.2",

@@ -1,4 +1,4 @@
-"""A stream's place in time is in its state: cut streams go on as if uncut, and one may start with given latents."""
+"""A stream's place in time is in its state: cut streams continue as if uncut, and one can start with given latents."""
 
 import copy
 from functools import cache
@@ -98,7 +98,7 @@ def test_the_usual_loop_needs_no_block_idx(pipeline, uncut, policy):
     ],
 )
 def test_a_first_block_attends_to_given_latents(name, context_frames, timestep, noised):
-    """The makers' values of a block behind its context; here no block was ever made before it."""
+    """The makers' values of a block after its context; here no block was made before it."""
     golden = load_golden()
     pipe = make_causal_wan_pipeline()
     pipe.update_components(transformer=build_golden_transformer(golden), vae=make_components()[1])
@@ -118,7 +118,7 @@ def test_a_first_block_attends_to_given_latents(name, context_frames, timestep, 
 
 @pytest.mark.parametrize("given", [1, 3, 6])
 def test_a_stream_started_with_latents_goes_on(small_pipeline, given):
-    """Past the slide of the window too, while its pictures do not yet reach back to the given latents."""
+    """Also after the window slides, while the held pictures do not yet reach back to the given latents."""
     latents = torch.randn((1, 16, given, 4, 6), generator=torch.Generator().manual_seed(4))
     made = []
     for start in (latents, -latents):

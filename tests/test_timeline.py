@@ -96,7 +96,7 @@ def test_the_built_in_pipeline_is_flat_over_100_blocks(tiny_folder):
     assert verdict.word == "flat", verdict.sentence
     assert verdict.total is not None and (verdict.total.bytes, verdict.total.error) == (0.0, 0.0)
     assert verdict.owners == ()
-    # The same by the count of all live tensors, which the owners know nothing of.
+    # The same by the count of all live tensors, independent of the owners.
     assert exact[0] == exact[1]
 
 
@@ -113,7 +113,7 @@ def test_named_owners_sum_to_all_live_tensors(tmp_path, tiny_folder, kind):
     timeline = record(pipeline, small(blocks=2), TimelineRecorder(CPU, exact=True))
     for end in timeline.block_ends:
         named = sum(owner.bytes for owner in end.owners if owner.kind != REST)
-        # What was alive before the stream, constants of the libraries, is nobody's here.
+        # Tensors alive before the stream (constants of libraries) have no owner here.
         assert named == pytest.approx(end.reading.allocated - before, rel=0.01)
         assert sum(owner.bytes for owner in end.owners) == end.reading.allocated
     kinds = {owner.kind for owner in timeline.block_ends[-1].owners}
@@ -144,7 +144,7 @@ def test_every_stage_has_a_record(tiny_folder):
         ("clean-up", "cache emptied"),
     ]
     assert all(r.reading.allocated > 0 for r in timeline.records)
-    # A stage that the first block has not got stands where the last one has it.
+    # A stage that is missing in the first block is listed at its place in the last one.
     table = write_table(timeline, judge_growth(timeline))
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
     assert rows.index("load vae") < rows.index("context") < rows.index("step 0") < rows.index("block end")
@@ -278,7 +278,7 @@ def test_a_module_that_keeps_tensors_is_named():
         Owner(MODULE, "vae._feat_map", 32),
         Owner(REST, "", 0),
     )
-    # ComfyUI's models count beside, and what they share with the stream's does not count twice.
+    # ComfyUI's models count separately; tensors shared with the stream's count once.
     other = torch.nn.Linear(2, 2)
     other.bias = module.inner.bias
     counted = ledger.count(Holders({"vae": module}, {}, {OTHER_MODELS: {"Linear 0": other}}), total + 48)

@@ -57,7 +57,7 @@ def test_a_straight_flow_is_followed_to_its_end(model, monkeypatch):
 
     monkeypatch.setattr(first_blocks, "guess_velocity", straight)
     points, found = follow_flow(model, ["a red circle moves right"] * 2, noise)
-    # From sigma 1, which the schedule rounds: the last step ends at 0 all the same.
+    # From sigma 1, which the schedule rounds: the last step still ends at 0.
     assert torch.allclose(found, end + (1.0 - seen[0]) * (noise - end), atol=1e-5)
     for place, sigma in enumerate(OWN.tolist()):
         assert torch.allclose(points[:, place], sigma * noise + (1.0 - sigma) * found, atol=1e-3)

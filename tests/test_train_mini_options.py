@@ -1,4 +1,4 @@
-"""The trainer's sizes follow the device, and what is given on the command line comes first."""
+"""The trainer's sizes follow the device, and the command line takes precedence."""
 
 from __future__ import annotations
 

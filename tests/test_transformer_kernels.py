@@ -122,7 +122,7 @@ def test_norm_rotary_and_store_on_cuda(fused, compiled):
     store: Any = rotary_store.store_block
     if compiled:
         store = torch.compile(store, fullgraph=True, dynamic=False)
-    # Each in memory of its own, as in the cache: compiled code takes no two views of one tensor to be written.
+    # Separate memory, as in the cache: compiled code cannot write to two views of one tensor.
     keys, values = (torch.ones(1, past + tokens + 1, heads, 128, device="cuda").bfloat16() for _ in range(2))
     kernel = ROTARY_STORE.load(keys.device, keys.dtype, RotaryVariant(dim, 128))
     assert kernel is not None

@@ -60,7 +60,7 @@ def test_shards_without_an_index_are_refused(sharded, tmp_path):
 def test_an_index_may_not_leave_its_folder(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"weight": "../elsewhere.safetensors"}}))
-    with pytest.raises(CheckpointError, match="beside its index"):
+    with pytest.raises(CheckpointError, match="shards must be in its folder"):
         list_component_files(tmp_path)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..checkpoints.component import Component
 
-# Imports of diffusers stand inside the methods: they take seconds, and nodes read the facts at ComfyUI's start.
+# diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
 
 
 class CausalWan21(ModelFamily):
@@ -46,7 +46,7 @@ class CausalWan21(ModelFamily):
     )
 
     def recognises(self, model: Path) -> bool:
-        """By the class in the config of a folder, or by names and shapes in a single file."""
+        """Checks the class in a folder's config, or names and shapes in a single file."""
         from ..checkpoints.checkpoint_files import read_json
         from .checkpoints.single_file import holds_transformer
 
@@ -102,7 +102,7 @@ class CausalWan21(ModelFamily):
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
     ) -> int:
-        """By a rehearsal of the real blocks on the meta device."""
+        """Measured by a rehearsal of the real blocks on the meta device."""
         from .rehearsal import rehearse_streaming_bytes
 
         return rehearse_streaming_bytes(components["transformer"], components["vae"], self.geometry, inputs, attention)

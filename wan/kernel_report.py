@@ -9,7 +9,7 @@ from ..ops.fp8_linear import FP8Linear
 from ..ops.kernels.kernel import KernelName
 from ..ops.kernels.register import RUNS, describe_kernels
 
-NOT_ASKED_FOR = "not asked for: it serves FP8 layers with a scale per row behind a GELU, in a compiled transformer"
+NOT_ASKED_FOR = "not used here: it runs for FP8 layers with a scale per row after a GELU, in a compiled transformer"
 
 
 def report_kernels(
@@ -18,7 +18,7 @@ def report_kernels(
     """ "runs" or the reason why not, by the kernel's name.
 
     Args:
-        pipe: the causal Wan pipeline; of a transformer that is not loaded the sizes count as fitting.
+        pipe: the causal Wan pipeline; while its transformer is not loaded, its sizes are taken as supported.
         device: of its components.
         dtype: of the transformer.
         vae_dtype: of the VAE.

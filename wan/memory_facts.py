@@ -1,4 +1,4 @@
-"""What the memory timeline has to know of the built-in pipeline."""
+"""What the memory timeline needs to know about the built-in pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEMORY_FACTS = PipelineFacts(
         ),
         StateAdvice(
             "current_denoised_latents",
-            "it holds as many latent frames as context_frames says and stops growing then; choose fewer "
+            "it holds as many latent frames as context_frames says and then stops growing; choose fewer "
             "context_frames to hold less.",
         ),
     ),

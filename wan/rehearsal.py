@@ -1,4 +1,4 @@
-"""A rehearsal of a stream on the meta device: what it allocates beside the weights, without weights or data."""
+"""A rehearsal of a stream on the meta device: it measures what a stream allocates besides weights, without data."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .transformer.joined_projections import fuse_self_attention
 from .vae.streaming_vae import vae_dtype
 
 META = torch.device("meta")
-# Activations are the same in each layer, so two are rehearsed and the caches of the others added.
+# All layers have equal activations, so two layers are rehearsed and the caches of the others are added.
 _REHEARSED_LAYERS = 2
-# Bytes per score that backends hold which make the whole matrix: scores, weights, and what is cast on the way. Measured
-# at up to 4,680 x 9,360 scores: eager flex attention in BF16 on an H100 (torch 2.11) 13.1 to 13.5; `_native_math` there
+# Bytes per score in backends that materialise the whole matrix: scores, weights and casts between them. Measured at up
+# to 4,680 x 9,360 scores: eager flex attention in BF16 on an H100 (torch 2.11) 13.1 to 13.5; `_native_math` there
 # 9.3 to 9.8, in float32 on a CPU 8.1.
 _BYTES_PER_SCORE = {"flex": 14, "_native_math": 10}
 # Measured with `PeakMeter` on UMT5 (transformers 5.23): bias, scores, float32 softmax and its cast, per score.
@@ -73,15 +73,15 @@ def text_encoding_bytes(text_encoder: Component) -> int:
 
 
 def bytes_per_score(attention: AttentionChoice) -> int:
-    """Bytes that one attention call holds per score; 0 for kernels that never hold the scores."""
-    # Compiled, flex attention is one kernel.
+    """Bytes that one attention call holds per score; 0 for kernels that never materialise the scores."""
+    # Compiled flex attention is one fused kernel.
     fused = attention.compiled and attention.backend == "flex"
     return 0 if fused else _BYTES_PER_SCORE.get(attention.backend, 0)
 
 
 @dataclass
 class _MetaStandIns(TorchFunctionMode):
-    """Replaces what has no answer on the meta device, or another one than on a real device.
+    """Replaces calls that fail on the meta device or behave differently there.
 
     Attributes:
         score_bytes: held per score of an attention call, while it runs.
@@ -101,7 +101,7 @@ class _MetaStandIns(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # noqa: ANN401
-        # On meta it falls back to the formula and holds the scores, which fused kernels never do.
+        # On meta, attention falls back to the formula and materialises the scores; fused kernels never do.
         if self.score_bytes:
             shape = (*query.shape[:-1], key.shape[-2], self.score_bytes)
             torch.empty(shape, dtype=torch.uint8, device=META)
@@ -109,14 +109,14 @@ class _MetaStandIns(TorchFunctionMode):
 
 
 class _NoBlockMasks(BlockMaskCache):
-    """Gives a mask of one number: what a mask holds is little, and attention is not computed."""
+    """Gives a mask of one number: real masks are small, and the rehearsal does not compute attention."""
 
     def block_causal(self, shape: BlockCausalShape) -> Any:  # noqa: ANN401
         return torch.empty((1, 1, 1, 1), device=META)
 
 
 class MetaRehearsal:
-    """A pipeline whose weights have shapes only.
+    """A pipeline whose weights have shapes but no values.
 
     Args:
         transformer_config: of `WanTransformer3DModel`.
@@ -152,10 +152,10 @@ class MetaRehearsal:
         self._prompt_embeds = torch.empty((1, DEFAULT_TEXT_TOKENS, text_dim), dtype=dtype, device=META)
 
     def run(self, inputs: Mapping[str, Any]) -> None:
-        """Make two blocks of a stream whose window of context is full and slides, from which on it repeats itself.
+        """Make two blocks of a stream whose context window is full and slides; all later blocks allocate the same.
 
         Args:
-            inputs: of the pipeline call: sizes, policy, frames; two denoising steps are as good as many.
+            inputs: of the pipeline call: sizes, policy, frames; two denoising steps reach the same peak as more.
         """
         state = PipelineState()
         state.values |= {"prompt_embeds": self._prompt_embeds, "encoded_prompt": "", "prompt": "", **inputs}

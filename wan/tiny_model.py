@@ -26,7 +26,7 @@ TEXT_DIM = 48
 TEXT_LENGTH = 512
 
 # Gains on top of 1/sqrt(fan in), chosen by looking at decoded noise: smaller gives flat grey, larger
-# gives frames clamped to black and white.
+# gains give frames clamped to black and white.
 _GAINS = {"decoder.conv_out.weight": 0.6}
 # T5 divides no attention score by sqrt(head size), so full-size queries would make attention one-hot.
 _QUERY_GAIN = 0.3
@@ -35,7 +35,7 @@ _QUERY_GAIN = 0.3
 def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     """Write the tiny pipeline into `folder` (made if absent) and return `folder`.
 
-    The same seed writes the same bytes. torch's global random state is left as it was.
+    The same seed writes the same bytes. torch's global random state does not change.
     """
     with _quiet_random_state():
         # A dict, because WanPipeline's annotations are narrower than what it takes.
@@ -136,10 +136,10 @@ def _vae() -> AutoencoderKLWan:
 
 @torch.no_grad()
 def _randomise(module: torch.nn.Module, *, seed: int, label: str) -> None:
-    """Draw every parameter anew, each from a generator of its own.
+    """Draw every parameter again, each from its own generator.
 
-    A generator per name keeps one tensor's values when another is added. No parameter stays at 0 or 1,
-    so that a loader which forgets one is found out.
+    With a generator per name, adding a tensor changes no other's values. No parameter stays at 0 or 1,
+    so a loader that skips a parameter is detected.
     """
     for name, parameter in module.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{label}/{name}".encode()))

@@ -64,7 +64,7 @@ def launch_few_keys(
 
 
 def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: FewKeyVariant) -> None:  # noqa: ANN401
-    # Three heads and three queries: Triton compiles numbers that 16 divides, and 1, for themselves.
+    # Three heads and three queries: Triton specialises on 1 and on multiples of 16.
     values = torch.zeros((1, 3, 3, variant.head_dim), device=device, dtype=dtype)
     bias = torch.zeros(_BLOCK_KEYS, device=device)
     launch_few_keys(kernel, values, values, values, bias, torch.ones(1, device=device, dtype=torch.int32))
@@ -81,7 +81,7 @@ FEW_KEY_ATTENTION = Kernel(
     KernelName.FEW_KEY_ATTENTION,
     "few_key_triton.attend_to_few_keys",
     _try_out,
-    # Of float32 its matrix products would keep 10 bits of the mantissa, torch's way keeps all.
+    # In float32 its matrix products would keep 10 bits of the mantissa; torch keeps all.
     dtypes=(torch.bfloat16, torch.float16),
     check_variant=_check,
 )

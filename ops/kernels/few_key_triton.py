@@ -20,7 +20,7 @@ def attend_to_few_keys(  # noqa: ANN201
     attended,  # noqa: ANN001
     queries,  # noqa: ANN001
     heads,  # noqa: ANN001
-    # Compiled in: inductor passes a Python float as float64.
+    # A compile-time constant: inductor passes a Python float as float64.
     SCALE: tl.constexpr,  # noqa: N803
     HEAD_DIM: tl.constexpr,  # noqa: N803
     BLOCK_QUERIES: tl.constexpr,  # noqa: N803
@@ -40,7 +40,7 @@ def attend_to_few_keys(  # noqa: ANN201
         keys = first + tl.arange(0, BLOCK_KEYS)
         is_key = keys < count
         offered = tl.load(key + keys[None, :] * row + channel[:, None], is_key[None, :], other=0.0)
-        # In base 2, whose power is one instruction.
+        # In base 2, because exp2 is one instruction.
         added = tl.load(bias + keys, is_key, other=float("-inf")) * _LOG2_E
         scores = tl.dot(asked, offered) * (SCALE * _LOG2_E) + added[None, :]
         larger = tl.maximum(largest, tl.max(scores, axis=1))

@@ -10,7 +10,7 @@ from .kernel import MOST_BLOCK_VALUES, Kernel, KernelName, launch, next_power_of
 
 FP8_DTYPE = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8_DTYPE).max
-# A scale below this would be a denormal number, by which a GPU may divide as by 0. Rows of zeros get it too.
+# A smaller scale would be denormal, which a GPU may treat as 0 in a division. Rows of zeros get this scale too.
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
@@ -63,7 +63,7 @@ GELU_QUANTIZATION = Kernel(
     KernelName.GELU_QUANTIZATION,
     "gelu_quantization_triton.gelu_quantize_rows",
     _try_out,
-    # The first with FP8 conversions.
+    # The lowest with FP8 conversions.
     first_capability=(8, 9),
     check_variant=_check,
 )

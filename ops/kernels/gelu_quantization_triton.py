@@ -14,12 +14,12 @@ def gelu_quantize_rows(  # noqa: ANN201
     quantized,  # noqa: ANN001
     scales,  # noqa: ANN001
     columns,  # noqa: ANN001
-    # Compiled in: inductor passes a Python float as float64, from which Triton converts to no FP8.
+    # A compile-time constant: inductor passes a Python float as float64, which Triton cannot convert to FP8.
     LARGEST: tl.constexpr,  # noqa: N803
     SMALLEST_SCALE: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """One program a row, which it reads once. GELU is x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))."""
+    """One program per row, which is read once. GELU is x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < columns

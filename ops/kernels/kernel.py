@@ -1,8 +1,8 @@
 """One GPU kernel of the pack: what it needs, why it is not used, and how it is launched.
 
-Beside every kernel stands torch's way to the same values. A kernel is used where it can run, where nobody has switched
-it off, and where a trial launch on a few numbers has worked: compiled layers launch kernels from inside a graph, where
-a failure could not be answered by torch's way any more.
+Every kernel has a fallback in torch that computes the same values. A kernel is used if it can run, is not switched off,
+and a trial launch on a few values has succeeded: compiled layers launch kernels from inside a graph, where it is too
+late to fall back to torch.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.utils._triton import has_triton
 
 logger = logging.getLogger(__name__)
 
-# Names, with commas between them, of kernels that are not to be used; or "all".
+# Comma-separated names of kernels to switch off; or "all".
 SWITCH_VARIABLE = "STREAMBLOCKS_DISABLE_KERNELS"
 ALL = "all"
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# The oldest that Triton compiles for.
+# The lowest that Triton compiles for.
 TRITON_CAPABILITY = (7, 0)
 # Triton's own limit for the values of one block.
 MOST_BLOCK_VALUES = 1 << 20
 
-# What a kernel is compiled for, beside device and dtype: sizes, and which of its inputs there are.
+# What a kernel is compiled for, besides device and dtype: sizes, and which optional inputs are present.
 Variant = TypeVar("Variant", bound=Hashable)
 
 
@@ -44,11 +44,11 @@ class KernelName(str, Enum):
 
 @dataclass
 class KernelTrials:
-    """What this process has found out by trial launches.
+    """The results of this process's trial launches.
 
     Attributes:
         failed: the error of each kernel that failed; it is not used again.
-        passed: (kernel, device, dtype, variant) of the trials that worked.
+        passed: (kernel, device, dtype, variant) of the trials that succeeded.
         reported: values of `SWITCH_VARIABLE` whose unknown names were reported.
     """
 
@@ -57,7 +57,7 @@ class KernelTrials:
     reported: set[str] = field(default_factory=set)
 
     def reset(self) -> None:
-        """Forget everything, for tests."""
+        """Clear all results, for tests."""
         self.failed.clear()
         self.passed.clear()
         self.reported.clear()
@@ -75,8 +75,8 @@ class Kernel(Generic[Variant]):
         function: module in this folder and name of the Triton function.
         try_out: launches the function once on a few values, on a device, in a dtype, for a variant.
         dtypes: of the tensors it works on.
-        first_capability: the lowest compute capability of a CUDA device it is compiled for.
-        check_variant: why it cannot be compiled for a variant; None where it can.
+        first_capability: the lowest compute capability of CUDA devices that it is compiled for.
+        check_variant: why it cannot be compiled for a variant; None if it can.
     """
 
     name: KernelName
@@ -89,12 +89,12 @@ class Kernel(Generic[Variant]):
     def why_not(
         self, device: torch.device, dtype: torch.dtype | None = None, variant: Variant | None = None
     ) -> str | None:
-        """The reason, in words, why the kernel is not used; None where it is.
+        """The reason, as text, why the kernel is not used; None if it is used.
 
         Args:
             device: of the tensors.
-            dtype: of the tensors; None where it is not known, and then not checked.
-            variant: the sizes; None likewise.
+            dtype: of the tensors; None if unknown, and then not checked.
+            variant: the sizes; None if unknown, and then not checked.
         """
         return (
             self._switched_off()
@@ -105,14 +105,14 @@ class Kernel(Generic[Variant]):
         )
 
     def load(self, device: torch.device, dtype: torch.dtype, variant: Variant) -> Any:  # noqa: ANN401
-        """The function for `launch`; None where torch has to compute it.
+        """The function for `launch`; None for the fallback to torch.
 
         The first call for a device, dtype and variant compiles the kernel and launches it once on a few values. If
         that fails, the kernel is not used again in this process, and one warning says so. Call it outside of
         compiled code.
 
         Raises:
-            torch.OutOfMemoryError: no memory for the trial, which says nothing about the kernel.
+            torch.OutOfMemoryError: no memory for the trial; the kernel is not counted as failed.
         """
         if self.why_not(device, dtype, variant) is not None:
             return None
@@ -128,7 +128,7 @@ class Kernel(Generic[Variant]):
         return self.source()
 
     def source(self) -> Any:  # noqa: ANN401
-        """The Triton function, imported now: Triton may be missing where the kernel is not used, and loads slowly."""
+        """The Triton function, imported only now: Triton loads slowly, and may be missing if no kernel is used."""
         module, _, name = self.function.partition(".")
         return getattr(importlib.import_module(f".{module}", __package__), name)
 
@@ -161,7 +161,7 @@ class Kernel(Generic[Variant]):
     def _drop(self, error: Exception) -> None:
         TRIALS.failed[self.name] = f"{type(error).__name__}: {error}"
         logger.warning(
-            "The GPU kernel %s failed to compile or launch and is not used any more; torch computes the same, slower. "
+            "The GPU kernel %s failed to compile or launch and is no longer used; torch computes the same, slower. "
             "%s=%s switches it off without a trial. %s",
             self.name.value,
             SWITCH_VARIABLE,
@@ -171,7 +171,7 @@ class Kernel(Generic[Variant]):
 
 
 def switched_off() -> frozenset[str]:
-    """Names of the kernels that `SWITCH_VARIABLE` switches off; a name it does not know gets one warning."""
+    """Names of the kernels that `SWITCH_VARIABLE` switches off; unknown names are warned of once."""
     value = os.environ.get(SWITCH_VARIABLE, "")
     names = frozenset(name.strip().lower() for name in value.split(",")) - {""}
     known = frozenset(name.value for name in KernelName)
@@ -179,7 +179,7 @@ def switched_off() -> frozenset[str]:
     if unknown and value not in TRIALS.reported:
         TRIALS.reported.add(value)
         logger.warning(
-            "The environment variable %s names %s, which is no kernel: use %s, with commas between several, or %s.",
+            "The environment variable %s names %s, which is no kernel: use %s, separated by commas, or %s.",
             SWITCH_VARIABLE,
             ", ".join(sorted(unknown)),
             ", ".join(sorted(known)),
@@ -195,7 +195,7 @@ def launch(
     *arguments: Any,  # noqa: ANN401
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Launch a Triton function on the device of its tensors; Triton itself takes the current one.
+    """Launch a Triton function on the device of its tensors; Triton itself uses the current device.
 
     Args:
         kernel: of `Kernel.load`.
@@ -205,8 +205,8 @@ def launch(
         options: its compile-time constants, and Triton's own options such as num_warps.
     """
     if torch.compiler.is_compiling() or device.type != "cuda":
-        # Inductor makes a graph's device current before it launches anything; a `with` inside would break the graph.
-        # Off CUDA there is Triton's interpreter only.
+        # Inductor makes a graph's device current before any launch; a `with` inside would break the graph. Without
+        # CUDA only Triton's interpreter runs.
         kernel[grid](*arguments, **options)
         return
     with torch.cuda.device(device):
@@ -214,14 +214,14 @@ def launch(
 
 
 def next_power_of_two(number: int) -> int:
-    """The smallest power of two that is not below `number`."""
+    """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def _raise_what_is_no_fault_of_a_kernel(error: Exception) -> None:
-    """Raise again what says that the device failed: out of memory, or an error of earlier work, told late."""
+    """Raise errors of the device again: out of memory, or an asynchronous error of earlier work."""
     if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))):
         raise error
-    # Triton's own words when there is no memory to load the compiled code into.
+    # Triton's message if there is no memory to load the compiled code.
     if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
         raise torch.OutOfMemoryError(str(error)) from error

@@ -1,4 +1,4 @@
-"""The kernel of the VAE's `norm_silu`: sum, norm, SiLU and the frames of the past in one pass."""
+"""The kernel of the VAE's `norm_silu`: sum, norm, SiLU and the past frames in one pass."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 from .kernel import Kernel, KernelName, launch, next_power_of_two
 
-# Frames that a causal convolution with 3 taps looks back.
+# Past frames that a causal convolution with 3 taps reads.
 PAST_FRAMES = 2
-# Of torch.nn.functional.normalize, which the norm of the VAE is made of.
+# The default of torch.nn.functional.normalize, which the VAE's norm uses.
 EPSILON = 1e-12
 # 32 values for each of the 128 threads of a program: several wide loads in flight, few registers.
 _VALUES_PER_PROGRAM = 4096
@@ -34,10 +34,10 @@ class NormBuffers(NamedTuple):
         bias: [channels], or None.
         residual: the shape of `first`, or None.
         gamma: [channels], the norm's weight.
-        window: written. The shape of `first`; with a past two frames more in front, or folded
+        window: written. The shape of `first`; with a past, two more frames at the front; folded,
             [frames, height, width, 3 * channels].
         past: [2, height, width, channels], or None.
-        new_past: the shape of `past`, written; None where `past` is.
+        new_past: the shape of `past`, written; None if `past` is None.
     """
 
     first: torch.Tensor
@@ -67,7 +67,7 @@ def launch_norm_silu(kernel: Any, buffers: NormBuffers, *, fold: bool) -> None: 
         (-(-height * width // block_pixels), past_frames + frames),
         first.device,
         first,
-        # What is not there is not read; a pointer must be given all the same.
+        # Absent inputs are not read, but a pointer must be passed.
         first if bias is None else bias,
         first if residual is None else residual,
         gamma,
@@ -92,7 +92,7 @@ def _try_out(kernel: Any, device: torch.device, dtype: torch.dtype, variant: Nor
     channels, has_bias, has_residual, has_past, fold = variant
     frame = torch.zeros((1, 1, 1, channels), device=device, dtype=dtype)
     past = frame.new_zeros((PAST_FRAMES, 1, 1, channels)) if has_past else None
-    # Room for the widest, which is folded: three frames side by side.
+    # Room for the largest window, the folded one: three frames side by side.
     buffers = NormBuffers(
         first=frame,
         bias=frame.new_zeros(channels) if has_bias else None,

@@ -8,7 +8,7 @@ import triton.language as tl
 # mypy: ignore-errors
 
 
-# Counts that differ from call to call must not compile another variant each.
+# These counts differ from call to call and must not trigger recompilation.
 @triton.jit(do_not_specialize=["frames", "pixels"])
 def add_norm_silu(  # noqa: ANN201
     first,  # noqa: ANN001
@@ -36,7 +36,7 @@ def add_norm_silu(  # noqa: ANN201
     channel = tl.arange(0, BLOCK_CHANNELS)
     mask = (pixel < pixels)[:, None] & (channel < channels)[None, :]
     place = pixel[:, None] * channels + channel[None, :]
-    # A frame has more than 2^31 values only in sum with others.
+    # int64, because all frames together can have more than 2^31 values; a single frame cannot.
     step = pixels.to(tl.int64) * channels
     if frame < 0:
         value = tl.load(past + (frame + PAST_FRAMES) * step + place, mask, other=0.0).to(tl.float32)

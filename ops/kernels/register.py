@@ -1,4 +1,4 @@
-"""All GPU kernels of the pack, and what is to be said of them."""
+"""All GPU kernels of the pack, and which of them run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_kernels(
 
     Args:
         device: of the tensors.
-        dtype: of the transformer; None where it is not known, and then it counts as fitting, as do the sizes.
+        dtype: of the transformer; None if unknown; unknown dtypes and sizes are taken as supported.
         vae_dtype: of the VAE.
         heads: of the transformer's attention.
         head_dim: of the transformer's attention.

@@ -1,4 +1,4 @@
-"""The kernel of `rotary_store`: norm and rotate queries and keys, put keys and values into the cache."""
+"""The kernel of `rotary_store`: norm and rotate queries and keys, write keys and values to the cache."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def launch_rotary_store(
     values: torch.Tensor,
     past: int,
 ) -> torch.Tensor:
-    """Norm, rotate, and store keys and values behind `past` tokens.
+    """Norm, rotate, and store keys and values after `past` tokens.
 
     Args:
         kernel: of `ROTARY_STORE.load`.
-        projections: queries, keys and values, each [1, tokens, dim] with equal steps between rows.
+        projections: queries, keys and values, each [1, tokens, dim] with one row stride.
         norms: of queries and of keys.
         cos_sin: float32, (cos, sin) of each pair of each token, contiguous.
         keys: the layer's cache [1, capacity tokens, heads, head_dim], contiguous; written.
         values: the same.
-        past: tokens in front of the block.
+        past: tokens before the block.
 
     Returns:
         The rotated queries [1, tokens, heads, head_dim], in the dtype of the projections.

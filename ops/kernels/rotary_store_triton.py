@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def norm_and_rotate(x, gamma, column, mask, angles, DIM: tl.constexpr, EPSILON: tl.constexpr):  # noqa: ANN001, ANN201, N803
-    """One row: x / rms(x) * gamma, then each pair (a, b) turned: (a cos - b sin, a sin + b cos)."""
+    """One row: x / rms(x) * gamma, then each pair (a, b) rotated: (a cos - b sin, a sin + b cos)."""
     values = tl.load(x + column, mask, other=0.0).to(tl.float32)
     weight = tl.load(gamma + column, mask, other=0.0).to(tl.float32)
     values = values * tl.rsqrt(tl.sum(values * values, axis=0) / DIM + EPSILON) * weight
@@ -35,12 +35,12 @@ def norm_rotate_and_store(  # noqa: ANN201
     past,  # noqa: ANN001
     DIM: tl.constexpr,  # noqa: N803
     HEAD_DIM: tl.constexpr,  # noqa: N803
-    # Compiled in: inductor passes a Python float as float64.
+    # A compile-time constant: inductor passes a Python float as float64.
     QUERY_EPSILON: tl.constexpr,  # noqa: N803
     KEY_EPSILON: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """One program a token, which it reads once; queries go to `rotated`, keys and values to the cache behind `past`."""
+    """One program per token, read once; queries go to `rotated`, keys and values to the cache after `past`."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < DIM

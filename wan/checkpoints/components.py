@@ -52,7 +52,7 @@ def transformer_component(
     """The transformer of a pipeline folder or of a single `.safetensors` file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
-    modulation) are float32. A file that is quantized already comes out as it is stored. Raises CheckpointError for
+    modulation) are float32. Weights that are stored quantized stay in their stored format. Raises CheckpointError for
     anything but a Wan text-to-video transformer.
     """
     return Component(
@@ -119,7 +119,7 @@ def check_parts_go_together(components: Mapping[str, Component]) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the pipeline `folder`, without touching the network and without running code of its own."""
+    """The tokenizer of the pipeline `folder`, without network access and without running remote code."""
     check_pipeline_folder(folder, ["tokenizer"])
     try:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
@@ -130,7 +130,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def with_defaults(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the defaults of diffusers' class for what it does not say: published configs say little."""
+    """`config`, completed with the defaults of diffusers' class: published configs omit most keys."""
     parameters = inspect.signature(cls.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return defaults | dict(config)
@@ -140,7 +140,7 @@ def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
     """The name parts whose parameters stay float32 when `cls` is loaded as `dtype`.
 
     diffusers keeps them for both 16-bit dtypes; transformers only for float16, whose range is too small
-    for UMT5's `wo`, so in bfloat16 that encoder takes half the memory there.
+    for UMT5's `wo`, so the encoder takes half the memory in bfloat16.
     """
     needed = dtype == torch.float16 if issubclass(cls, UMT5EncoderModel) else dtype in _SIXTEEN_BIT
     return frozenset(getattr(cls, "_keep_in_fp32_modules", None) or ()) if needed else frozenset()

@@ -1,4 +1,4 @@
-"""Which layers of a Wan pipeline are quantized, and why the others stay."""
+"""Which layers of a Wan pipeline are quantized, and why the others are not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from ...ops.layer_presets import LayerPreset
 
-# The VAE has none: its convolutions decide what every pixel looks like, and it is under 1 % of the weights.
+# The VAE has no preset: its convolutions determine every pixel, and it holds under 1 % of the weights.
 PRESETS: Mapping[str, LayerPreset] = MappingProxyType(
     {
         "transformer": LayerPreset(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# In this order: the first that occurs in a name is replaced, and no name holds two of them but for attention,
-# where the block's part and the projection's are replaced one after the other.
+# Tried in this order; the first match in a name is replaced. A name matches at most once, except for attention, where
+# the block's part is replaced first and the projection's second.
 _HEADS = (
     ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
     ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
@@ -30,8 +30,8 @@ _PARTS = (
 def original_name(name: str) -> str:
     """Wan's name of the text-to-video transformer parameter or layer that diffusers calls `name`.
 
-    `blocks.0.attn1.to_k.weight` is `blocks.0.self_attn.k.weight`; names both have in common come back as they are.
-    Fused projections have no name there: unfuse first.
+    `blocks.0.attn1.to_k.weight` is `blocks.0.self_attn.k.weight`; names that both share are returned unchanged.
+    Fused projections have no original name: unfuse first.
     """
     for ours, wans in _HEADS:
         if name == ours or name.startswith(ours + "."):

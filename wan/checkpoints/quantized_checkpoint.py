@@ -1,8 +1,8 @@
 """Save a quantized Wan transformer as one safetensors file in the format of ComfyUI's own quantized checkpoints.
 
-Wan's names, projections unfused, `comfy_format`'s keys, and the header fields `config` (with which ComfyUI takes the
-model for causal, and by which sizes other than the published ones are found) and `streamblocks` (diffusers' config and
-how activations are quantized, for reading the file here).
+Wan's names, projections unfused, `comfy_format`'s keys, and the header fields `config` (by which ComfyUI recognises the
+model as causal and reads sizes that differ from the published ones) and `streamblocks` (diffusers' config and
+how activations are quantized, which this pack reads).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .original_names import original_name
 from .single_file import HEAD_DIM, OWN_METADATA_KEY
 
 _COMFY_FP8, _COMFY_INT8 = "float8_e4m3fn", "int8_tensorwise"
-# What ComfyUI assumes of a Wan model beyond what it reads off the shapes.
+# Sizes of a Wan model that ComfyUI assumes, because it cannot read them from the shapes.
 _COMFY_TEXT_DIM, _COMFY_FREQ_DIM = 4096, 256
 
 
 @dataclass(frozen=True)
 class _QuantizedLayer:
-    """The tensors of a quantized layer, whichever class it is of. `scale` is float32 [out, 1] or [1, 1]."""
+    """The tensors of a quantized layer of any class. `scale` is float32 [out, 1] or [1, 1]."""
 
     format: str
     data: torch.Tensor
@@ -45,14 +45,14 @@ class _QuantizedLayer:
 def save_quantized_transformer(
     transformer: WanTransformer3DModel, path: Path, *, on_tensor: Callable[[str, int], None] | None = None
 ) -> Path:
-    """Write `transformer`, as `load_transformer` made it, to `path`, which is replaced only by a complete file.
+    """Write `transformer`, as `load_transformer` made it, to `path`; only a complete file replaces an existing one.
 
-    Tensors are written one by one, from where they are; no second copy of the model is made. `on_tensor(name,
+    Tensors are written one by one from their device, without a second copy of the model. `on_tensor(name,
     nbytes)` is called after each.
 
     Raises:
         ValueError: no layer is quantized, the suffix is not .safetensors, or FP8 weights have a scale per row, which
-            ComfyUI's float8_e4m3fn has no place for.
+            ComfyUI's float8_e4m3fn format cannot store.
         OSError: the file cannot be written.
     """
     if path.suffix != ".safetensors":
@@ -124,7 +124,7 @@ def _stored_scale(name: str, layer: _QuantizedLayer, rows: slice) -> torch.Tenso
     scale = layer.scale[rows]
     if layer.format == _COMFY_INT8:
         return scale
-    # One scale per projection, in a layer that was fused from projections with different ones.
+    # The layer was fused from projections with different scales: each projection has a single scale.
     if not bool((scale == scale[0]).all()):
         raise ValueError(
             f"{name} has FP8 weights with a scale per row, and ComfyUI's {_COMFY_FP8} format takes one per tensor: "
@@ -134,7 +134,7 @@ def _stored_scale(name: str, layer: _QuantizedLayer, rows: slice) -> torch.Tenso
 
 
 def _fused_parts(transformer: WanTransformer3DModel) -> dict[str, tuple[str, slice]]:
-    """`fused_rows` for a transformer whose projections are fused; its weight scales are no rows of parameters."""
+    """`fused_rows` for a transformer whose projections are fused, for weights and biases only (not weight scales)."""
     if not all(getattr(block.attn1, "fused_projections", False) for block in transformer.blocks):
         return {}
     rows = fused_rows(transformer)
@@ -162,7 +162,7 @@ def _spec(layers: Mapping[str, _QuantizedLayer]) -> QuantizationSpec:
 
 
 def _unusual_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes which ComfyUI would get wrong, since it does not read them off the shapes; empty for Wan's models."""
+    """The sizes that ComfyUI would assume wrongly, as it cannot read them from the shapes; empty for Wan's models."""
     sizes: dict[str, Any] = {}
     if config["attention_head_dim"] != HEAD_DIM:
         sizes["num_heads"] = config["num_attention_heads"]

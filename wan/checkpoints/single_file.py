@@ -1,6 +1,6 @@
-"""A Wan transformer in one safetensors file: whose names it uses, and which model it is.
+"""A Wan transformer in one safetensors file: which naming it uses, and which model it holds.
 
-Everything is decided from the header: renaming works on names, and the config is read off the shapes.
+Everything is derived from the header: parameters are renamed by name, and the config is inferred from the shapes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OTHER_MODELS = (
     "text_encoders.",
     "vae.",
 )
-# The header field with what ComfyUI's format has no place for, in the files that this pack writes.
+# The header field in which this pack stores what ComfyUI's format cannot express.
 OWN_METADATA_KEY = "streamblocks"
 _ORIGINAL_MARK = "time_embedding.0.weight"
 _DIFFUSERS_MARK = "condition_embedder.time_embedder.linear_1.weight"
@@ -55,8 +55,8 @@ _KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B"}
 class SingleFileCheckpoint:
     """What a single file holds: `config` for WanTransformer3DModel and where each parameter is stored.
 
-    `sources` maps diffusers' parameter names; `prefix` is what stood before the names in the file; `own` is what this
-    pack wrote about its own files.
+    `sources` maps diffusers' parameter names; `prefix` precedes the names in the file; `own` is what this pack
+    wrote into the header of its own files.
     """
 
     path: Path
@@ -67,12 +67,12 @@ class SingleFileCheckpoint:
 
     @property
     def spec(self) -> QuantizationSpec | None:
-        """How this pack quantized the file; None for files of others and unquantized ones."""
+        """How this pack quantized the file; None for other programs' files and for unquantized ones."""
         return QuantizationSpec.from_dict(self.own["quantization"]) if self.own.get("quantization") else None
 
     @property
     def name(self) -> str:
-        """The size as people call it: `1.3B`, `14B`, or for example `256x2 custom` (width x layers)."""
+        """The usual name of the size: `1.3B`, `14B`, or for example `256x2 custom` (width x layers)."""
         dim = self.config["num_attention_heads"] * self.config["attention_head_dim"]
         layers = self.config["num_layers"]
         return _KNOWN_SIZES.get((dim, layers, self.config["ffn_dim"]), f"{dim}x{layers} custom")
@@ -81,9 +81,9 @@ class SingleFileCheckpoint:
 def recognise_single_file(path: Path) -> SingleFileCheckpoint:
     """Read the header of `path` and say which Wan text-to-video transformer it holds.
 
-    Raises CheckpointError for pickled, absent or corrupt files, for quantized ones in other formats than ComfyUI's
-    FP8 and INT8 or without their scales, for other Wan transformers (image-to-video, VACE and so on), and for
-    anything else.
+    Raises CheckpointError for pickled, absent or corrupt files, for quantized files in formats other than ComfyUI's
+    FP8 and INT8 or without scales, for other Wan transformers (image-to-video, VACE and so on), and for any other
+    model.
     """
     refuse_pickled(path)
     if path.suffix.lower() != ".safetensors":
@@ -115,7 +115,7 @@ def holds_transformer(path: Path, channels: int) -> bool:
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The WanTransformer3DModel keyword arguments behind parameter shapes under diffusers' names.
+    """The WanTransformer3DModel keyword arguments that give these parameter shapes, under diffusers' names.
 
     Heads are not visible in the shapes: Wan's have 128 channels each. Raises CheckpointError for shapes that
     no Wan text-to-video transformer has.
@@ -166,7 +166,7 @@ def _layers(shapes: Iterable[str]) -> int:
 
 
 def _own_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What this pack wrote into the header of `path`; empty for files of others."""
+    """What this pack wrote into the header of `path`; empty for other programs' files."""
     text = metadata.get(OWN_METADATA_KEY)
     if text is None:
         return {}
@@ -180,7 +180,7 @@ def _own_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _prefix(path: Path, keys: Iterable[str]) -> str:
-    """What stands before Wan's names: the exponential moving average is chosen over the trained weights."""
+    """The prefix of Wan's names; the exponential moving average is preferred to the trained weights."""
     found = [_WRAPPERS.sub("", key).removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)]
     prefixes = sorted({prefix for prefix in found if _PREFIX.fullmatch(prefix)})
     averaged = [prefix for prefix in prefixes if "generator_ema." in prefix]
@@ -198,7 +198,7 @@ def _prefix(path: Path, keys: Iterable[str]) -> str:
 
 
 def _strip(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
-    """The tensors under `prefix`, without it; other models dropped, unknown names kept to be reported."""
+    """The tensors under `prefix`, without the prefix; other models are dropped, unknown names kept to be reported."""
     kept: dict[str, StoredTensor] = {}
     for key, source in stored.items():
         plain = _WRAPPERS.sub("", key)
@@ -210,7 +210,7 @@ def _strip(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredT
 
 
 def _diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, str]:
-    """The names of `sources` by diffusers' names for them, whichever of the two namings they are in."""
+    """From diffusers' names to the names of `sources`, which may be Wan's or diffusers'."""
     for variant, marks in _VARIANTS.items():
         mark = next((mark for mark in marks if any(mark in name for name in sources)), None)
         if mark is not None:
@@ -224,6 +224,6 @@ def _diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, 
             f"{path} has neither Wan's names ({_ORIGINAL_MARK}) nor diffusers' ({_DIFFUSERS_MARK}): give a "
             "Wan transformer."
         )
-    # diffusers' renaming only moves values from key to key, so names can stand in for tensors.
+    # diffusers' renaming only moves values between keys, so the names themselves can serve as values.
     renamed: dict[str, str] = convert_wan_transformer_to_diffusers({name: name for name in sources})
     return renamed

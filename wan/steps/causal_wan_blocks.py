@@ -64,5 +64,5 @@ class CausalWanBlocks(SequentialPipelineBlocks):
 
 
 def make_causal_wan_pipeline() -> ModularPipeline:
-    """An empty pipeline of the built-in blocks; components come in by `update_components`."""
+    """A pipeline of the built-in blocks without components; add them with `update_components`."""
     return ModularPipeline(blocks=CausalWanBlocks())

@@ -1,4 +1,4 @@
-"""How a stream remembers its past: what happens to the KV cache in front of a block and behind it."""
+"""How a stream remembers its past: what happens to the KV cache before and after each block."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def frame_cache_length(context_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Past:
-    """What a block finds of its stream.
+    """The past of the stream, as the next block finds it.
 
     Attributes:
-        position: latent frames of the stream before the block, those it was started with included.
+        position: latent frames of the stream before the block, including those it was started with.
         block_frames: latent frames of the block.
         context_frames: latent frames of the past that the block attends to, at most.
         kv_cache: of the stream; the policy brings it to the start of the block.
@@ -47,20 +47,20 @@ class Past:
 
 
 class ContextPolicy(Protocol):
-    """What happens to the KV cache in front of each block and behind it."""
+    """What happens to the KV cache before and after each block."""
 
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
-        """Bring `past.kv_cache` to the start of a block: the past's keys in it, room for the block behind them.
+        """Bring `past.kv_cache` to the start of a block: it holds the past's keys, with room for the block after them.
 
         Returns:
             RoPE position of the block's first latent frame.
 
         Raises:
-            ValueError: the stream brings too little of its past, or the block is too long for the cache.
+            ValueError: the stream provides too little of its past, or the block is too long for the cache.
         """
 
     def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
-        """Keep of the denoised block what the next one needs in the KV cache.
+        """Keep what the next block needs of this denoised block in the KV cache.
 
         Args:
             transformer: of the stream.
@@ -70,11 +70,11 @@ class ContextPolicy(Protocol):
 
 
 class Recompute:
-    """Krea Realtime's: forget all keys, and compute those of the context latents again, at t = 0.
+    """Krea Realtime's policy: drop all keys and recompute those of the context latents at t = 0.
 
-    They attend under a block-causal mask. Once the window slides, the first context latent is its last picture encoded
-    anew, because a latent frame is only meaningful behind its past; one that the stream was started with stays as it
-    is while the pictures do not reach back to it. The context's blocks are taken to be as long as the block to be made.
+    The context attends under a block-causal mask. Once the window slides, the first context latent is replaced by its
+    last picture, encoded again, because a latent frame is meaningful only after its past. A latent that the stream was
+    started with is kept until the held pictures reach back to it. Context blocks are assumed as long as the next one.
     """
 
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
@@ -90,7 +90,7 @@ class Recompute:
             cache,
             past.cross_cache,
             frame_offset=0,
-            # None where the context is one block: a compiled layer then shares the graph of the stream's first block.
+            # None if the context is one block: a compiled layer then reuses the graph of the stream's first block.
             causal_tokens=block_tokens if frames > past.block_frames else None,
         )
         write_keys(transformer, context, 0.0, causal_pass)
@@ -98,10 +98,10 @@ class Recompute:
         return frames
 
     def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
-        """Nothing: the next block computes its keys anew."""
+        """Do nothing: the next block recomputes its keys."""
 
     def _context_frames(self, past: Past) -> int:
-        """Latent frames the block attends to: as many as there are, are wanted, and fit in front of the block."""
+        """Latent frames the block attends to: all that exist, up to `context_frames` and the room before the block."""
         capacity = past.kv_cache.capacity // past.kv_cache.tokens_per_frame
         room = capacity - past.block_frames
         if room < min(past.position, 1):
@@ -134,7 +134,7 @@ class Recompute:
 
 
 class Rolling:
-    """Self-Forcing's: a window of keys, in which those of each block, at t = 0, take the place of the oldest."""
+    """Self-Forcing's policy: a window of keys, in which each block's keys at t = 0 replace the oldest."""
 
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
         """See `ContextPolicy`."""
@@ -148,7 +148,7 @@ class Rolling:
         return past.position
 
     def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
-        """The clean pass: keys at t = 0 replace those of the last denoising step, and stay."""
+        """Make the clean pass: keys at t = 0 replace those of the last denoising step and stay in the cache."""
         write_keys(transformer, latents, 0.0, causal_pass)
         cache = causal_pass.kv_cache
         cache.commit(latents.shape[2] * cache.tokens_per_frame)

@@ -15,7 +15,7 @@ from .prepare_steps import State
 
 
 class DecodeBlockStep(ModularPipelineBlocks):
-    """Decode the block frame by frame with the stream's decoder cache; its pictures leave the device at once."""
+    """Decode the block frame by frame with the stream's decoder cache; its pictures move to the CPU at once."""
 
     model_name = MODEL_NAME
 
@@ -60,7 +60,7 @@ class DecodeBlockStep(ModularPipelineBlocks):
                 frame_cache.append(frame.clone())
             finite.append(torch.isfinite(pixels).all())
             pictures.append(to_uint8_pictures(pixels))
-        # Left on the device: whoever reads it does so behind the copy's wait.
+        # Stays on the device: it is read after `copy_to_host` has synchronised, so reading it adds no wait.
         block_state.pictures_finite = torch.stack(finite).all()
         block_state.videos = copy_to_host(torch.cat(pictures, dim=1))
         self.set_block_state(state, block_state)
@@ -74,11 +74,11 @@ def to_uint8_pictures(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def copy_to_host(pictures: torch.Tensor) -> torch.Tensor:
-    """Copy to the CPU; on CUDA through pinned memory, with the block's one wait for the device."""
+    """Copy to the CPU; on CUDA through pinned memory, with the block's only synchronisation."""
     if pictures.device.type != "cuda":
         return pictures.cpu()
     staging = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
     staging.copy_(pictures, non_blocking=True)
     torch.cuda.current_stream(pictures.device).synchronize()
-    # Sinks may keep pictures for long: pinned memory goes back to its pool, theirs is ordinary.
+    # Sinks may keep pictures for long, so they get pageable memory, and the pinned buffer returns to its pool.
     return staging.clone()

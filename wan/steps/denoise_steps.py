@@ -17,7 +17,7 @@ from .prepare_steps import State, draw_noise
 
 
 class DenoiseBlockStep(ModularPipelineBlocks):
-    """Few-step denoising: predict x0, noise it to the next sigma, and again; the last x0 is the block."""
+    """Few-step denoising: predict x0, add noise to the next sigma, repeat; the last x0 is the block."""
 
     model_name = MODEL_NAME
 
@@ -70,7 +70,7 @@ class DenoiseBlockStep(ModularPipelineBlocks):
         schedule = block_state.schedule
         velocity = predict_velocity(components.transformer, latents, schedule.timesteps[0], causal_pass)
         denoised = latents - schedule.sigmas[0] * velocity
-        # The noise of all later steps, drawn while the device is busy with the first.
+        # Draws the noise of all later steps while the device computes the first.
         noises = draw_noise(
             tuple(latents.shape),
             count=len(schedule.sigmas) - 1,
@@ -87,7 +87,7 @@ class DenoiseBlockStep(ModularPipelineBlocks):
 
 
 class RememberBlockStep(ModularPipelineBlocks):
-    """Keep of the block what the next one needs, and move the stream's place in time behind it."""
+    """Keep what the next block needs, and advance the stream's position past this block."""
 
     model_name = MODEL_NAME
 
@@ -138,7 +138,7 @@ class RememberBlockStep(ModularPipelineBlocks):
         history = latents if past is None else torch.cat([past.to(latents), latents], dim=2)
         block_state.stream_position += latents.shape[2]
         keep = max(block_state.context_frames, latents.shape[2])
-        # A copy of its own: a view would keep the whole concatenation alive.
+        # Cloned: a view would keep the whole concatenation alive.
         block_state.current_denoised_latents = history[:, :, -keep:].clone()
         self.set_block_state(state, block_state)
         return components, state

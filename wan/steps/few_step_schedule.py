@@ -33,7 +33,7 @@ def make_few_step_schedule(steps: int, *, strength: float = 1.0, shift: float = 
 
     Args:
         steps: number of passes through the transformer per block, at least 1.
-        strength: 1.0 starts from pure noise; lower values keep that much less of the noise (video input).
+        strength: 1.0 starts from pure noise; lower values start from proportionally less noise (video input).
         shift: the flow shift, greater than 0.
 
     Raises:
@@ -45,7 +45,7 @@ def make_few_step_schedule(steps: int, *, strength: float = 1.0, shift: float = 
         raise ValueError(f"strength is {strength}: choose a value above 0 and up to 1.")
     if shift <= 0.0:
         raise ValueError(f"shift is {shift}: choose a value above 0 (Wan 2.1 uses 5).")
-    # Rounded before the cut: 0.7 * 1000 must count as 700 whatever its last bit says.
+    # Rounded before truncation: 0.7 * 1000 must give 700 despite floating-point error.
     start = strength * TRAIN_TIMESTEPS
     whole = [math.floor(round(start * (steps - i) / steps, 6)) for i in range(steps)]
     timesteps = tuple(TRAIN_TIMESTEPS * shift_sigma(n / TRAIN_TIMESTEPS, shift) for n in whole)

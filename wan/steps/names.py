@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# Of the modular blocks, in diffusers' register.
+# Name of the modular blocks in diffusers' register.
 MODEL_NAME = "streamblocks-causal-wan"

@@ -34,18 +34,18 @@ def draw_noise(
     Args:
         shape: of one.
         count: how many.
-        generator: draws on its own device, a CPU one the same values for every device; None draws on `device`.
-        device: where they are needed.
+        generator: draws on its own device (a CPU generator gives every device the same values); None draws on `device`.
+        device: of the result.
 
     Returns:
         Float32 [count, *shape]. Float32 because sigma * noise sums in bfloat16 would lose the last steps' detail.
     """
     source = device if generator is None else generator.device
-    # From pageable memory the copy would wait for everything queued on the device.
+    # A copy from pageable memory would wait for all work queued on the device.
     pinned = source.type == "cpu" and device.type == "cuda"
     noise = torch.empty((count, *shape), dtype=torch.float32, device=source, pin_memory=pinned)
     for one in noise:
-        # One at a time: a single draw of all has other values unless a tensor's size is a multiple of 16.
+        # Drawn one at a time: a single draw gives different values unless a tensor's size is a multiple of 16.
         one.normal_(generator=generator)
     return noise.to(device, non_blocking=pinned)
 
@@ -85,10 +85,10 @@ class SetScheduleStep(ModularPipelineBlocks):
 
 
 class PrepareCachesStep(ModularPipelineBlocks):
-    """Say where the block stands in its stream; allocate the caches the state lacks; refill a changed prompt's keys.
+    """Set the block's position in the stream; allocate missing caches; recompute the keys of a changed prompt.
 
-    A state that brings caches, latents and a `stream_position` goes on from there. Without a position, as in the loop
-    that users of modular pipelines know, it is taken from `block_idx` at the first call and kept from then on.
+    A state with caches, latents and a `stream_position` continues from there. A state without a position, as in the
+    usual loop over a modular pipeline, takes it from `block_idx` at the first call and keeps it from then on.
     """
 
     model_name = MODEL_NAME
@@ -171,7 +171,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             block_state.decoder_cache = DecoderCache.for_vae(components.vae)
         pictures, length = block_state.frame_cache_context, frame_cache_length(block_state.context_frames)
         if getattr(pictures, "maxlen", None) != length:
-            # Pictures brought from elsewhere may come in a list, or in a deque of another length.
+            # Pictures given by the caller may be in a list, or in a deque of another length.
             block_state.frame_cache_context = deque(pictures or (), maxlen=length)
 
 
@@ -207,7 +207,7 @@ class RefillContextStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """Where the block stands in time for RoPE."""
+        """RoPE position of the block's first latent frame."""
         return [OutputParam("frame_offset", type_hint=int, description="latent frame of the block's first frame")]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:

@@ -18,7 +18,7 @@ DEFAULT_TEXT_TOKENS = 512
 
 
 def count_tokens_cut(tokenizer: AutoTokenizer, prompt: str, max_tokens: int) -> int:
-    """How many tokens of `prompt` lie beyond `max_tokens`; 0 when it fits."""
+    """How many tokens `prompt` has beyond `max_tokens`; 0 when it fits."""
     tokens = tokenizer(prompt_clean(prompt), truncation=False, verbose=False).input_ids
     return max(0, len(tokens) - max_tokens)
 

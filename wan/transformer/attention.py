@@ -1,9 +1,9 @@
 """Attention processors that give diffusers' `WanTransformer3DModel` a KV cache.
 
-The transformer's own forward stays diffusers'. What a pass needs beyond its arguments (which cache, where the
-frames stand in time, which past keys are biased) is a `CausalPass`, bound for the length of one forward: each
-layer's processor is handed its own buffers, so that layers differ in tensors only and share one compiled graph.
-Without a bound pass the processors compute what diffusers' own would.
+The transformer's own forward stays diffusers'. What a pass needs beyond its arguments (the cache, the
+frames' position in time, the bias on past keys) is a `CausalPass`, bound for one forward: each layer's
+processor receives its own buffers, so layers differ only in tensors and share one compiled graph.
+Without a bound pass the processors compute the same as diffusers' own.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class CausalAttention:
-    """The link between a transformer's processors and the pass being made; one per transformer.
+    """The link between a transformer's processors and the current pass; one per transformer.
 
     Attributes:
-        rope: the transformer's.
+        rope: of the transformer.
         backend: of every attention.
         layers: the processors of self- and cross-attention, by layer.
         takes_block_masks: whether a block-causal pass is one call with a mask, as flex attention takes it.
@@ -57,7 +57,7 @@ class CausalAttention:
 
     @contextmanager
     def bind(self, causal_pass: CausalPass, tokens: int) -> Iterator[None]:
-        """Use `causal_pass` for forwards of `tokens` tokens inside the `with` block; always released behind it."""
+        """Use `causal_pass` for forwards of `tokens` tokens inside the `with` block; always released after it."""
         try:
             self._hand_out(causal_pass, tokens)
             yield
@@ -66,7 +66,7 @@ class CausalAttention:
 
     @contextmanager
     def bind_text(self, cache: CrossAttentionCache) -> Iterator[None]:
-        """Make each layer's call inside the `with` block write its keys and values of the text it is given."""
+        """Inside the `with` block, each layer's call writes the keys and values of its text to the cache."""
         try:
             for (_, cross_attention), keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
                 cross_attention.bound = CrossAttentionPass(keys, values, writes_text=True)
@@ -151,8 +151,8 @@ class CausalSelfAttnProcessor:
             return dispatch_attention_fn(query, keys, values, attn_mask=bound.key_bias, backend=backend)
         if bound.block_mask is not None:
             return dispatch_attention_fn(query, keys, values, attn_mask=bound.block_mask, backend=backend)
-        # A block-causal mask, as one unmasked attention per block of queries: exact, without a tokens x tokens
-        # mask, and open to backends that take no mask.
+        # One unmasked attention per block of queries replaces a block-causal mask: exact, without a tokens x tokens
+        # mask, and available to backends that take no mask.
         parts = []
         for start in range(0, query.shape[1], bound.causal_tokens):
             stop = min(start + bound.causal_tokens, query.shape[1])
@@ -235,7 +235,7 @@ def causal_attention_of(transformer: WanTransformer3DModel) -> CausalAttention:
 
 
 def block_masks_of(transformer: object) -> dict[str, BlockMask]:
-    """The block masks kept for a transformer, by shape; none for one without our processors, or for None."""
+    """The block masks kept for a transformer, by shape; empty for None and for a transformer without our processors."""
     blocks = getattr(transformer, "blocks", None)
     processor = getattr(getattr(blocks[0] if blocks else None, "attn1", None), "processor", None)
     return processor.causal.block_masks.masks() if isinstance(processor, CausalSelfAttnProcessor) else {}

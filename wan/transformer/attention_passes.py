@@ -26,8 +26,8 @@ class CausalPass:
         causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
             each other (one block).
         key_bias: [1, 1, 1, keys], added to the attention scores; None for no bias.
-        keys_only: the pass is made for the keys and values it writes: the last layer ends behind its own, and what
-            the transformer returns means nothing.
+        keys_only: the pass is made for the keys and values it writes: the last layer stops after writing its own, and
+            the transformer's output is meaningless.
     """
 
     kv_cache: KVCache
@@ -39,8 +39,8 @@ class CausalPass:
 
 
 class SelfAttentionPass(NamedTuple):
-    """One layer's part of a `CausalPass`: all that its self-attention reads, and nothing that a compiled layer
-    would be compiled again for (an index, the place in time)."""
+    """One layer's part of a `CausalPass`: all that its self-attention reads, and nothing that would trigger
+    recompilation of a compiled layer (an index, the position in time)."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -48,9 +48,9 @@ class SelfAttentionPass(NamedTuple):
     causal_tokens: int | None
     key_bias: torch.Tensor | None
     block_mask: BlockMask | None = None
-    # Of `ROTARY_STORE`; None where torch does its work.
+    # Of `ROTARY_STORE`; None where torch computes the same.
     kernel: Any = None
-    # Write keys and values, and attend to nothing: the last layer of a pass for keys.
+    # Write keys and values without attention: the last layer of a keys-only pass.
     keys_only: bool = False
 
 
@@ -60,9 +60,9 @@ class CrossAttentionPass(NamedTuple):
     Attributes:
         keys: of the prompt.
         values: the same.
-        few: see `CrossAttentionCache`; None without a kernel for it.
+        few: see `CrossAttentionCache`; None if its kernel is not used.
         kernel: of `FEW_KEY_ATTENTION`.
-        writes_text: keys and values are written from the text of the call, and nothing attends to them.
+        writes_text: keys and values are written from the text of the call, without attention.
     """
 
     keys: torch.Tensor
@@ -79,7 +79,7 @@ def make_key_bias(
 
     Args:
         bias: factor on the attention weight of those keys; 1.0 is off.
-        past_tokens: keys in front of the current block.
+        past_tokens: keys before the current block.
         block_tokens: keys of the current block.
         tokens_per_frame: keys of the first frame, which is not biased.
         like: gives device and dtype.

@@ -1,4 +1,4 @@
-"""The transformer's layer, with passes that need only a part of it."""
+"""The transformer's layer, with passes that run only a part of it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from .rope import RotaryTable
 
 
 class CausalWanBlock(WanTransformerBlock):
-    """diffusers' layer; its own forward makes every ordinary pass, compiled or not.
+    """diffusers' layer; diffusers' forward runs every ordinary pass, compiled or not.
 
-    What is bound to the attention processors decides what a call does: an ordinary pass, the last layer's part of a
-    pass for keys (`CausalPass.keys_only`), or the keys and values of a prompt (`CrossAttentionPass.writes_text`). Each
-    goes through the layer's own call, so that forward hooks fire for each of them. `install_causal_attention` gives
+    The pass bound to the attention processors decides what a call does: an ordinary pass, the last layer's part of a
+    keys-only pass (`CausalPass.keys_only`), or the keys and values of a prompt (`CrossAttentionPass.writes_text`). Each
+    goes through the layer's own call, so forward hooks fire for each of them. `install_causal_attention` gives
     layers this class; weights and names stay as they are.
 
-    Only the ordinary pass is compiled: the other two run once a block or once a prompt, and would add a graph for each
-    shape. Hooks run in front of the compiled code and not inside it: a hook that comes or goes recompiles nothing, and
-    may do what cannot be traced, such as moving weights.
+    Only the ordinary pass is compiled: the other two run once per block or per prompt, and would add a graph for each
+    shape. Hooks run outside the compiled code: adding or removing one does not trigger recompilation, and a hook may
+    do what cannot be traced, such as moving weights.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
         """Run the hooks, and `forward` between them."""
-        # Not `nn.Module.__call__`, which would go to the compiled code and past the hooks and `forward`.
+        # Not `nn.Module.__call__`, which would call the compiled code directly and skip the hooks and `forward`.
         made: torch.Tensor = self._call_impl(*args, **kwargs)
         return made
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Compile the ordinary pass; arguments as those of `torch.compile`."""
-        # Where `nn.Module` keeps what it compiled: it leaves that out of copies and pickles, which must not call
-        # back into this layer.
+        # The attribute in which `nn.Module` keeps its compiled call. It is left out of copies and pickles, which must
+        # not call back into this layer.
         self._compiled_call_impl = torch.compile(super().forward, *args, **kwargs)
 
     def forward(
@@ -46,12 +46,12 @@ class CausalWanBlock(WanTransformerBlock):
 
         Args:
             hidden_states: [batch, tokens, dim]; not read where a prompt's keys are written.
-            encoder_hidden_states: embedded text [batch, text tokens, dim]; of no tokens where it is cached.
+            encoder_hidden_states: embedded text [batch, text tokens, dim]; 0 tokens where it is cached.
             temb: modulation [batch, 6, dim]; not read where a prompt's keys are written.
             rotary_emb: tables of `FrameOffsetRotaryEmbedding`; not read where a prompt's keys are written.
 
         Returns:
-            [batch, tokens, dim]; `hidden_states` as they are from a pass for keys.
+            [batch, tokens, dim]; `hidden_states` unchanged for a keys-only pass.
         """
         text_pass = getattr(self.attn2.processor, "bound", None)
         if text_pass is not None and text_pass.writes_text:
@@ -67,7 +67,7 @@ class CausalWanBlock(WanTransformerBlock):
         return made
 
     def _write_keys(self, hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: RotaryTable) -> None:
-        """Self-attention up to its keys; what lies behind them is left out."""
+        """Self-attention up to its keys; everything after them is skipped."""
         # As diffusers' forward begins.
         shift, scale = (self.scale_shift_table + temb.float())[:, :2].chunk(2, dim=1)
         normed = (self.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)

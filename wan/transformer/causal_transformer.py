@@ -14,7 +14,7 @@ from .kv_cache import CrossAttentionCache, KVCache
 
 
 def weight_dtype(transformer: WanTransformer3DModel) -> torch.dtype:
-    """The dtype the transformer computes in (some small parameters stay float32 beside it)."""
+    """The dtype the transformer computes in (some small parameters stay float32)."""
     return transformer.patch_embedding.weight.dtype
 
 
@@ -73,13 +73,13 @@ def fill_cross_cache(
     Args:
         transformer: prepared by `install_causal_attention`; each of its layers is called once.
         cache: allocated for `prompt_embeds.shape[1]` tokens.
-        prompt_embeds: [1, text tokens, text_dim], the text encoder's output, zero behind the prompt's end.
-        prompt: kept in the cache, to know when it changes.
+        prompt_embeds: [1, text tokens, text_dim], the text encoder's output, zero after the prompt's end.
+        prompt: kept in the cache, to detect a change.
     """
     embeds = prompt_embeds.to(weight_device(transformer), weight_dtype(transformer))
     text = transformer.condition_embedder.text_embedder(embeds)
     with causal_attention_of(transformer).bind_text(cache):
-        # Of such a call a layer reads the text alone.
+        # In such a call a layer reads only the text.
         nothing = text[:, :0]
         for block in transformer.blocks:
             block(nothing, text, nothing, (nothing, nothing))
@@ -88,9 +88,9 @@ def fill_cross_cache(
 
 
 def _count_words(prompt_embeds: torch.Tensor) -> int:
-    """Tokens of [1, text tokens, text_dim] in front of the zeros that they are padded with."""
+    """Tokens of [1, text tokens, text_dim] before the zero padding."""
     if prompt_embeds.is_meta:
-        # A dry run that counts memory: a long prompt needs no less.
+        # A memory rehearsal: the longest prompt needs the most.
         return prompt_embeds.shape[1]
     places = prompt_embeds[0].any(dim=-1).nonzero()
     return int(places[-1]) + 1 if len(places) else 0
@@ -111,7 +111,7 @@ def predict_velocity(
         Velocity, float32, the shape of `latents`.
 
     Raises:
-        ValueError: the pass is one for keys, which gives no velocity.
+        ValueError: the pass is keys-only, which gives no velocity.
     """
     if causal_pass.keys_only:
         raise ValueError("causal_pass.keys_only is True, which gives no velocity: call write_keys instead.")
@@ -121,7 +121,7 @@ def predict_velocity(
 def write_keys(
     transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
 ) -> None:
-    """The pass of `predict_velocity`, for the keys it writes: without what only a velocity needs of the last layer."""
+    """The pass of `predict_velocity`, for the keys it writes: skips the rest of the last layer."""
     _forward(transformer, latents, timestep, replace(causal_pass, keys_only=True))
 
 
@@ -131,7 +131,7 @@ def _forward(
 ) -> torch.Tensor:
     dtype = weight_dtype(transformer)
     sample = latents.to(weight_device(transformer), dtype)
-    # Text of length 0: with the prompt's keys cached, the text embedder has nothing to do.
+    # Text of length 0: the prompt's keys are cached, so the text embedder has no work.
     no_text = sample.new_zeros((sample.shape[0], 0, transformer.config.text_dim))
     time = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=torch.float32)
     tokens = latents.shape[2] * causal_pass.kv_cache.tokens_per_frame

@@ -35,16 +35,16 @@ def gelu_by_sigmoid(x: torch.Tensor) -> torch.Tensor:
 
     The same function (Hendrycks and Gimpel 2016, "Gaussian Error Linear Units"; 1 + tanh(u) = 2 sigmoid(2 u)). A
     compiled sigmoid is one exponential and one division, a compiled tanh two branches of some forty operations: on an
-    H200 the tanh and not memory sets the time. For compiled code, which computes it in float32.
+    H200 the tanh is the bottleneck, not memory. For compiled code, which computes it in float32.
     """
     return x * torch.sigmoid(x * (_TWO_ROOT_2_OVER_PI + _TWO_ROOT_2_OVER_PI * 0.044715 * x * x))
 
 
 def _leave(x: torch.Tensor) -> torch.Tensor:
-    """GELU is applied by the layer behind it, while it quantizes its input."""
+    """Return `x` unchanged: the next layer applies GELU while it quantizes its input."""
     return x
 
 
 def _allow_variants() -> None:
-    """Let dynamo keep more variants of a block than its 8: sizes that users try out come on top of one another."""
+    """Raise dynamo's limit of 8 variants per block: each size that a user tries adds one."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)

@@ -23,11 +23,11 @@ _PROJECTION = re.compile(r"(blocks\.\d+\.attn1)\.(to_q|to_k|to_v)\.(weight|bias)
 
 
 def fuse_self_attention(transformer: WanTransformer3DModel) -> None:
-    """Fuse the projections of every `blocks.N.attn1` in place; what is fused already is left alone.
+    """Fuse the projections of every `blocks.N.attn1` in place; fused ones are skipped.
 
     Works on the meta device (the new parameters are meta ones) and on a loaded model, where one layer's
-    projections exist twice for a moment. diffusers' attention processors use `to_qkv` by themselves,
-    because `fused_projections` is set on the attention. There is no way back: `unfuse_projections` would
+    projections briefly exist twice. diffusers' attention processors use `to_qkv` by themselves,
+    because `fused_projections` is set on the attention. Fusing cannot be undone: `unfuse_projections` would
     leave the attention without projections.
     """
     for attention in _self_attentions(transformer):

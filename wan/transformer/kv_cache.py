@@ -6,7 +6,7 @@ Layout of one layer of the self-attention cache, in tokens (a latent frame is `t
       0..sink        ..length            ..length + block       ..capacity
 
 Keys are stored after RoPE. Protocol per block: `begin_block` once (makes room by dropping the oldest past
-frames behind the sink), then any number of passes that each write the block's slots again (`write_block`, layer
+frames after the sink), then any number of passes that each write the block's slots again (`write_block`, layer
 by layer), then, where the policy keeps them, `commit`.
 """
 
@@ -28,9 +28,9 @@ class KVCache:
         keys: per layer [batch, capacity tokens, heads, head_dim].
         values: per layer, the same shape.
         tokens_per_frame: patches of one latent frame.
-        sink_tokens: tokens at the front that never leave.
+        sink_tokens: tokens at the front that are never evicted.
         length: tokens of past frames that are valid.
-        rotary: tables of RoPE at the places in time the keys were last written for.
+        rotary: RoPE tables of the positions in time at which keys were last written.
     """
 
     keys: list[torch.Tensor]
@@ -74,11 +74,11 @@ class KVCache:
         return self.keys[0].shape[1]
 
     def reset(self) -> None:
-        """Forget every past frame; nothing is freed."""
+        """Drop every past frame; the memory stays allocated."""
         self.length = 0
 
     def begin_block(self, tokens: int) -> None:
-        """Make room for a block of `tokens` tokens behind the past frames.
+        """Make room for a block of `tokens` tokens after the past frames.
 
         Raises:
             ValueError: sink and block together are larger than the cache.
@@ -109,13 +109,13 @@ class KVCache:
 def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor) -> None:
     """Store one layer of the current block.
 
-    Takes one layer's buffers, not the cache and an index: a compiled layer would be compiled again for each index.
+    Takes one layer's buffers rather than the cache and an index: each index would trigger recompilation.
 
     Args:
         keys: the layer's buffer [batch, capacity tokens, heads, head_dim].
         values: the same for values.
-        past: tokens of past frames in front of the block.
-        key: [batch, block tokens, heads, head_dim], after RoPE; cast to the buffer's dtype on the way.
+        past: tokens of past frames before the block.
+        key: [batch, block tokens, heads, head_dim], after RoPE; cast to the buffer's dtype as it is copied.
         value: the same shape.
     """
     end = past + key.shape[1]
@@ -131,7 +131,7 @@ class CrossAttentionCache:
         keys: per layer [batch, text tokens, heads, head_dim].
         values: per layer, the same shape.
         prompt: the prompt they were computed from; None while empty.
-        few: how its words and one token of padding stand for all tokens; None for a long prompt.
+        few: how its words and one token of padding replace all tokens; None for a long prompt.
     """
 
     keys: list[torch.Tensor]

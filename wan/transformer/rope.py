@@ -1,4 +1,4 @@
-"""Rotary position embedding whose frame axis starts where the stream is."""
+"""Rotary position embedding whose frame axis starts at the stream's position."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _KEPT_PLACES = 2
 
 @dataclass
 class RotaryTables:
-    """The tables of the last places in time a stream's passes stood at; lives and dies with its KV cache.
+    """The tables of the last positions in time of a stream's passes; freed with its KV cache.
 
     Attributes:
-        kept: at most two, least recently used first, so that an endless stream holds no more than a short one.
+        kept: at most two, least recently used first, so memory does not grow with the stream.
     """
 
     kept: dict[_Place, RotaryTable] = field(default_factory=dict)
@@ -43,13 +43,13 @@ class RotaryTables:
 class FrameOffsetRotaryEmbedding(nn.Module):
     """Wan's 3-D rotary embedding with a frame offset; takes the place of `WanTransformer3DModel.rope`.
 
-    diffusers' own module counts frames from 0 and holds a table of 1,024 of them; a stream passes that at
+    diffusers' own module counts frames from 0 and has a table of 1,024 frames, which a stream exceeds at
     block 341. Here the angles come from the formula (Su et al. 2021, RoFormer, theta = 10,000) in float64,
     so any offset works. With `frame_offset` 0 the values equal diffusers'.
 
     Attributes:
         frame_offset: latent frame at which the next forward starts.
-        tables: of the stream being made; None computes them at every forward.
+        tables: of the current stream; None computes them at every forward.
     """
 
     def __init__(self, head_dim: int, patch_size: tuple[int, int, int]) -> None:
@@ -68,7 +68,7 @@ class FrameOffsetRotaryEmbedding(nn.Module):
 
         Returns:
             Two float32 tensors [1, tokens, 1, head_dim / 2, 2] for `apply_rotary`: (cos, sin) and (-sin, cos)
-            of each pair. Not diffusers' layout, which has each value twice and needs more passes over memory.
+            of each pair. diffusers' layout stores each value twice and needs more passes over memory.
         """
         frames, height, width = (n // p for n, p in zip(hidden_states.shape[2:], self.patch_size, strict=True))
         place = (self.frame_offset, (frames, height, width), hidden_states.device)
@@ -107,7 +107,7 @@ def _axis_cos_sin(start: int, size: int, dim: int, device: torch.device) -> torc
     angles = torch.outer(positions, frequencies)
     values = torch.stack((angles.cos(), angles.sin())).float()
     if device.type == "cuda":
-        # From pinned memory the copy is queued; from pageable memory the host would wait for the whole queue.
+        # A copy from pinned memory is queued; from pageable memory the host would wait for the whole queue.
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
@@ -115,7 +115,7 @@ def _axis_cos_sin(start: int, size: int, dim: int, device: torch.device) -> torc
 def apply_rotary(hidden_states: torch.Tensor, cos_sin: torch.Tensor, minus_sin_cos: torch.Tensor) -> torch.Tensor:
     """Rotate adjacent pairs (a, b) of the last axis: a * (cos, sin) + b * (-sin, cos).
 
-    Two kernels in eager mode, without a strided write or a stack, and one when compiled.
+    Launches two kernels in eager mode, without a strided write or a stack, and one when compiled.
 
     Args:
         hidden_states: [batch, tokens, heads, head_dim].
@@ -123,7 +123,7 @@ def apply_rotary(hidden_states: torch.Tensor, cos_sin: torch.Tensor, minus_sin_c
         minus_sin_cos: the same shape.
 
     Returns:
-        Float32, the shape of `hidden_states`: whoever stores it casts it on the way.
+        Float32, the shape of `hidden_states`; the caller casts it when storing it.
     """
     first, second = hidden_states.unflatten(-1, (-1, 2)).split(1, dim=-1)
     return torch.addcmul(first * cos_sin, second, minus_sin_cos).flatten(-2)

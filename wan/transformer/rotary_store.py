@@ -1,7 +1,7 @@
-"""What stands between the projections of self-attention and its scores, in one pass over memory.
+"""The work between the projections of self-attention and its scores, in one pass over memory.
 
-Norm of queries and keys, RoPE, and the copy of keys and values into the cache: written out, eager torch reads and
-writes these tensors some ten times, compiled torch two or three times. On CUDA one Triton kernel does it once.
+This is the norm of queries and keys, RoPE, and the copy of keys and values into the cache. Eager torch reads and
+writes these tensors some ten times, compiled torch two or three times; on CUDA one Triton kernel does it once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .rope import RotaryTable, apply_rotary
 
 
 class Projections(NamedTuple):
-    """Queries, keys and values of one layer, each [1, tokens, dim]; rows may lie apart, as in a fused projection."""
+    """Queries, keys and values of one layer, each [1, tokens, dim]; rows may be strided, as in a fused projection."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -27,7 +27,7 @@ class Projections(NamedTuple):
 
 
 def project_qkv(attn: WanAttention, hidden_states: torch.Tensor) -> Projections:
-    """Project [1, tokens, dim], by one layer or by three."""
+    """Project [1, tokens, dim] with one fused layer or three."""
     if getattr(attn, "fused_projections", False):
         return Projections(*attn.to_qkv(hidden_states).chunk(3, dim=-1))
     return Projections(attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
@@ -50,7 +50,7 @@ def store_block(
 def norm_and_rotate(
     attn: WanAttention, projections: Projections, rotary_emb: RotaryTable
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries in the dtype of the projections; keys in float32, which whoever stores them casts on the way."""
+    """Queries in the dtype of the projections; keys in float32, to be cast when stored."""
     query = apply_rotary(split_heads(attn.norm_q(projections.query), attn.heads), *rotary_emb)
     key = apply_rotary(split_heads(attn.norm_k(projections.key), attn.heads), *rotary_emb)
     return query.type_as(projections.value), key
@@ -62,5 +62,5 @@ def split_heads(hidden_states: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def has_plain_norms(attn: WanAttention) -> bool:
-    """Whether queries and keys are normed as the kernel does it, over all heads."""
+    """Whether queries and keys are normed over all heads, as in the kernel."""
     return all(isinstance(norm, nn.RMSNorm) and norm.weight is not None for norm in (attn.norm_q, attn.norm_k))

@@ -1,4 +1,4 @@
-"""Lays a VAE out for the GPU: cuDNN's own memory format, and the pack's kernels where they run."""
+"""Prepare a VAE for the GPU: cuDNN's memory format, and the pack's kernels where they run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def speed_up_vae(vae: AutoencoderKLWan) -> None:
-    """Lay a VAE on CUDA out for cuDNN and, where the kernel `NORM_SILU` runs, have it decode with fused norms."""
+    """Convert a VAE on CUDA to cuDNN's layout and, where the kernel `NORM_SILU` runs, decode with fused norms."""
     device = vae_device(vae)
     if device.type != "cuda":
         return
     _put_channels_last(vae)
-    # The kernel's variants for the encoder are compiled here, not in the third block of a running stream.
+    # Compiles the kernel's variants for the encoder now, rather than in the third block of a running stream.
     encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64), device=device))
     if NORM_SILU.why_not(device) is None:
         fuse_decoder(vae)
 
 
 def _put_channels_last(module: nn.Module) -> None:
-    """Lay convolution weights out with channels last, which cuDNN computes in; saves it a transposition per call."""
+    """Convert convolution weights to channels-last, cuDNN's layout; this saves a transposition per call."""
     for parameter in module.parameters():
         if parameter.ndim in _CHANNELS_LAST:
             parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.ndim])

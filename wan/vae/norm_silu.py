@@ -1,6 +1,6 @@
-"""What stands between two convolutions of Wan's VAE, in one pass over memory: sum, norm, SiLU, frames of the past.
+"""The work between two convolutions of Wan's VAE, in one pass over memory: sum, norm, SiLU, past frames.
 
-Written out, the sum of bias and residual, the RMS norm, SiLU, the concatenation with the cached frames and the new
+In plain torch, the sum of bias and residual, the RMS norm, SiLU, the concatenation with the cached frames and the new
 cache are seven reads and seven writes of a tensor that at 832x480 has 307 MB. On CUDA one Triton kernel reads each
 input once and writes each output once; elsewhere the same is computed by torch.
 """
@@ -27,12 +27,12 @@ TAPS = PAST_FRAMES + 1
 
 @dataclass
 class PendingSum:
-    """A tensor that is still a sum; whoever reads it first adds it up, in `first`'s memory.
+    """A sum that is not computed yet; its first reader adds it up in place, in `first`.
 
     Attributes:
         first: [frames, height, width, channels], contiguous.
-        bias: [channels]; None where there is none, or none any more.
-        residual: the shape of `first`; None where there is none, or none any more.
+        bias: [channels]; None if absent or already added.
+        residual: the shape of `first`; None if absent or already added.
     """
 
     first: torch.Tensor
@@ -40,24 +40,24 @@ class PendingSum:
     residual: torch.Tensor | None = None
 
     def add_up(self) -> torch.Tensor:
-        """`first`, with all the rest added to it."""
+        """Add bias and residual to `first` in place; returns `first`."""
         for summand in (self.bias, self.residual):
             if summand is not None:
                 self.first.add_(summand)
         return self.forget_summands()
 
     def forget_summands(self) -> torch.Tensor:
-        """`first`, to which somebody has added the rest; gives the residual's memory free."""
+        """Mark bias and residual as added and free the residual; returns `first`."""
         self.bias = self.residual = None
         return self.first
 
 
 @dataclass(frozen=True)
 class NormedWindow:
-    """What `norm_into_window` gives.
+    """What `norm_into_window` returns.
 
     Attributes:
-        window: normed frames behind those of the past, [2 + frames, height, width, channels]; folded, for each
+        window: the past frames, then the normed ones, [2 + frames, height, width, channels]; if folded, for each
             frame the three that the convolution reads, oldest first, [frames, height, width, 3 * channels].
         past: the last two frames of the window, [2, height, width, channels]: the cache of the next call.
     """
@@ -67,13 +67,13 @@ class NormedWindow:
 
 
 def norm_into_window(value: PendingSum, gamma: torch.Tensor, past: torch.Tensor, *, fold: bool) -> NormedWindow:
-    """Add up, norm (see `norm_sum`), and put behind the past.
+    """Add up, norm (see `norm_sum`), and append to the past.
 
     Args:
         value: of any float dtype; added up.
         gamma: [channels], the norm's weight.
-        past: [2, height, width, channels], normed, contiguous; left as it is.
-        fold: give the window folded.
+        past: [2, height, width, channels], normed, contiguous; not modified.
+        fold: return the window folded.
     """
     frames, height, width, channels = value.first.shape
     kernel = _load_kernel(value, has_past=True, fold=fold)

@@ -57,7 +57,7 @@ def _encode(encoder: WanEncoder3d, frame: torch.Tensor) -> torch.Tensor:
 
 
 def _downsample(resample: WanResample, value: PendingSum) -> PendingSum:
-    # In time nothing is done to a first frame.
+    # A first frame is not downsampled in time.
     made = resample.resample(value.add_up().permute(0, 3, 1, 2))
     return PendingSum(made.permute(0, 2, 3, 1).contiguous())
 

@@ -19,7 +19,7 @@ from .norm_silu import PendingSum
 
 Features = list[torch.Tensor | str | None]
 
-# Adds the sum up, norms it and convolves; gives the convolution without its bias.
+# Adds up the sum, norms it and convolves; returns the convolution without its bias.
 NormedConvolution = Callable[[WanRMS_norm, WanCausalConv3d, PendingSum], torch.Tensor]
 
 
@@ -53,12 +53,12 @@ def to_diffusers(value: torch.Tensor) -> torch.Tensor:
 
 
 def from_diffusers(value: torch.Tensor) -> torch.Tensor:
-    """[1, channels, frames, height, width] as [frames, height, width, channels]; copied unless channels come last."""
+    """[1, channels, frames, height, width] as [frames, height, width, channels]; copied unless channels-last."""
     return value[0].permute(1, 2, 3, 0).contiguous()
 
 
 def spatial_padding(convolution: WanCausalConv3d) -> tuple[int, int]:
     """Rows and columns that the convolution pads on each side."""
-    # The class keeps its padding for itself: columns, rows and frames, both ends each.
+    # The padding is a private attribute of the class: columns, rows and frames, at both ends.
     left, _, top, _, _, _ = convolution._padding
     return top, left

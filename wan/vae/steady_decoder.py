@@ -1,15 +1,15 @@
-"""The decoder of Wan's VAE for a stream under way, computed channels-last with fused norms.
+"""The decoder of Wan's VAE for a running stream, computed channels-last with fused norms.
 
-The same computation as diffusers' `WanDecoder3d`, which stays in charge of the first two latent frames of a stream,
-of other VAEs and of other devices. From the third on every convolution has two cached frames, and this takes over:
+The same computation as diffusers' `WanDecoder3d`, which still decodes the first two latent frames of a stream, other
+VAEs, and on other devices. From the third frame on, every convolution has two cached frames and this module is used:
 
-- Tensors are [frames, height, width, channels], cuDNN's own layout, so nothing is transposed or padded on the way.
-- Between two convolutions memory is passed over once (`norm_silu`).
+- Tensors are [frames, height, width, channels], cuDNN's own layout, so no tensor is transposed or padded.
+- Between two convolutions there is one pass over memory (`norm_silu`).
 - Convolutions of few channels become 2-D ones over three frames side by side: on an H200 cuDNN multiplies 96 channels
   at 490 TFLOP/s so, and at 270 in three dimensions (`benchmarks/vae_convolutions.py`). The sums are the same.
 - Convolutions of an enlarged picture are made from the small one.
 
-The cache is diffusers' own list, so both may work on one stream.
+The cache is diffusers' own list, so both can decode one stream.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from .residual_blocks import (
     to_diffusers,
 )
 
-# Up to so many channels a convolution is folded.
+# A convolution of at most this many channels is folded.
 _FOLDED_CHANNELS = 128
 
 DecoderForward = Callable[..., torch.Tensor]
 
 
 def fuse_decoder(vae: AutoencoderKLWan) -> None:
-    """Have the VAE's decoder compute steady latent frames as this module does. Nothing for VAEs of another build."""
+    """Make the VAE's decoder use this module for steady latent frames. VAEs of another architecture are not changed."""
     if vae.config.is_residual or vae.decoder.training:
         return
     vae.decoder.forward = _SteadyForward(vae.decoder, vae.decoder.forward)
@@ -55,7 +55,7 @@ def fuse_decoder(vae: AutoencoderKLWan) -> None:
 
 @dataclass(frozen=True)
 class _SteadyForward:
-    """Takes the place of the decoder's forward."""
+    """Replaces the decoder's forward."""
 
     decoder: WanDecoder3d
     original: DecoderForward
@@ -104,7 +104,7 @@ class _SteadyPass:
         if resample.mode == "upsample3d":
             doubled = self._convolve_window(resample.time_conv, value).add_(resample.time_conv.bias)
             frames, height, width, channels = value.shape
-            # The two halves of the channels are two frames, one behind the other.
+            # The two halves of the channels are two consecutive frames.
             halves = doubled.view(frames, height, width, 2, channels).permute(0, 3, 1, 2, 4)
             value = halves.reshape(2 * frames, height, width, channels)
         convolution = resample.resample[1]
@@ -118,7 +118,7 @@ class _SteadyPass:
         return (_convolve_folded if fold else _convolve)(convolution, normed.window)
 
     def _convolve_window(self, convolution: WanCausalConv3d, frames: torch.Tensor) -> torch.Tensor:
-        """The convolution, without its bias, of frames that no norm precedes."""
+        """The convolution, without its bias, of frames with no norm before it."""
         window = torch.cat([self._take_past(), frames])
         self._keep_past(window[-PAST_FRAMES:].clone())
         return _convolve(convolution, window)
@@ -154,7 +154,7 @@ def _convolve_doubled(convolution: nn.Conv2d, pictures: torch.Tensor) -> torch.T
     [frames, height, width, channels] to [frames, 2 * height, 2 * width, out channels]. A window of 3 on repeated
     pixels covers 2 different ones: an even pixel is (w0, w1 + w2) times the pixel before and its own, an odd one
     (w0 + w1, w2) times its own and the next. So each of the four positions in a doubled pixel is a
-    convolution by 2x2, and all four are one of four times the channels: 4/9 of the products, and no enlarged copy.
+    2x2 convolution, and all four are one with four times the channels: 4/9 of the products, and no enlarged copy.
     """
     frames, height, width, _ = pictures.shape
     weight = convolution.weight.float()

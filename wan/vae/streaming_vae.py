@@ -1,8 +1,8 @@
-"""Decode a stream of latents with `AutoencoderKLWan`, block after block, as if all at once.
+"""Decode a stream of latents with `AutoencoderKLWan`, block after block, with the result of decoding them all at once.
 
 Wan's VAE is causal in time: each convolution looks back two frames. diffusers keeps those frames in lists on
-the model and clears them on every `decode`; here the list belongs to the stream and is given to the decoder
-itself, so nothing is patched and several streams may share one VAE.
+the model and clears them on every `decode`; here the list belongs to the stream and is passed to the decoder,
+so nothing is patched and several streams can share one VAE.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .picture_encoder import encode_first_frame
 class LatentStatistics:
     """Mean and standard deviation of a VAE's latents, float32 [1, z_dim, 1, 1, 1].
 
-    On the device from the start of a stream: made from the config's lists, they would be a copy that the host
-    waits for at each latent frame.
+    They are on the device from the start of a stream: built from the config's lists, they would need a copy that the
+    host waits for at each latent frame.
     """
 
     mean: torch.Tensor
@@ -37,13 +37,13 @@ class LatentStatistics:
         return cls(mean, std)
 
     def to(self, device: torch.device) -> LatentStatistics:
-        """On `device`; nothing is done where they are there."""
+        """The same on `device`; no copy if they are there already."""
         return LatentStatistics(self.mean.to(device), self.std.to(device))
 
 
 @dataclass
 class DecoderCache:
-    """What the decoder's causal convolutions remember of the past frames.
+    """What the decoder's causal convolutions keep of the past frames.
 
     Attributes:
         statistics: of the VAE's latents.
@@ -72,7 +72,7 @@ def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: Deco
     Args:
         vae: Wan's VAE.
         latent: [batch, z_dim, 1, height, width], as the transformer works on it (zero mean, unit variance).
-        cache: the stream's own.
+        cache: of the stream.
 
     Returns:
         Pixels in -1..1, the VAE's dtype, [batch, 3, F, 8 * height, 8 * width]; F is 1 for the first latent
@@ -100,7 +100,7 @@ def encode_pixel_frame(
 
     Returns:
         Float32 latents as the transformer works on them [batch, z_dim, 1, height / 8, width / 8]; the mode of
-        the distribution, so that a stream repeats exactly.
+        the distribution, so that a stream is reproducible.
     """
     pixels = frame.to(vae_device(vae), vae_dtype(vae))
     if pixels.shape[0] == 1 and not vae.config.is_residual:
