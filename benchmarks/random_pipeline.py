@@ -81,9 +81,12 @@ class RandomPipeline:
         self.recipe = replace(self.recipe, attention_backend=backend)
         causal_attention_of(self.pipe.transformer).use_backend(AttentionBackendName(backend))
 
-    def start(self, settings: StreamSettings) -> dict[str, Any]:
-        """The prompt's embeddings, as if it had been encoded; raises ValueError for a size that does not go."""
+    def check_settings(self, settings: StreamSettings) -> None:
+        """Sizes must be multiples of the family's step."""
         CAUSAL_WAN_21.geometry.check_size(settings.width, settings.height)
+
+    def start(self, settings: StreamSettings) -> dict[str, Any]:
+        """The prompt's embeddings, as if it had been encoded."""
         return {"prompt_embeds": self.embed_prompt(), "encoded_prompt": PROMPT, "prompt_tokens_cut": 0}
 
     def make_generator(self, seed: int) -> torch.Generator:

@@ -83,18 +83,13 @@ class QuantizedRows:
     def chunks(self, device: torch.device) -> Iterator[RowChunk]:
         """The dequantized rows."""
         for start, values, scale in self.quantized_chunks(device):
-            yield start, values.to(torch.float32) * scale
+            yield start, values.to(torch.float32) * scale.reshape(-1, *[1] * (values.ndim - 1))
 
     def quantized_chunks(self, device: torch.device) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """The rows as they are stored, each chunk with its float32 scale, [1, 1] or [rows, 1]."""
         scale = read_scale(self.scale, device).reshape(-1, 1)
         for start, values in self.values.chunks(device):
             yield start, values, scale if scale.numel() == 1 else scale[start : start + values.shape[0]]
-
-
-def row_count(source: RowSource) -> int:
-    """How many rows `source` has; 1 for a tensor without axes."""
-    return source.shape[0] if source.shape else 1
 
 
 def elements(source: RowSource) -> int:

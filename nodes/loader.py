@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from comfy_api.latest import io
 
@@ -181,7 +183,8 @@ class LoadStreamingPipeline(io.ComfyNode):
             raise ValueError(
                 f"blocks_from is {blocks_from!r}: the model {model!r} brings none; choose the built-in ones."
             )
-        if trust_remote_code:
+        # Built-in blocks run no code of the model, whatever a workflow has ticked.
+        if trust_remote_code and blocks != BUILT_IN_BLOCKS:
             check_remote_code_allowed(path)
         parts = None if components == FROM_MODEL else host.resolve_model(components)
         return io.NodeOutput(
@@ -219,10 +222,18 @@ def _model_path(model: str, hub_id: str) -> str:
 
 
 def _tiny_model_folder() -> Path:
-    folder = host.temp_folder() / "streamblocks_tiny_model"
-    if not (folder / "model_index.json").is_file():
-        # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
-        from ..wan.tiny_model import write_tiny_model
+    return Path(_tiny_model_home().name)
 
-        write_tiny_model(folder)
-    return folder
+
+@cache
+def _tiny_model_home() -> TemporaryDirectory[str]:
+    """A folder with the tiny model, written once by this process, and deleted when it ends.
+
+    Not in ComfyUI's temp folder: what lies there, a page may have uploaded.
+    """
+    # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
+    from ..wan.tiny_model import write_tiny_model
+
+    home = TemporaryDirectory(prefix="streamblocks_tiny_model_")
+    write_tiny_model(Path(home.name))
+    return home

@@ -153,10 +153,15 @@ class SaveQuantizedModel(io.ComfyNode):
         from ..stream.materialise import materialise
         from ..stream.save_quantized import save_quantized_pipeline
 
-        materialised = materialise(pipeline, residency=host.ComfyResidency(), default_device=host.default_device())
         path, _ = host.new_output_file(filename_prefix, ".safetensors", width=0, height=0)
-        node_id = None if cls.hidden is None else cls.hidden.unique_id
-        save_quantized_pipeline(materialised, path, _SaveWatcher(path.name, node_id))
+        watcher = _SaveWatcher(path.name, None if cls.hidden is None else cls.hidden.unique_id)
+        materialised = materialise(
+            pipeline,
+            residency=host.ComfyResidency(),
+            default_device=host.default_device(),
+            on_load=watcher.while_loading,
+        )
+        save_quantized_pipeline(materialised, path, watcher)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 

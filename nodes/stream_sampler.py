@@ -9,12 +9,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import host
-from ..families.kv_policies import KV_POLICIES, RECOMPUTE
+from ..families.kv_policies import KV_POLICIES
 from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.keep_frames import KeepFrames
-from ..stream.recipe import Recipe
+from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
 from ..stream.settings import StreamSettings
 from ..wan.family import CAUSAL_WAN_21
 from .byte_progress import ByteProgress
@@ -24,7 +24,10 @@ from .memory_nodes import TimelineType
 
 logger = logging.getLogger(__name__)
 
-SIZE_STEP = CAUSAL_WAN_21.geometry.size_step
+GEOMETRY, DEFAULTS = CAUSAL_WAN_21.geometry, CAUSAL_WAN_21.defaults
+SIZE_STEP = GEOMETRY.size_step
+FIRST_PICTURES = GEOMETRY.pixel_frames(DEFAULTS.frames_per_block, from_the_start=True)
+LATER_PICTURES = GEOMETRY.pixel_frames(DEFAULTS.frames_per_block, from_the_start=False)
 TIMELINE_ON, TIMELINE_EXACT, TIMELINE_OFF = TIMELINE_MODES = ("on", "exact", "off")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -66,13 +69,13 @@ class StreamingBlockSampler(io.ComfyNode):
                     min=1,
                     max=1_000_000,
                     tooltip=(
-                        "How many blocks to make. A block is 3 latent frames: 9 pictures for the first, 12 for "
-                        "every other."
+                        f"How many blocks to make. A block is {DEFAULTS.frames_per_block} latent frames: "
+                        f"{FIRST_PICTURES} pictures for the first, {LATER_PICTURES} for every other."
                     ),
                 ),
                 io.Int.Input(
                     "width",
-                    default=832,
+                    default=DEFAULTS.width,
                     min=SIZE_STEP,
                     max=4096,
                     step=SIZE_STEP,
@@ -80,7 +83,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "height",
-                    default=480,
+                    default=DEFAULTS.height,
                     min=SIZE_STEP,
                     max=4096,
                     step=SIZE_STEP,
@@ -88,14 +91,14 @@ class StreamingBlockSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=4,
+                    default=DEFAULTS.steps,
                     min=1,
                     max=100,
                     tooltip="Denoising steps per block. The models were distilled for 4.",
                 ),
                 io.Float.Input(
                     "shift",
-                    default=5.0,
+                    default=DEFAULTS.shift,
                     min=0.01,
                     max=100.0,
                     step=0.1,
@@ -104,7 +107,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 io.Combo.Input(
                     "kv_policy",
                     options=list(KV_POLICIES),
-                    default=RECOMPUTE,
+                    default=DEFAULTS.kv_policy,
                     tooltip=(
                         "How the past is kept. recompute (Krea) computes the context again for each block and drops "
                         "old errors; rolling (Self-Forcing) keeps a window of keys. Use the one that your model was "
@@ -113,7 +116,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "context_frames",
-                    default=3,
+                    default=DEFAULTS.context_frames,
                     min=1,
                     max=64,
                     tooltip="Latent frames of the past that a block sees. More costs memory and time.",
@@ -139,7 +142,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "fps",
-                    default=16.0,
+                    default=DEFAULTS.fps,
                     min=1.0,
                     max=120.0,
                     step=1.0,
@@ -227,6 +230,9 @@ class StreamingBlockSampler(io.ComfyNode):
             cleanup=CleanupPolicy(cleanup),
             reset_compile=reset_compile,
         )
+        if pipeline.blocks == BUILT_IN_BLOCKS:
+            # Before anything is downloaded or loaded; what the recipe's own family takes is checked once it is known.
+            GEOMETRY.check_size(width, height)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from ..stream.frames import to_image_batch
         from ..stream.materialise import materialise

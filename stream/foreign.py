@@ -10,7 +10,7 @@ from diffusers.modular_pipelines import ModularPipeline
 
 from ..checkpoints.checkpoint_files import CheckpointError
 from .hub import fetch_file, refuse_folder_as_hub_id
-from .recipe import Recipe
+from .recipe import Recipe, is_hub_id
 from .remote_code import check_remote_code_allowed
 
 _MODULAR_CONFIG = "modular_config.json"
@@ -38,6 +38,7 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
         raise CheckpointError(
             f"model {recipe.model!r} is not a diffusers modular repository that can be used here: {error}"
         ) from error
+    _refuse_other_places(recipe, pipe)
     pipe.load_components(
         dtype={"default": dtype, "vae": vae_dtype},
         # Never a pickled file, even if a repository has both.
@@ -51,6 +52,20 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
             "safetensors; the log above says why."
         )
     return pipe
+
+
+def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
+    """Components come from the repository or from the hub; its index could name any path on this machine."""
+    for name in pipe.pretrained_component_names:
+        place = getattr(pipe.get_component_spec(name), "pretrained_model_name_or_path", None)
+        if place is None or str(place) == recipe.model:
+            continue
+        if not is_hub_id(str(place)):
+            raise CheckpointError(
+                f"model {recipe.model!r} takes its {name} from {str(place)!r}, which is outside of it: name the "
+                "repository itself or a hub id in its modular_model_index.json."
+            )
+        refuse_folder_as_hub_id(str(place))
 
 
 def _refuse_unasked_code(recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -86,17 +86,25 @@ class HubRepository:
         folders: set[Path] = set()
         total, done = sum(file.size for file in self.files), 0
         for file in self.files:
-            bar = _progress_class(lambda count, done=done: on_bytes(done + count, total))  # type: ignore[misc]
-            with _explained(self.name):
-                # The first file by the revision's name: the cache can then resolve that name without a network.
-                revision = self.commit if folders else self.revision
-                local = Path(hf_hub_download(self.name, file.path, revision=revision, tqdm_class=bar))
+            # The first by the revision's own name, which the cache then also knows without a network.
+            revision = self.commit if folders else self.revision
+            local = self._fetch_file(file.path, revision, _beside(done, total, on_bytes))
             done += file.size
             on_bytes(done, total)
             folders.add(local.parents[file.path.count("/")])
         if len(folders) != 1:
             raise CheckpointError(f"hub repository {self.name!r} was changed while it was downloaded: run again.")
         return folders.pop()
+
+    def _fetch_file(self, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
+        progress = _FileProgress(on_count)
+        try:
+            with _explained(self.name):
+                local = hf_hub_download(self.name, path, revision=revision, tqdm_class=progress.bar_class())
+        finally:
+            if progress.error is not None:
+                raise progress.error
+        return Path(local)
 
 
 def find_repository(
@@ -158,17 +166,16 @@ def refuse_folder_as_hub_id(repository: str) -> None:
         )
 
 
+def _beside(done: int, total: int, on_bytes: OnBytes) -> Callable[[int], None]:
+    """Count the bytes of one file beside the `done` bytes of those before it."""
+    return lambda count: on_bytes(done + count, total)
+
+
 @contextmanager
 def _explained(repository: str) -> Iterator[None]:
     try:
         yield
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        NotASafetensorsRepoError,
-        SafetensorsParsingError,
-        OSError,
-    ) as error:
+    except _HUB_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"hub repository {repository!r} could not be fetched ({reason}): check its name, your network and "
@@ -176,17 +183,52 @@ def _explained(repository: str) -> Iterator[None]:
         ) from error
 
 
-def _progress_class(on_count: Callable[[int], None]) -> type[Any]:
-    """A silent progress bar for `hf_hub_download` that calls `on_count` with the bytes downloaded of a file."""
+@dataclass
+class _FileProgress:
+    """How far the download of one file is, whichever of the hub's transfers makes it.
 
-    class Progress(hub_tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
-            self._count = int(options.get("initial") or 0)
-            super().__init__(*args, **{**options, "disable": True})
+    Attributes:
+        on_count: called with the bytes of the file that have arrived; what it raises stops the download.
+        count: the most that a bar has said. The hub's Xet transfer has two bars for a file.
+        error: what `on_count` raised. Xet calls from a thread of its own, where it would be printed and forgotten.
+    """
 
-        def update(self, n: float | None = 1) -> bool | None:
-            self._count += int(n or 0)
-            on_count(self._count)
-            return None
+    on_count: Callable[[int], None]
+    count: int = 0
+    error: BaseException | None = None
 
-    return Progress
+    def advance(self, count: int) -> None:
+        """A bar has reached `count` bytes."""
+        if self.error is not None or count <= self.count:
+            return
+        self.count = count
+        try:
+            self.on_count(count)
+        except BaseException as error:
+            self.error = error
+            _abort_xet_transfers()
+            raise
+
+    def bar_class(self) -> type[Any]:
+        """A silent progress bar, as `hf_hub_download` takes one."""
+        progress = self
+
+        class Bar(hub_tqdm):
+            def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+                self._count = int(options.get("initial") or 0)
+                super().__init__(*args, **{**options, "disable": True})
+
+            def update(self, n: float | None = 1) -> bool | None:
+                self._count += int(n or 0)
+                progress.advance(self._count)
+                return None
+
+        return Bar
+
+
+def _abort_xet_transfers() -> None:
+    """Stop the hub's Xet transfers, where this version of its library can; else the file is finished first."""
+    with suppress(ImportError):
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        abort_xet_session()

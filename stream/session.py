@@ -82,6 +82,7 @@ class Session:
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
         """
+        pipeline.check_settings(settings)
         check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, settings.attention_bias)
         self.pipeline = pipeline
         self.settings = settings

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..families.kv_policies import RECOMPUTE, check_kv_policy
+from ..families.kv_policies import check_kv_policy
 from ..memory.cleanup import CleanupPolicy
+from .known_families import FAMILIES
+
+# A recipe's own family is known once its files are read; these are what a stream starts from until then.
+_DEFAULTS = FAMILIES[0].defaults
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,17 @@ class StreamSettings:
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
     """
 
-    width: int = 832
-    height: int = 480
+    width: int = _DEFAULTS.width
+    height: int = _DEFAULTS.height
     blocks: int = 9
     seed: int = 0
-    steps: int = 4
-    shift: float = 5.0
-    kv_policy: str = RECOMPUTE
-    context_frames: int = 3
+    steps: int = _DEFAULTS.steps
+    shift: float = _DEFAULTS.shift
+    kv_policy: str = _DEFAULTS.kv_policy
+    context_frames: int = _DEFAULTS.context_frames
     sink_frames: int = 0
     attention_bias: float = 1.0
-    frames_per_block: int = 3
+    frames_per_block: int = _DEFAULTS.frames_per_block
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
 

@@ -1,6 +1,7 @@
 """A workflow alone runs no code: not by its tick, not by a path given as a hub id, not by what was uploaded."""
 
 import json
+import shutil
 
 import pytest
 
@@ -69,6 +70,22 @@ def test_a_path_is_never_a_hub_id(tmp_path):
         assert not is_hub_id(text)
 
 
+@pytest.mark.parametrize("elsewhere", ["input/vae", "/etc", "../vae"])
+def test_a_repository_takes_its_components_from_nowhere_else(planted, monkeypatch, elsewhere):
+    """Its index could name any path on this machine: weights that nobody chose in the loader."""
+    folder, _ = planted
+    monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")
+    monkeypatch.chdir(folder.parent.parent)
+    # diffusers prefers what the repository has itself.
+    shutil.move(folder / "vae", folder.parent / "vae")
+    index = folder / "modular_model_index.json"
+    facts = json.loads(index.read_text())
+    facts["vae"][2]["pretrained_model_name_or_path"] = elsewhere
+    index.write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"takes its vae from|is also a path below"):
+        materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+
+
 @needs_embedded_host
 def test_the_loader_takes_names_it_lists_and_hub_ids(tmp_path):
     """Through the node, as ComfyUI calls it: a linked input skips ComfyUI's own check of choices."""
@@ -82,6 +99,10 @@ def test_the_loader_takes_names_it_lists_and_hub_ids(tmp_path):
         tmp_path,
         """
 import importlib
+# As a page may upload it.
+uploaded = base / "temp" / "streamblocks_tiny_model"
+uploaded.mkdir(parents=True)
+(uploaded / "model_index.json").write_text("{}")
 module = importlib.import_module(PACK + ".nodes.loader")
 cls = module.LoadStreamingPipeline
 def load(**changes):
@@ -94,7 +115,8 @@ report(good=load(model="diffusers/good"), up=load(model="diffusers/../../input/e
        file=load(model="diffusion_models/../../input/evil/modular_config.json"),
        other=load(model="input/evil"), components=load(components="diffusers/../../input/evil"),
        path=load(model=module.HUB_MODEL, hub_id=str(base / "input/evil")),
-       code=load(model="diffusers/good", **code), mini=load(model=module.MINI_MODEL, **code))
+       code=load(model="diffusers/good", **code), mini=load(model=module.MINI_MODEL, **code),
+       tick=load(model="diffusers/good", trust_remote_code=True), tiny=load(model=module.TINY_MODEL))
 """,
     )
     assert facts["good"].endswith("models/diffusers/good")
@@ -103,3 +125,6 @@ report(good=load(model="diffusers/good"), up=load(model="diffusers/../../input/e
     assert "hub_id is" in facts["path"] and "into models/diffusers" in facts["path"]
     assert facts["code"].startswith("PermissionError") and REMOTE_CODE_VARIABLE in facts["code"]
     assert "brings none" in facts["mini"]
+    # Built-in blocks run none of it.
+    assert facts["tick"] == facts["good"]
+    assert facts["tiny"] and not facts["tiny"].startswith(str(tmp_path))

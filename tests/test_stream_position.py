@@ -211,3 +211,26 @@ def test_pictures_handed_over_do_not_pile_up(small_pipeline):
         run_steps(small_pipeline, each)
         assert len(each.get("frame_cache_context")) == 9
     assert torch.equal(state.get("current_denoised_latents"), twin.get("current_denoised_latents"))
+
+
+@pytest.mark.parametrize("policy", ["recompute", "rolling"])
+def test_counting_from_0_again_starts_a_new_stream_in_a_used_state(policy):
+    """As hand-written loops over a modular pipeline do; also at another size."""
+    pipe = make_pipeline(make_components())
+
+    def blocks(state, **settings):
+        state.values |= {"generator": torch.Generator().manual_seed(2), "kv_policy": policy, **settings}
+        made = []
+        for index in range(3):
+            state.values["block_idx"] = index
+            run_steps(pipe, state)
+            made.append(state.values["videos"])
+        return made
+
+    used = make_state()
+    blocks(used)
+    for size in ({}, {"height": 48, "width": 32}):
+        again, fresh = blocks(used, **size), blocks(make_state(), **size)
+        assert [pictures.shape[1] for pictures in again] == [9, 12, 12]
+        for ours, theirs in zip(again, fresh, strict=True):
+            assert torch.equal(ours, theirs)

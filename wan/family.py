@@ -10,10 +10,10 @@ from ..families.kv_policies import RECOMPUTE
 from ..families.model_family import (
     AttentionChoice,
     ComponentOptions,
-    LatentGeometry,
     ModelFamily,
     StreamDefaults,
 )
+from .geometry import WAN_21_GEOMETRY
 from .memory_facts import MEMORY_FACTS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class CausalWan21(ModelFamily):
     name = "causal Wan 2.1"
     transformer_classes = ("WanTransformer3DModel",)
     vae_class = "AutoencoderKLWan"
-    geometry = LatentGeometry(channels=16, spatial_scale=8, temporal_scale=4, patch=(1, 2, 2))
+    geometry = WAN_21_GEOMETRY
     memory_facts = MEMORY_FACTS
     defaults = StreamDefaults(
         width=832,

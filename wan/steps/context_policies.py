@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from ...families.kv_policies import RECOMPUTE, ROLLING, check_kv_policy
+from ..geometry import WAN_21_GEOMETRY
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
@@ -18,7 +19,7 @@ from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
 
 def frame_cache_length(context_frames: int) -> int:
     """Pixel frames that `context_frames` latent frames stand for: 1 + (context - 1) * 4."""
-    return 1 + (context_frames - 1) * 4
+    return WAN_21_GEOMETRY.pixel_frames(context_frames, from_the_start=True)
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,15 @@ class SetScheduleStep(ModularPipelineBlocks):
         return components, state
 
 
+_OF_ONE_STREAM = ("stream_position", "kv_cache", "crossattn_cache", "decoder_cache", "frame_cache_context")
+
+
 class PrepareCachesStep(ModularPipelineBlocks):
     """Set the block's position in the stream; allocate missing caches; recompute the keys of a changed prompt.
 
     A state with caches, latents and a `stream_position` continues from there. A state without a position, as in the
-    usual loop over a modular pipeline, takes it from `block_idx` at the first call and keeps it from then on.
+    usual loop over a modular pipeline, takes it from `block_idx` at the first call and keeps it from then on. A
+    `block_idx` of 0 after other blocks starts a new stream.
     """
 
     model_name = MODEL_NAME
@@ -107,8 +111,9 @@ class PrepareCachesStep(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         """Place in time, sizes, and the caches of the block before."""
         return [
-            InputParam("block_idx", type_hint=int, default=0),
+            InputParam("block_idx", type_hint=int),
             InputParam("stream_position", type_hint=int, description="latent frames before this block"),
+            InputParam("next_block_idx", type_hint=int, description="`block_idx` of the block before, plus 1"),
             InputParam("height", required=True, type_hint=int),
             InputParam("width", required=True, type_hint=int),
             InputParam("num_frames_per_block", type_hint=int, default=3),
@@ -127,6 +132,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
         """Place in time and caches."""
         return [
             OutputParam("stream_position", type_hint=int, description="latent frames before this block"),
+            OutputParam("next_block_idx", type_hint=int),
             OutputParam("kv_cache", type_hint=KVCache),
             OutputParam("crossattn_cache", type_hint=CrossAttentionCache),
             OutputParam("decoder_cache", type_hint=DecoderCache),
@@ -136,8 +142,13 @@ class PrepareCachesStep(ModularPipelineBlocks):
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""
         block_state = self.get_block_state(state)
+        if block_state.block_idx == 0 and block_state.next_block_idx:
+            # The caller counts from 0 again: a new stream in the state of another.
+            for entry in _OF_ONE_STREAM:
+                setattr(block_state, entry, None)
+        block_state.next_block_idx = (block_state.block_idx or 0) + 1
         if block_state.stream_position is None:
-            block_state.stream_position = block_state.block_idx * block_state.num_frames_per_block
+            block_state.stream_position = (block_state.block_idx or 0) * block_state.num_frames_per_block
         if block_state.stream_position < 0:
             raise ValueError(
                 f"stream_position is {block_state.stream_position}: give the number of latent frames before the block, "
