@@ -27,6 +27,7 @@ class StreamSettings:
         frames_per_block: latent frames per block.
         cleanup: when cached memory goes back to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
+        embeds_given: whether the prompt comes as embeddings, so that no text encoder is needed.
     """
 
     width: int = 832
@@ -42,6 +43,7 @@ class StreamSettings:
     frames_per_block: int = 3
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
+    embeds_given: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.
