@@ -146,7 +146,7 @@ def _stored_plan(
     other_bytes: int,
 ) -> QuantizationPlan:
     """The plan of a checkpoint that is quantized already: a layer stays so when all of its parts are stored alike."""
-    spec = weights.spec or _spec_of_others(weights.stored)
+    spec = replace(weights.spec or _spec_of_others(weights.stored), components=(component,))
     layers = []
     for planned in plan_layers(shapes, replace(spec, skip=()), component, preset, itemsizes=itemsizes).layers:
         names = weights.parts[planned.name]

@@ -82,7 +82,7 @@ def test_scaled_fp8_stays_in_eight_bits_and_computes_in_full_precision():
     kept = [module for module in encoder.modules() if isinstance(module, FP8Linear)]
     # wo is dequantized: transformers would cast its input to FP8.
     assert len(kept) == 2 * 6
-    assert {module.spec.activations for module in kept} == {"none"}
+    assert {module.activations for module in kept} == {"none"}
     assert component_of(UMT5_FP8, "text_encoder", FP32).bytes < component_of(UMT5, "text_encoder", FP32).bytes
 
 
