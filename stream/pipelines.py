@@ -188,7 +188,9 @@ class BuiltInPipeline:
         """Plan of each quantized component, whether this device gains speed from it, and which GPU kernels run."""
         plans = [component.plan for component in self._store.components.values()]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
-        notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
+        # What runs once a prompt costs no time that a user would notice.
+        in_blocks = [plan for plan in plans if plan.component in BLOCK_COMPONENTS]
+        notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         return {
             "family": self.family.name,
             "quantization": [summarise_plan(plan) for plan in plans],
