@@ -30,7 +30,7 @@ def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401
     if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[0] != 1 or not embeds.shape[1]:
         raise ValueError(
             f"conditioning holds {shape}, and a stream takes embeddings of one text, [1, tokens, width]: connect CLIP "
-            "Text Encode with a umt5 text encoder."
+            "Text Encode with the text encoder that belongs to the model."
         )
     mask = extra.get("attention_mask")
     if mask is None:

@@ -1,6 +1,7 @@
 """Whole streams from single files, and from what ComfyUI's text nodes hand over."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 import sentencepiece
@@ -201,9 +202,9 @@ def test_files_that_do_not_go_together_are_named(tmp_path, part, path, change, s
         change(tensors)
         path = tmp_path / "changed.safetensors"
         save_file(tensors, path)
-    recipe = {"model": str(TRANSFORMER), "vae": str(VAE), "text_encoder": str(UMT5), part: str(path)}
+    recipe = replace(FILES, vae=str(path)) if part == "vae" else replace(FILES, text_encoder=str(path))
     with pytest.raises(CheckpointError, match=says) as caught:
-        materialise(Recipe(**recipe))
+        materialise(recipe)
     assert "\n" not in str(caught.value)
 
 
