@@ -143,7 +143,7 @@ def _widget_inputs(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
 def _defaults_of_later_inputs(names: Sequence[str | None], info: Mapping[str, Any]) -> dict[str, Any]:
     """What the page sends for optional inputs that a class has got since the workflow was saved; empty for others."""
     specs = (info.get("input", info.get("input_types")) or {}).get("optional") or {}
-    options = {name: specs[name][1] for name in names if name in specs and len(specs[name]) > 1}
+    options = {name: specs[name][1] for name in names if name and name in specs and len(specs[name]) > 1}
     return {name: option["default"] for name, option in options.items() if "default" in option}
 
 
