@@ -33,6 +33,8 @@ except ImportError:
 
 FOLDERS = "diffusers"
 FILES = "diffusion_models"
+VAE_FILES = "vae"
+TEXT_ENCODER_FILES = "text_encoders"
 _PIPELINE_MARKS = ("model_index.json", "modular_model_index.json", "modular_config.json", "transformer")
 _PREVIEW_SIZE = 512
 
@@ -72,19 +74,33 @@ def pipeline_folders() -> list[str]:
 
 def transformer_files() -> list[str]:
     """Single files in `models/diffusion_models`, as `diffusion_models/<name>`."""
-    return sorted(f"{FILES}/{name}" for name in folder_paths.get_filename_list(FILES))
+    return _files_in(FILES)
+
+
+def vae_files() -> list[str]:
+    """Single files in `models/vae`, as `vae/<name>`."""
+    return _files_in(VAE_FILES)
+
+
+def text_encoder_files() -> list[str]:
+    """Single files in `models/text_encoders` and `models/clip`, one list in ComfyUI, as `text_encoders/<name>`."""
+    return _files_in(TEXT_ENCODER_FILES)
+
+
+def _files_in(kind: str) -> list[str]:
+    return sorted(f"{kind}/{name}" for name in folder_paths.get_filename_list(kind))
 
 
 def resolve_model(name: str) -> str:
-    """The path of a name from `pipeline_folders` or `transformer_files`.
+    """The path behind a name of `pipeline_folders`, `transformer_files`, `vae_files` or `text_encoder_files`.
 
     Raises:
         ValueError: it is not, or no longer, in ComfyUI's model folders. A name with `..` is never listed and so
             always refused: ComfyUI does not check every workflow.
     """
     kind, _, rest = name.partition("/")
-    if kind == FILES and name in transformer_files():
-        path = folder_paths.get_full_path(FILES, rest)
+    if kind in (FILES, VAE_FILES, TEXT_ENCODER_FILES) and name in _files_in(kind):
+        path = folder_paths.get_full_path(kind, rest)
         if path is not None:
             return str(Path(path).absolute())
     elif kind == FOLDERS and name in pipeline_folders():

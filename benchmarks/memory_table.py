@@ -26,7 +26,7 @@ from full_size_models import META, SIZES, ModelSize
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from streamblocks.families.model_family import AttentionChoice, ComponentOptions
+from streamblocks.families.model_family import AttentionChoice, ComponentOptions, ModelSources
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.estimate import DEVICE_OVERHEAD, MemoryEstimate, estimate_memory
 from streamblocks.stream.settings import StreamSettings
@@ -105,7 +105,7 @@ class HeaderCheckpoint:
         """Of a card with FP8 units: the estimate is asked for the CPU, where each layer is dequantized for its use."""
         attention = AttentionChoice()
         options = ComponentOptions(torch.bfloat16, torch.float16, spec, attention)
-        components = CAUSAL_WAN_21.components(self.folder, self.folder, options)
+        components = CAUSAL_WAN_21.components(ModelSources.in_folder(self.folder), options)
         return estimate_memory(CAUSAL_WAN_21, components, settings, attention, torch.device("cpu"))
 
     def dequantized(self, spec: QuantizationSpec | None) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 from ..ops.layer_presets import LayerPreset
 from ..ops.quantization import QuantizationPlan, QuantizationSpec
 from ..ops.weight_filling import replace_layer
-from .module_loading import NOTHING_JOINED, OnTensor, load_weights
+from .module_loading import NOTHING_JOINED, OnTensor, check_sources, load_weights
 from .quantization_plan import ComponentWeights, make_fillings, plan_component
 
 # Builds the module from a config; its weights need no values.
@@ -81,6 +81,16 @@ class Component:
     def bytes(self) -> int:
         """Of parameters and persistent buffers once loaded; tied weights count once."""
         return self.plan.bytes_after
+
+    def check(self) -> None:
+        """Compare the names and shapes of the weights with those of the model; nothing is read or allocated.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        with empty_weights():
+            module = self.build(self.config)
+        check_sources(module, self.weights.sources, self.joined_rows(module))
 
     def load(self, device: torch.device | str, on_tensor: OnTensor | None = None) -> nn.Module:
         """Read the weights onto `device`, quantize them as planned, and prepare the module.

@@ -58,10 +58,8 @@ def load_weights(
         ValueError: a weight to be quantized holds inf or NaN.
     """
     aliases = find_aliases(module)
+    slots = check_sources(module, sources, joined)
     sources = without_tied(sources, aliases)
-    slots = find_slots(module, aliases, joined)
-    _check_names(slots, sources)
-    _check_tensors(slots, sources)
     parts: dict[str, list[str]] = {}
     for name in sources:
         parts.setdefault(slots[name].target, []).append(name)
@@ -81,6 +79,22 @@ def load_weights(
                     on_tensor(name, taken)
         tie(module, aliases)
         _move_other_buffers(module, device)
+
+
+def check_sources(
+    module: nn.Module, sources: Mapping[str, RowSource], joined: Mapping[str, tuple[str, slice]] = NOTHING_JOINED
+) -> dict[str, Slot]:
+    """Where each of `sources` goes in `module`; see `load_weights` for the arguments.
+
+    Raises CheckpointError for missing or unexpected names, wrong shapes, or integers where floating-point weights
+    belong (or the reverse).
+    """
+    aliases = find_aliases(module)
+    sources = without_tied(sources, aliases)
+    slots = find_slots(module, aliases, joined)
+    _check_names(slots, sources)
+    _check_tensors(slots, sources)
+    return slots
 
 
 def destination_dtype(name: str, stored: torch.dtype, dtype: torch.dtype, keep_fp32: Collection[str]) -> torch.dtype:

@@ -146,7 +146,7 @@ def _stored_plan(
     other_bytes: int,
 ) -> QuantizationPlan:
     """The plan of a checkpoint that is already quantized: a layer stays quantized if all its parts have one format."""
-    spec = weights.spec or _spec_of_others(weights.stored)
+    spec = replace(weights.spec or _spec_of_others(weights.stored), components=(component,))
     layers = []
     for planned in plan_layers(shapes, replace(spec, skip=()), component, preset, itemsizes=itemsizes).layers:
         names = weights.parts[planned.name]

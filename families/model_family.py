@@ -91,6 +91,28 @@ class StreamDefaults:
 
 
 @dataclass(frozen=True)
+class ModelSources:
+    """Where the parts of a pipeline lie on this disk: in pipeline folders, or in files of their own.
+
+    Attributes:
+        transformer: pipeline folder or single file.
+        vae: pipeline folder or single file.
+        text_encoder: pipeline folder or single file; None where prompts come as embeddings only.
+        tokenizers: where the text encoder's tokenizer may be; the first that has one counts.
+    """
+
+    transformer: Path
+    vae: Path
+    text_encoder: Path | None
+    tokenizers: tuple[Path, ...]
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> ModelSources:
+        """All parts in one pipeline folder."""
+        return cls(folder, folder, folder, (folder,))
+
+
+@dataclass(frozen=True)
 class ComponentOptions:
     """What a user chose for the components of a pipeline.
 
@@ -144,12 +166,11 @@ class ModelFamily(ABC):
         """Whether `model`, a pipeline folder or a single file, holds a transformer of this family, by its headers."""
 
     @abstractmethod
-    def components(self, model: Path, parts: Path, options: ComponentOptions) -> dict[str, Component]:
-        """Transformer, VAE and text encoder, known from their headers.
+    def components(self, sources: ModelSources, options: ComponentOptions) -> dict[str, Component]:
+        """Transformer, VAE and, if `sources` names one, text encoder, known from their headers.
 
         Args:
-            model: folder or file of the transformer.
-            parts: folder of VAE and text encoder.
+            sources: where they are.
             options: the user's.
 
         Raises:
@@ -157,8 +178,12 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def load_tokenizer(self, parts: Path) -> Any:  # noqa: ANN401
-        """The tokenizer of the text encoder; raises CheckpointError when it cannot be loaded."""
+    def load_tokenizer(self, sources: ModelSources) -> Any:  # noqa: ANN401
+        """The tokenizer of the text encoder; raises CheckpointError when there is none or it cannot be loaded."""
+
+    @abstractmethod
+    def text_shape(self, transformer: Component) -> tuple[int, int]:
+        """Tokens and width of the text embeddings that the transformer takes."""
 
     @abstractmethod
     def make_pipeline(self) -> ModularPipeline:

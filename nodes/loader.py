@@ -32,6 +32,7 @@ HUB_MODEL = "hub id below"
 # Saved workflows contain these labels.
 BLOCK_LABELS = {"built-in causal Wan": BUILT_IN_BLOCKS, "the repository's own": REPOSITORY_BLOCKS}
 FROM_MODEL = "from the model"
+FROM_COMPONENTS = "from the components"
 
 
 class LoadStreamingPipeline(io.ComfyNode):
@@ -81,8 +82,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=[FROM_MODEL, *folders],
                     default=FROM_MODEL,
                     tooltip=(
-                        "Where VAE, text encoder and tokenizer come from. A single file needs a diffusers folder "
-                        "of Wan 2.1 here."
+                        "Where VAE, text encoder and tokenizer come from, unless 'vae' and 'text_encoder' below name "
+                        "files of their own: a diffusers folder of Wan 2.1."
                     ),
                 ),
                 io.Combo.Input(
@@ -145,6 +146,24 @@ class LoadStreamingPipeline(io.ComfyNode):
                         "one a line: 'key = drop', 'key = share' or 'key = copy'."
                     ),
                 ),
+                io.Combo.Input(
+                    "vae",
+                    options=[FROM_COMPONENTS, *host.vae_files()],
+                    default=FROM_COMPONENTS,
+                    optional=True,
+                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[FROM_COMPONENTS, *host.text_encoder_files()],
+                    default=FROM_COMPONENTS,
+                    optional=True,
+                    tooltip=(
+                        "A text encoder of its own, from models/text_encoders, such as "
+                        "umt5_xxl_fp8_e4m3fn_scaled.safetensors, which holds its tokenizer too. Not needed when the "
+                        "sampler gets a conditioning."
+                    ),
+                ),
             ],
             outputs=[
                 RecipeType.Output(display_name="pipeline", tooltip="The description of the pipeline, for the sampler.")
@@ -152,13 +171,21 @@ class LoadStreamingPipeline(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None, components: str | None, **_: object) -> str:
-        """Change when the files of the chosen model or components do, so that the node runs again.
+    def fingerprint_inputs(
+        cls,
+        model: str | None,
+        components: str | None,
+        vae: str | None = None,
+        text_encoder: str | None = None,
+        **_: object,
+    ) -> str:
+        """Run again when the files of the chosen model, components, VAE or text encoder changed.
 
         ComfyUI passes None for a connected input. Its files are checked when this node runs, which happens when the
         input's value changes.
         """
-        paths = [host.resolve_model(name) for name in (model, components) if name is not None and "/" in name]
+        names = (model, components, vae, text_encoder)
+        paths = [host.resolve_model(name) for name in names if name is not None and "/" in name]
         return " ".join(stamp_files(path) for path in paths)
 
     @classmethod
@@ -175,6 +202,8 @@ class LoadStreamingPipeline(io.ComfyNode):
         blocks_from: str,
         trust_remote_code: bool,
         state_rules: str,
+        vae: str = FROM_COMPONENTS,
+        text_encoder: str = FROM_COMPONENTS,
     ) -> io.NodeOutput:
         """Make the recipe."""
         path = _model_path(model, hub_id.strip())
@@ -187,6 +216,9 @@ class LoadStreamingPipeline(io.ComfyNode):
         if trust_remote_code and blocks != BUILT_IN_BLOCKS:
             check_remote_code_allowed(path)
         parts = None if components == FROM_MODEL else host.resolve_model(components)
+        vae_file, text_file = (
+            None if name == FROM_COMPONENTS else host.resolve_model(name) for name in (vae, text_encoder)
+        )
         return io.NodeOutput(
             Recipe(
                 model=path,
@@ -199,7 +231,9 @@ class LoadStreamingPipeline(io.ComfyNode):
                 attention_backend=attention_backend,
                 compile=compile,
                 state_rules=parse_state_rules(state_rules),
-                stamp=" ".join(stamp_files(place) for place in (path, parts) if place is not None),
+                stamp=" ".join(stamp_files(place) for place in (path, parts, vae_file, text_file) if place is not None),
+                vae=vae_file,
+                text_encoder=text_file,
             )
         )
 

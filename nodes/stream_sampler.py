@@ -184,6 +184,14 @@ class StreamingBlockSampler(io.ComfyNode):
                         "memory is rarely worth that time unless sizes change often."
                     ),
                 ),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip=(
+                        "In the prompt's place: CLIP Text Encode with a umt5 text encoder (CLIP type wan). The "
+                        "pipeline then needs and loads no text encoder of its own."
+                    ),
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The whole video, as a file."),
@@ -214,6 +222,7 @@ class StreamingBlockSampler(io.ComfyNode):
         keep_frames: str,
         memory_timeline: str = TIMELINE_ON,
         reset_compile: bool = False,
+        conditioning: Any = None,  # noqa: ANN401
     ) -> io.NodeOutput:
         """Stream the video."""
         settings = StreamSettings(
@@ -229,16 +238,19 @@ class StreamingBlockSampler(io.ComfyNode):
             attention_bias=attention_bias,
             cleanup=CleanupPolicy(cleanup),
             reset_compile=reset_compile,
+            embeds_given=conditioning is not None,
         )
         if pipeline.blocks == BUILT_IN_BLOCKS:
             # Before anything is downloaded or loaded; what the recipe's own family takes is checked once it is known.
             GEOMETRY.check_size(width, height)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
+        from ..stream.conditioning import GIVEN_PROMPT, read_conditioning
         from ..stream.frames import to_image_batch
         from ..stream.materialise import materialise
         from ..stream.run_stream import run_stream
         from ..stream.sinks import FrameKeeper, Mp4Sink
 
+        embeds = None if conditioning is None else read_conditioning(conditioning)
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(blocks * steps, node_id)
         watcher = _NodeWatcher(settings, progress)
@@ -260,7 +272,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),
             )
         try:
-            report = run_stream(materialised, settings, lambda _: prompt, [video, keeper], watcher, recorder)
+            report = run_stream(materialised, settings, lambda _: prompt, [video, keeper], watcher, recorder, embeds)
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
@@ -270,7 +282,8 @@ class StreamingBlockSampler(io.ComfyNode):
         images = host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
         if frames is not None:
             images = to_image_batch(frames)
-        applied = settings.as_dict() | {"prompt": prompt, "fps": fps} | report.as_dict()
+        shown = prompt if embeds is None else GIVEN_PROMPT
+        applied = settings.as_dict() | {"prompt": shown, "fps": fps} | report.as_dict()
         timeline = None if recorder is None else recorder.timeline()
         return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline)
 

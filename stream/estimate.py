@@ -56,7 +56,7 @@ def estimate_memory(
 
     Args:
         family: of the model.
-        components: transformer, VAE and text encoder, in the formats they will be loaded in.
+        components: transformer, VAE and perhaps text encoder, in the formats they will be loaded in.
         settings: of the stream.
         attention: how it is computed.
         device: decides whether weights are dequantized for each layer.
@@ -64,13 +64,17 @@ def estimate_memory(
     Raises:
         CheckpointError: a component cannot be loaded.
     """
-    transformer, vae, text_encoder = (components[name] for name in ("transformer", "vae", "text_encoder"))
+    transformer, vae = components["transformer"], components["vae"]
+    text_encoder = None if settings.embeds_given else components.get("text_encoder")
+    text_encoding = 0
+    if text_encoder is not None:
+        text_encoding = family.text_encoding_bytes(text_encoder) + _dequantized_bytes(text_encoder, device)
     streaming = family.streaming_bytes(components, _rehearsal_inputs(settings), attention)
     return MemoryEstimate(
         transformer=transformer.bytes,
         vae=vae.bytes,
-        text_encoder=text_encoder.bytes,
-        text_encoding=family.text_encoding_bytes(text_encoder) + _dequantized_bytes(text_encoder, device),
+        text_encoder=0 if text_encoder is None else text_encoder.bytes,
+        text_encoding=text_encoding,
         streaming=streaming + _dequantized_bytes(transformer, device),
         overhead=0 if device.type == "cpu" else DEVICE_OVERHEAD,
     )

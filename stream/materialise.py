@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
-from ..families.model_family import ComponentOptions
+from ..families.model_family import ComponentOptions, ModelSources
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
@@ -94,12 +94,46 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
         return ForeignPipeline(recipe, pipe, device, residency)
     options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe))
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
+    sources = _local_sources(recipe, fetch)
+    family = recognise_family(sources.transformer)
+    store = ComponentStore(family.components(sources, options), device, residency)
+    tokenizer = None if sources.text_encoder is None else family.load_tokenizer(sources)
+    return BuiltInPipeline(recipe, family=family, store=store, tokenizer=tokenizer, device=device, residency=residency)
+
+
+def _local_sources(recipe: Recipe, fetch: Fetch) -> ModelSources:
+    """Where everything is on this disk; what the user named on the hub is fetched.
+
+    Raises CheckpointError when something is not there, or nothing was named for the VAE. Without a text encoder a
+    stream is possible whose prompt comes as embeddings.
+    """
     model = _local_model(recipe, fetch)
     parts = _local_parts(recipe, model, fetch)
-    family = recognise_family(model)
-    store = ComponentStore(family.components(model, parts, options), device, residency)
-    tokenizer = family.load_tokenizer(parts)
-    return BuiltInPipeline(recipe, family=family, store=store, tokenizer=tokenizer, device=device, residency=residency)
+    vae = parts if recipe.vae is None else _existing_file("vae", recipe.vae)
+    if recipe.text_encoder is not None:
+        text_encoder: Path | None = _existing_file("text_encoder", recipe.text_encoder)
+    else:
+        text_encoder = parts if parts is not None and (parts / "text_encoder").is_dir() else None
+    if vae is None:
+        raise CheckpointError(
+            f"model {recipe.model!r} holds only the transformer: choose files under 'vae' and 'text_encoder', or a "
+            "diffusers folder under 'components' for VAE, text encoder and tokenizer."
+        )
+    places = dict.fromkeys(place for place in (text_encoder, parts, model) if place is not None)
+    return ModelSources(model, vae, text_encoder, tuple(places))
+
+
+def _existing_file(name: str, place: str) -> Path:
+    path = Path(place)
+    refuse_pickled(path)
+    if not path.exists():
+        raise CheckpointError(f"{name} {place!r} is not there: refresh the page (key R) and choose another file.")
+    return path
+
+
+def _named_alone(recipe: Recipe) -> set[str]:
+    """The components that the user chose a file for."""
+    return {name for name in ("vae", "text_encoder") if getattr(recipe, name) is not None}
 
 
 def _local_model(recipe: Recipe, fetch: Fetch) -> Path:
@@ -107,7 +141,7 @@ def _local_model(recipe: Recipe, fetch: Fetch) -> Path:
     if recipe.is_hub_id:
         # If components come from elsewhere, this repository's VAE and text encoder (gigabytes) are not needed.
         wanted = BUILT_IN_COMPONENTS if recipe.components is None else ("transformer",)
-        return fetch(recipe.model, recipe.revision, wanted)
+        return fetch(recipe.model, recipe.revision, [name for name in wanted if name not in _named_alone(recipe)])
     model = Path(recipe.model)
     refuse_pickled(model)
     if not model.exists():
@@ -118,18 +152,14 @@ def _local_model(recipe: Recipe, fetch: Fetch) -> Path:
     return model
 
 
-def _local_parts(recipe: Recipe, model: Path, fetch: Fetch) -> Path:
-    """The folder of VAE, text encoder and tokenizer."""
+def _local_parts(recipe: Recipe, model: Path, fetch: Fetch) -> Path | None:
+    """The folder of VAE, text encoder and tokenizer, as far as the user chose no files for them; None for none."""
     if recipe.components is not None:
         if is_hub_id(recipe.components):
-            return fetch(recipe.components, None, SHARED_COMPONENTS)
+            wanted = [name for name in SHARED_COMPONENTS if name not in _named_alone(recipe)]
+            return fetch(recipe.components, None, wanted)
         return Path(recipe.components)
-    if model.is_file():
-        raise CheckpointError(
-            f"model {recipe.model!r} holds only the transformer: choose a diffusers folder under 'components' for "
-            "VAE, text encoder and tokenizer."
-        )
-    return model
+    return None if model.is_file() else model
 
 
 def _fetch(

@@ -17,6 +17,7 @@ from ..memory.pipeline_facts import UNKNOWN_PIPELINE, PipelineFacts
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback, all_on_device, ignore_load
+from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
@@ -40,6 +41,12 @@ class StreamPipeline(Protocol):
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """State entries the pipeline expects before block 0."""
+
+    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
+        """State entries that stand for the prompt `GIVEN_PROMPT`, from embeddings [1, text tokens, text width].
+
+        Raises ValueError for embeddings of another width than the model takes.
+        """
 
     def make_generator(self, seed: int) -> torch.Generator:
         """The stream's noise generator."""
@@ -108,12 +115,31 @@ class BuiltInPipeline:
         self._store.on_load = callback
 
     def check_settings(self, settings: StreamSettings) -> None:
-        """Raise ValueError unless the sizes are multiples of the family's step."""
+        """Sizes must be multiples of the family's step, and a prompt needs a text encoder."""
         self.family.geometry.check_size(settings.width, settings.height)
+        if not settings.embeds_given and "text_encoder" not in self._store.components:
+            raise ValueError(
+                f"the pipeline of {self.recipe.model} has no text encoder: choose one under 'text_encoder' in the "
+                "loader, or connect a conditioning to the sampler."
+            )
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """Return nothing: the blocks allocate their caches at block 0."""
         return {}
+
+    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
+        """See `StreamPipeline`; padded with zeros to as many tokens as the family's prompts have, or cut."""
+        tokens, width = self.family.text_shape(self._store.components["transformer"])
+        if embeds.shape[-1] != width:
+            raise ValueError(
+                f"conditioning is {embeds.shape[-1]} wide and the model takes {width}: encode the text with the text "
+                "encoder that belongs to the model."
+            )
+        return {
+            "prompt_embeds": fit_tokens(embeds, tokens).to(self.device),
+            "encoded_prompt": GIVEN_PROMPT,
+            "prompt_tokens_cut": max(0, embeds.shape[1] - tokens),
+        }
 
     def make_generator(self, seed: int) -> torch.Generator:
         """A CPU generator, so that a seed gives the same noise on every device."""
@@ -162,7 +188,9 @@ class BuiltInPipeline:
         """The plan of each quantized component, whether it is faster on this device, and which GPU kernels run."""
         plans = [component.plan for component in self._store.components.values()]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
-        notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
+        # What runs once a prompt costs no time that a user would notice.
+        in_blocks = [plan for plan in plans if plan.component in BLOCK_COMPONENTS]
+        notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         return {
             "family": self.family.name,
             "quantization": [summarise_plan(plan) for plan in plans],
@@ -228,12 +256,21 @@ class ForeignPipeline:
         self.on_load: LoadCallback = ignore_load
 
     def check_settings(self, settings: StreamSettings) -> None:
-        """Do nothing: the sizes that foreign blocks accept are unknown."""
+        """Which sizes foreign blocks take is not known; their own text encoder step takes a prompt."""
+        if settings.embeds_given:
+            raise ValueError(
+                f"a conditioning is connected, and the blocks of {self.recipe.model} encode the prompt themselves: "
+                "disconnect it and write the prompt."
+            )
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """`frame_cache_context`, a deque of the length in the repository's config; empty if the config has none."""
         length = self.pipe.config.get("frame_cache_len")
         return {} if length is None else {"frame_cache_context": deque(maxlen=length)}
+
+    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
+        """Nothing: `check_settings` refuses them."""
+        return {}
 
     def make_generator(self, seed: int) -> torch.Generator:
         """A generator on the pipeline's device, which foreign blocks may require."""

@@ -54,7 +54,10 @@ class Recipe:
         compile: one of `COMPILE_CHOICES`; built-in blocks only.
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
-        stamp: changes with the files of `model` and `components`, so that a replaced checkpoint is loaded again.
+        stamp: changes with the files of `model`, `components`, `vae` and `text_encoder`, so that a replaced checkpoint
+            is loaded anew.
+        vae: absolute path of a single file, or of a diffusers folder; None: from `components`. Built-in blocks only.
+        text_encoder: like `vae`. Its tokenizer comes from inside the file, or else from `components` or `model`.
     """
 
     model: str
@@ -69,6 +72,8 @@ class Recipe:
     state_rules: tuple[StateRule, ...] = ()
     quantization: QuantizationSpec | None = None
     stamp: str = ""
+    vae: str | None = None
+    text_encoder: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values that can be checked without disk or device.
@@ -82,6 +87,9 @@ class Recipe:
         for name, place in (("model", self.model), ("components", self.components)):
             if place is not None and not is_hub_id(place) and not Path(place).is_absolute():
                 raise ValueError(f"{name} is {place!r}: give an absolute path, or a hub id such as owner/name.")
+        for name, file in (("vae", self.vae), ("text_encoder", self.text_encoder)):
+            if file is not None and not Path(file).is_absolute():
+                raise ValueError(f"{name} is {file!r}: give the absolute path of a file.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("compile", self.compile, COMPILE_CHOICES)
@@ -101,6 +109,8 @@ class Recipe:
             ("compile", self.compile, COMPILE_NOTHING),
             ("attention_backend", self.attention_backend, NATIVE_ATTENTION),
             ("components", self.components, None),
+            ("vae", self.vae, None),
+            ("text_encoder", self.text_encoder, None),
         ):
             if value != neutral:
                 raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
+from .conditioning import GIVEN_PROMPT
 from .pipelines import StreamPipeline
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
@@ -79,6 +80,7 @@ def run_stream(
     sinks: Sequence[FrameSink],
     watcher: StreamWatcher,
     recorder: NoRecording | None = None,
+    embeds: torch.Tensor | None = None,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
@@ -92,8 +94,11 @@ def run_stream(
         sinks: each gets every block, in order; closed at the end.
         watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
+        embeds: of the prompt, [1, text tokens, text width], zero where nothing is said; every block is made with them
+            and `prompt_of` is not asked. None encodes the prompts.
 
     Raises:
+        ValueError: the pipeline cannot do what the settings ask, or takes no such embeddings.
         MemoryError: the stream cannot fit the device; nothing was loaded.
         BlockFailedError: the first block is unusable.
         torch.OutOfMemoryError: the device ran out of memory, with what to change.
@@ -105,13 +110,15 @@ def run_stream(
     blocks_made = pictures = 0
     failed = True
     try:
+        settings = replace(settings, embeds_given=embeds is not None)
         pipeline.check_settings(settings)
+        given = None if embeds is None else pipeline.start_from_embeds(embeds)
         pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         _note_ignored_settings(pipeline, settings, notices)
-        with Session(pipeline, settings, watcher.before_pass, recorder) as session:
+        with Session(pipeline, settings, watcher.before_pass, recorder, given) as session:
             for index in range(settings.blocks):
-                block = session.run_block(prompt_of(index))
+                block = session.run_block(GIVEN_PROMPT if given else prompt_of(index))
                 for sink in sinks:
                     sink.write(block.frames)
                 blocks_made += 1

@@ -31,6 +31,7 @@ class StreamSettings:
         frames_per_block: latent frames per block.
         cleanup: when cached memory is returned to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
+        embeds_given: whether the prompt comes as embeddings, so that no text encoder is needed.
     """
 
     width: int = _DEFAULTS.width
@@ -46,6 +47,7 @@ class StreamSettings:
     frames_per_block: int = _DEFAULTS.frames_per_block
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
+    embeds_given: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.

@@ -14,7 +14,8 @@ from transformers import UMT5EncoderModel
 from streamblocks.checkpoints.checkpoint_files import CheckpointError, list_component_files
 from streamblocks.checkpoints.row_sources import elements
 from streamblocks.checkpoints.safetensors_reading import index_tensors
-from streamblocks.wan.checkpoints.components import check_pipeline_folder, load_tokenizer
+from streamblocks.wan.checkpoints.pipeline_folder import check_pipeline_folder
+from streamblocks.wan.checkpoints.tokenizer import load_tokenizer
 from streamblocks.wan.tiny_model import write_tiny_model
 from streamblocks.wan.transformer.joined_projections import fuse_self_attention, fused_rows
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.modular_pipelines import PipelineState
 
-from streamblocks.families.model_family import AttentionChoice, ComponentOptions
+from streamblocks.families.model_family import AttentionChoice, ComponentOptions, ModelSources
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.estimate import check_it_fits, estimate_memory, smaller_choices
@@ -35,7 +35,7 @@ FORMATS = {
 
 def estimate(folder, settings, dtype, spec=None, attention=NATIVE):
     options = ComponentOptions(dtype, torch.float32, spec, attention)
-    components = CAUSAL_WAN_21.components(folder, folder, options)
+    components = CAUSAL_WAN_21.components(ModelSources.in_folder(folder), options)
     return estimate_memory(CAUSAL_WAN_21, components, settings, attention, torch.device("cpu"))
 
 

@@ -120,7 +120,7 @@ report(plain=plain, touched=fingerprint(), every_input=every_input, nothing=noth
 """,
     )
     assert len(facts["plain"]) == 16 and facts["touched"] != facts["plain"]
-    assert len(facts["every_input"]) == 11
+    assert len(facts["every_input"]) == 13
     assert facts["nothing"] == ""
     assert set(facts["every_input"]) == {"", facts["plain"]}
 

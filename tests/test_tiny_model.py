@@ -8,7 +8,8 @@ import torch
 from diffusers import WanPipeline
 
 from streamblocks.tools.make_tiny_model import main
-from streamblocks.wan.checkpoints.components import PIPELINE_COMPONENTS, check_pipeline_folder, load_tokenizer
+from streamblocks.wan.checkpoints.pipeline_folder import PIPELINE_COMPONENTS, check_pipeline_folder
+from streamblocks.wan.checkpoints.tokenizer import load_tokenizer
 from streamblocks.wan.tiny_model import write_tiny_model
 
 from wan_loading import load_text_encoder, load_transformer, load_vae

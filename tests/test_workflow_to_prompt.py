@@ -27,6 +27,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         },
     },
     "Invert": {"input": {"required": {"image": ["IMAGE", {}]}}},
+    "Grown": {
+        "input": {
+            "required": {"model": ["COMBO", {"options": ["tiny"]}]},
+            "optional": {"vae": ["COMBO", {"options": ["own", "other"], "default": "own"}], "more": ["FLOAT", {}]},
+        },
+    },
     "File": {"input_types": {"required": {"file": [["a.png"], {"image_upload": True}]}}},
 }
 
@@ -139,6 +145,16 @@ def test_an_unknown_class_is_named() -> None:
 def test_a_wrong_number_of_values_says_what_the_class_wants() -> None:
     with pytest.raises(WorkflowError, match=r"has 2 widget values, its class has 5: prompt, seed, \(not sent\)"):
         convert_workflow(graph(sample(values=["a fox", 7])), SCHEMAS)
+
+
+def test_optional_inputs_that_came_later_have_their_defaults() -> None:
+    node = {"id": 5, "type": "Grown", "widgets_values": ["tiny"]}
+    with pytest.raises(WorkflowError, match="has 1 widget values, its class has 3: model, vae, more"):
+        # Nothing says what the page would send for the last one.
+        convert_workflow(graph(node), SCHEMAS)
+    schema = SCHEMAS["Grown"]["input"] | {"optional": {"vae": SCHEMAS["Grown"]["input"]["optional"]["vae"]}}
+    prompt = convert_workflow(graph(node), {"Grown": {"input": schema}})
+    assert inputs_of(prompt, "5") == {"model": "tiny", "vae": "own"}
 
 
 def test_values_saved_under_other_names_are_refused() -> None:

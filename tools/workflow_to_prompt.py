@@ -125,10 +125,11 @@ def _widget_inputs(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
     values = node.get("widgets_values") or []
     if isinstance(values, Mapping):
         return {name: _as_literal(values[name]) for name in names if name and name in values}
-    if len(values) != len(names):
+    added = _defaults_of_later_inputs(names[len(values) :], info)
+    if len(values) + len(added) != len(names):
         wanted = ", ".join(name or "(not sent)" for name in names)
         raise WorkflowError(f"{_name(node)} has {len(values)} widget values, its class has {len(names)}: {wanted}.")
-    inputs = {name: value for name, value in zip(names, values, strict=True) if name is not None}
+    inputs = {name: value for name, value in zip(names, values, strict=False) if name is not None}
     named = node.get("widgets_values_named") or {}
     for name, value in inputs.items():
         if name in named and named[name] != value:
@@ -136,7 +137,14 @@ def _widget_inputs(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
                 f"{_name(node)} was saved with {name} = {named[name]!r}, but by position it is {value!r}: "
                 "its inputs have been reordered since. Save the workflow again."
             )
-    return {name: _as_literal(value) for name, value in inputs.items()}
+    return {name: _as_literal(value) for name, value in (inputs | added).items()}
+
+
+def _defaults_of_later_inputs(names: Sequence[str | None], info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page sends for optional inputs that a class has got since the workflow was saved; empty for others."""
+    specs = (info.get("input", info.get("input_types")) or {}).get("optional") or {}
+    options = {name: specs[name][1] for name in names if name and name in specs and len(specs[name]) > 1}
+    return {name: option["default"] for name, option in options.items() if "default" in option}
 
 
 def _widget_names(node: Mapping[str, Any], info: Mapping[str, Any]) -> list[str | None]:

@@ -11,6 +11,7 @@ from ..families.model_family import (
     AttentionChoice,
     ComponentOptions,
     ModelFamily,
+    ModelSources,
     StreamDefaults,
 )
 from .geometry import WAN_21_GEOMETRY
@@ -19,7 +20,6 @@ from .memory_facts import MEMORY_FACTS
 if TYPE_CHECKING:
     import torch
     from diffusers.modular_pipelines import ModularPipeline
-    from transformers import PreTrainedTokenizerBase
 
     from ..checkpoints.component import Component
 
@@ -59,7 +59,7 @@ class CausalWan21(ModelFamily):
         channels = facts.get("in_channels", self.geometry.channels)
         return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
 
-    def components(self, model: Path, parts: Path, options: ComponentOptions) -> dict[str, Component]:
+    def components(self, sources: ModelSources, options: ComponentOptions) -> dict[str, Component]:
         """See `ModelFamily`; transformer and VAE are prepared for streaming when they are loaded."""
         from .checkpoints.components import (
             check_parts_go_together,
@@ -79,19 +79,28 @@ class CausalWan21(ModelFamily):
         quantization = options.quantization
         components = {
             "transformer": transformer_component(
-                model, dtype=options.dtype, quantization=quantization, prepare=prepare_transformer
+                sources.transformer, dtype=options.dtype, quantization=quantization, prepare=prepare_transformer
             ),
-            "vae": vae_component(parts, dtype=options.vae_dtype, prepare=speed_up_vae),
-            "text_encoder": text_encoder_component(parts, dtype=options.dtype, quantization=quantization),
+            "vae": vae_component(sources.vae, dtype=options.vae_dtype, prepare=speed_up_vae),
         }
+        if sources.text_encoder is not None:
+            components["text_encoder"] = text_encoder_component(
+                sources.text_encoder, dtype=options.dtype, quantization=quantization
+            )
         check_parts_go_together(components)
         return components
 
-    def load_tokenizer(self, parts: Path) -> PreTrainedTokenizerBase:
-        """UMT5's, from the folder."""
-        from .checkpoints.components import load_tokenizer
+    def load_tokenizer(self, sources: ModelSources) -> Any:  # noqa: ANN401
+        """UMT5's, from a folder or from inside the text encoder's file."""
+        from .checkpoints.tokenizer import find_tokenizer
 
-        return load_tokenizer(parts)
+        return find_tokenizer(sources.tokenizers)
+
+    def text_shape(self, transformer: Component) -> tuple[int, int]:
+        """As many tokens as prompts are padded to, and the width of UMT5's output."""
+        from .steps.text_step import DEFAULT_TEXT_TOKENS
+
+        return DEFAULT_TEXT_TOKENS, transformer.config["text_dim"]
 
     def make_pipeline(self) -> ModularPipeline:
         """See `ModelFamily`."""

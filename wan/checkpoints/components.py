@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
 from ...checkpoints.component import Component, Prepare, prepare_nothing
@@ -21,25 +22,15 @@ from ...checkpoints.safetensors_reading import index_tensors
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
 from .layer_presets import PRESETS
+from .pipeline_folder import check_pipeline_folder
 from .single_file import recognise_single_file
+from .text_encoder_file import recognise_text_encoder_file
+from .vae_file import recognise_vae_file
 
-PIPELINE_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 TRANSFORMER_CLASS = "WanTransformer3DModel"
 VAE_CLASS = "AutoencoderKLWan"
 
 _SIXTEEN_BIT = frozenset({torch.float16, torch.bfloat16})
-
-
-def check_pipeline_folder(folder: Path, components: Collection[str] = PIPELINE_COMPONENTS) -> None:
-    """Raise CheckpointError unless `folder` is a folder with a sub-folder for each of `components`."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder: give the folder of a Wan pipeline in diffusers' layout.")
-    absent = [name for name in components if not (folder / name).is_dir()]
-    if absent:
-        raise CheckpointError(
-            f"{folder} lacks the sub-folder{'s' * (len(absent) > 1)} {', '.join(absent)}: give the folder "
-            f"of a Wan pipeline in diffusers' layout, with {', '.join(components)}."
-        )
 
 
 def transformer_component(
@@ -68,12 +59,11 @@ def transformer_component(
     )
 
 
-def vae_component(folder: Path, *, dtype: torch.dtype, prepare: Prepare = prepare_nothing) -> Component:
-    """The VAE of the pipeline `folder`; raises CheckpointError when it is of another class or incomplete."""
-    config = with_defaults(AutoencoderKLWan, _config(folder, "vae", VAE_CLASS))
+def vae_component(source: Path, *, dtype: torch.dtype, prepare: Prepare = prepare_nothing) -> Component:
+    """The VAE of a pipeline folder or of a single file; raises CheckpointError for another class or a damaged file."""
     return Component(
         name="vae",
-        weights=ComponentWeights(folder, config, _folder_sources(folder, "vae", AutoencoderKLWan)),
+        weights=_vae_weights(source),
         dtype=dtype,
         build=lambda config: AutoencoderKLWan.from_config(dict(config)),
         keep_fp32=keep_fp32_parts(AutoencoderKLWan, dtype),
@@ -82,19 +72,15 @@ def vae_component(folder: Path, *, dtype: torch.dtype, prepare: Prepare = prepar
 
 
 def text_encoder_component(
-    folder: Path, *, dtype: torch.dtype, quantization: QuantizationSpec | None = None
+    source: Path, *, dtype: torch.dtype, quantization: QuantizationSpec | None = None
 ) -> Component:
-    """The UMT5 encoder of the pipeline `folder`; raises CheckpointError when it is another model or incomplete."""
-    config = _config(folder, "text_encoder")
-    if config.get("model_type") != "umt5":
-        raise CheckpointError(
-            f"{folder / 'text_encoder'} holds a {config.get('model_type')} model, and Wan needs umt5: give "
-            "the text encoder of a Wan pipeline."
-        )
-    full = UMT5Config.from_dict(config).to_dict()
+    """The UMT5 encoder of a pipeline folder or of a single file; raises CheckpointError for anything else.
+
+    A file that is quantized already comes out as it is stored, its products in full precision.
+    """
     return Component(
         name="text_encoder",
-        weights=ComponentWeights(folder, full, _folder_sources(folder, "text_encoder", UMT5EncoderModel)),
+        weights=_text_encoder_weights(source),
         dtype=dtype,
         build=lambda config: UMT5EncoderModel(UMT5Config.from_dict(dict(config))),
         keep_fp32=keep_fp32_parts(UMT5EncoderModel, dtype),
@@ -104,29 +90,27 @@ def text_encoder_component(
 
 
 def check_parts_go_together(components: Mapping[str, Component]) -> None:
-    """Raise CheckpointError when VAE or text encoder belong to another transformer, by their configs."""
-    transformer, vae, text_encoder = (components[name] for name in ("transformer", "vae", "text_encoder"))
-    pairs = (
-        (vae, vae.config["z_dim"], transformer.config["in_channels"], "latent channels"),
-        (text_encoder, text_encoder.config["d_model"], transformer.config["text_dim"], "channels of embedded text"),
-    )
-    for part, given, taken, what in pairs:
-        if given != taken:
-            raise CheckpointError(
-                f"the {part.name} in {part.weights.path} gives {given} {what} and the transformer in "
-                f"{transformer.weights.path} takes {taken}: choose components that belong to the model."
-            )
+    """Raise CheckpointError when VAE or text encoder, where there is one, belong to another transformer.
+
+    Configs are compared first. A config that was read off a file's shapes says nothing about the rest of the file, so
+    that is compared with the model's class.
+    """
+    transformer, vae = components["transformer"], components["vae"]
+    text_encoder = components.get("text_encoder")
+    _check_pair(vae, "z_dim", transformer, "in_channels", "latent channels")
+    if text_encoder is not None:
+        _check_pair(text_encoder, "d_model", transformer, "text_dim", "channels of embedded text")
+    for part in (vae, text_encoder):
+        if part is not None and part.weights.path.is_file():
+            part.check()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the pipeline `folder`, without network access and without running remote code."""
-    check_pipeline_folder(folder, ["tokenizer"])
-    try:
-        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+def _check_pair(part: Component, given: str, transformer: Component, taken: str, what: str) -> None:
+    if part.config[given] != transformer.config[taken]:
         raise CheckpointError(
-            f"{folder / 'tokenizer'} holds no tokenizer that transformers can load ({error}): download it again."
-        ) from error
+            f"the {part.name} in {part.weights.path} gives {part.config[given]} {what} and the transformer in "
+            f"{transformer.weights.path} takes {transformer.config[taken]}: choose components that belong to the model."
+        )
 
 
 def with_defaults(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +151,28 @@ def _transformer_weights(source: Path) -> ComponentWeights:
         )
     sources = _folder_sources(source, "transformer", WanTransformer3DModel)
     return ComponentWeights(source, config, sources, joined_name=joined_name)
+
+
+def _vae_weights(source: Path) -> ComponentWeights:
+    if not source.is_dir():
+        file = recognise_vae_file(source)
+        return replace(file, config=with_defaults(AutoencoderKLWan, file.config))
+    config = with_defaults(AutoencoderKLWan, _config(source, "vae", VAE_CLASS))
+    return ComponentWeights(source, config, _folder_sources(source, "vae", AutoencoderKLWan))
+
+
+def _text_encoder_weights(source: Path) -> ComponentWeights:
+    if not source.is_dir():
+        file = recognise_text_encoder_file(source)
+        return replace(file, config=UMT5Config(**file.config).to_dict())
+    config = _config(source, "text_encoder")
+    if config.get("model_type") != "umt5":
+        raise CheckpointError(
+            f"{source / 'text_encoder'} holds a {config.get('model_type')} model, and Wan needs umt5: give "
+            "the text encoder of a Wan pipeline."
+        )
+    full = UMT5Config.from_dict(config).to_dict()
+    return ComponentWeights(source, full, _folder_sources(source, "text_encoder", UMT5EncoderModel))
 
 
 def _folder_sources(folder: Path, component: str, cls: type[nn.Module]) -> Mapping[str, Any]:

@@ -1,0 +1,32 @@
+"""The twins of users' single files, and the values that ComfyUI's own classes compute with them.
+
+Described in ../shared/layouts/README.md, from where they were copied.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+LAYOUTS = Path(__file__).resolve().parent / "data/layouts"
+VAE = LAYOUTS / "comfy_wan_vae.safetensors"
+UMT5 = LAYOUTS / "comfy_umt5.safetensors"
+UMT5_FP8 = LAYOUTS / "comfy_umt5_fp8_scaled.safetensors"
+UMT5_WAN_NAMES = LAYOUTS / "wan_umt5_original_names.safetensors"
+TRANSFORMER = LAYOUTS / "causal_wan.safetensors"
+
+
+def vae_values() -> dict[str, torch.Tensor]:
+    return load_file(LAYOUTS / "comfy_wan_vae_values.safetensors")
+
+
+def umt5_values() -> tuple[list[str], dict[str, torch.Tensor]]:
+    path = LAYOUTS / "umt5_values.safetensors"
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["prompts"]), load_file(path)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())

@@ -1,0 +1,115 @@
+"""Single files and stock text nodes in a real ComfyUI, laid out under `models/` as its users have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import LAYOUTS, TRANSFORMER, UMT5, VAE, umt5_values
+from PIL import Image
+
+from comfyui_server import ComfyUIError, ComfyUIServer, comfyui_found
+
+PACK_ROOT = Path(__file__).resolve().parent.parent
+PROMPT = umt5_values()[0][0]
+
+# ComfyUI takes a text encoder of Wan for the real one by its 24 layers, and its sizes from a table. The twin's are told
+# here; everything else is the stock nodes' own.
+TWIN_SIZES = f"""
+import json
+import comfy.sd
+import comfy.text_encoders.wan as wan
+
+SIZES = json.loads({(LAYOUTS / "umt5_config.json").read_text()!r})
+
+class TwinModel(wan.UMT5XXlModel):
+    def __init__(self, *args, model_options={{}}, **options):
+        super().__init__(*args, model_options={{**model_options, "umt5xxl_model_config": SIZES}}, **options)
+
+wan.UMT5XXlModel = TwinModel
+comfy.sd.detect_te_model = lambda weights: comfy.sd.TEModel.T5_XXL
+NODE_CLASS_MAPPINGS = {{}}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+    if not comfyui_found():
+        pytest.skip("real ComfyUI not found: set COMFYUI_PATH")
+    sizes = tmp_path_factory.mktemp("packs") / "twin_sizes"
+    sizes.mkdir()
+    (sizes / "__init__.py").write_text(TWIN_SIZES)
+    models = {
+        "diffusion_models/causal_wan.safetensors": TRANSFORMER,
+        "vae/wan/wan_2.1_vae.safetensors": VAE,
+        # ComfyUI counts this folder to models/text_encoders.
+        "clip/umt5.safetensors": UMT5,
+    }
+    packs = {"streamblocks": PACK_ROOT, "twin_sizes": sizes}
+    with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs=packs, models=models) as started:
+        yield started
+
+
+def defaults(info: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a node that was just dropped on the page."""
+    sections = info["input"].get("required", {}), info["input"].get("optional", {})
+    inputs: dict[str, Any] = {}
+    for section in sections:
+        for name, (_, *options) in section.items():
+            if options and "default" in options[0]:
+                inputs[name] = options[0]["default"]
+    return inputs
+
+
+def prompt_for(server: ComfyUIServer, **loader: str) -> dict[str, Any]:
+    info = server.object_info()
+    load = defaults(info["StreamBlocksLoadPipeline"]) | {
+        "model": "diffusion_models/causal_wan.safetensors",
+        "vae": "vae/wan/wan_2.1_vae.safetensors",
+        "dtype": "float32",
+    }
+    sample = defaults(info["StreamBlocksSampler"]) | {"pipeline": ["load", 0], "prompt": PROMPT, "keep_frames": "all"}
+    sample |= {"blocks": 2, "width": 32, "height": 32, "steps": 2, "seed": 3}
+    return {
+        "load": {"class_type": "StreamBlocksLoadPipeline", "inputs": load | loader},
+        "sample": {"class_type": "StreamBlocksSampler", "inputs": sample},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["sample", 1]}},
+        "told": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 2]}},
+    }
+
+
+def pictures(server: ComfyUIServer, prompt: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    entry = server.run(prompt)
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in server.output_files(entry)]
+    return np.stack(images).astype(int), json.loads(entry["outputs"]["told"]["text"][0])
+
+
+def test_files_are_listed_and_make_a_stream_that_stock_text_nodes_make_too(server: ComfyUIServer) -> None:
+    ours, told = pictures(server, prompt_for(server, text_encoder="text_encoders/umt5.safetensors"))
+    assert ours.shape == (21, 32, 32, 3) and ours.std() > 5
+    assert told["prompt"] == PROMPT and not told["embeds_given"]
+
+    stock = prompt_for(server)
+    stock["clip"] = {"class_type": "CLIPLoader", "inputs": {"clip_name": "umt5.safetensors", "type": "wan"}}
+    stock["text"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": PROMPT}}
+    stock["sample"]["inputs"] |= {"conditioning": ["text", 0], "prompt": "not this one"}
+    theirs, told = pictures(server, stock)
+    assert told["embeds_given"] and told["prompt"] == "(from the conditioning)"
+    assert np.abs(ours - theirs).max() <= 1
+
+    stock["text"]["inputs"]["text"] = "something else"
+    assert np.abs(pictures(server, stock)[0] - theirs).max() > 1
+
+
+def test_without_a_text_encoder_it_is_said_what_to_do(server: ComfyUIServer) -> None:
+    with pytest.raises(ComfyUIError, match=r"has no text encoder: choose one .* or connect a conditioning"):
+        server.run(prompt_for(server))
+
+
+def test_only_listed_files_are_taken(server: ComfyUIServer) -> None:
+    with pytest.raises(ComfyUIError, match=r"value_not_in_list"):
+        server.run(prompt_for(server, vae="vae/../vae/wan/wan_2.1_vae.safetensors"))
