@@ -60,8 +60,7 @@ def load_weights(
     aliases = find_aliases(module)
     sources = without_tied(sources, aliases)
     slots = find_slots(module, aliases, joined)
-    _check_names(slots, sources)
-    _check_tensors(slots, sources)
+    check_sources(slots, sources)
     parts: dict[str, list[str]] = {}
     for name in sources:
         parts.setdefault(slots[name].target, []).append(name)
@@ -81,6 +80,12 @@ def load_weights(
                     on_tensor(name, taken)
         tie(module, aliases)
         _move_other_buffers(module, device)
+
+
+def check_sources(slots: Mapping[str, Slot], sources: Mapping[str, RowSource]) -> None:
+    """Raise CheckpointError unless `sources` has each of `slots`, in its shape and kind, and nothing else."""
+    _check_names(slots, sources)
+    _check_tensors(slots, sources)
 
 
 def destination_dtype(name: str, stored: torch.dtype, dtype: torch.dtype, keep_fp32: Collection[str]) -> torch.dtype:
