@@ -1,10 +1,14 @@
-"""Peak bytes of quantizing while loading, beside loading and then quantizing.
+"""Peak bytes of quantizing while loading, beside loading and then quantizing; and the RSS of loading single files.
 
     python benchmarks/quantized_load.py [--device cuda] [--megabytes 600] [--json]
 
 A synthetic Wan transformer is written to a temporary folder in shards and loaded from there. On a GPU the peak is
 the allocator's own (`torch.cuda.max_memory_allocated`), on a CPU the bytes of all tensors alive at once; pages of the
-mapped shards are the system's file cache and do not count.
+files are the system's cache and do not count.
+
+Then the same transformer is loaded from one `.safetensors` and from one `.pt`, and the process's resident set is shown,
+as Linux counts it (`/proc/self/status`, its peak reset through `/proc/self/clear_refs`): what loading added, and its
+peak. On a CPU the model itself is in it.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ import streamblocks_path  # noqa: F401
 import torch
 from diffusers import WanTransformer3DModel
 from quantize_afterwards import quantize_model
+from safetensors.torch import load_file
 
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
+from streamblocks.stream.convert import convert_checkpoint
 from streamblocks.wan.checkpoints.components import transformer_component
 
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SLACK_BYTES = 64 * 2**20
 DTYPE = torch.bfloat16
 # The 14B's proportions at a third of its width; layers are added until the model is large enough.
@@ -55,8 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.megabytes < 500:
         parser.error(f"--megabytes is {options.megabytes}: give 500 or more.")
     with tempfile.TemporaryDirectory() as folder:
+        device = torch.device(options.device)
         write_transformer(Path(folder), options.megabytes * 10**6)
-        result = compare(Path(folder), torch.device(options.device))
+        result = compare(Path(folder), device)
+        result["files"] = compare_files(Path(folder), device) if _STATUS.exists() else []
     print(json.dumps(result) if options.json else table(result))
     return 0 if all(_holds(result, name) for name in FORMATS) else 1
 
@@ -96,6 +105,40 @@ def compare(folder: Path, device: torch.device) -> dict[str, Any]:
     return result
 
 
+def compare_files(folder: Path, device: torch.device) -> list[dict[str, Any]]:
+    """Load the transformer of `folder` from a single file of each format, as it is and as FP8."""
+    plain = convert_checkpoint(folder, folder / "wan.safetensors", on_progress=lambda done, total: None)
+    pickled = folder / "wan.pt"
+    torch.save({"generator_ema": load_file(plain)}, pickled)
+    return [
+        {
+            "file": path.name,
+            "format": "bf16" if spec is None else spec.format,
+            **resident(partial(_load, path, spec, device)),
+        }
+        for path in (plain, pickled)
+        for spec in (None, QuantizationSpec("fp8"))
+    ]
+
+
+def resident(load: Callable[[], torch.nn.Module]) -> dict[str, int]:
+    """Bytes that the module of `load` has, and by which the resident set grew: when it is loaded, and at most."""
+    gc.collect()
+    _CLEAR_REFS.write_text("5")
+    before = _status_bytes("VmRSS")
+    module = load()
+    return {
+        "model_bytes": module_bytes(module),
+        "added_rss_bytes": _status_bytes("VmRSS") - before,
+        "peak_rss_bytes": _status_bytes("VmHWM") - before,
+    }
+
+
+def _status_bytes(name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
 def measure(load: Callable[[], torch.nn.Module], device: torch.device) -> Measured:
     """The bytes of the module that `load` makes, and the peak while it does."""
     gc.collect()
@@ -126,11 +169,16 @@ def table(result: dict[str, Any]) -> str:
             f"{_bound(result, name) / mega:10.1f}  {'yes' if _holds(result, name) else 'NO':5}"
             f"{row['load_then_quantize_peak_bytes'] / mega:24.1f}"
         )
+    lines += [
+        f"{file['file']:16} {file['format']:5} model {file['model_bytes'] / mega:8.1f} MB, RSS grew by "
+        f"{file['added_rss_bytes'] / mega:8.1f} MB, at most by {file['peak_rss_bytes'] / mega:8.1f} MB"
+        for file in result.get("files", [])
+    ]
     return "\n".join(lines)
 
 
-def _load(folder: Path, spec: QuantizationSpec | None, device: torch.device) -> torch.nn.Module:
-    return transformer_component(folder, dtype=DTYPE, quantization=spec).load(device)
+def _load(source: Path, spec: QuantizationSpec | None, device: torch.device) -> torch.nn.Module:
+    return transformer_component(source, dtype=DTYPE, quantization=spec).load(device)
 
 
 def _load_then_quantize(folder: Path, spec: QuantizationSpec, device: torch.device) -> torch.nn.Module:

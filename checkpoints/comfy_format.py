@@ -99,9 +99,7 @@ def _format_of(dtype: torch.dtype) -> str:
     return {torch.int8: "int8_tensorwise", torch.float8_e5m2: DEQUANTIZED_FORMAT}.get(dtype, "float8_e4m3fn")
 
 
-def _marks(
-    path: Path, header: FileHeader, tensors: Mapping[str, RowSource], prefix: str
-) -> dict[str, dict[str, Any]]:
+def _marks(path: Path, header: FileHeader, tensors: Mapping[str, RowSource], prefix: str) -> dict[str, dict[str, Any]]:
     """What the file says about each quantized layer, by layer name without `prefix`."""
     marks: dict[str, dict[str, Any]] = {}
     text = header.metadata.get(METADATA_KEY)
@@ -147,8 +145,7 @@ def _check_layer(path: Path, layer: str, mark: Mapping[str, Any], dtype: torch.d
 def _check_scales_have_weights(
     path: Path, tensors: Mapping[str, RowSource], plain: Mapping[str, RowSource], marks: Mapping[str, Any]
 ) -> None:
-    """Raise CheckpointError for a scale whose weight is absent, or is stored in more than 8 bits, which it may belong to
-    or not."""
+    """Raise CheckpointError for a scale whose weight is absent or not of 8 bits: is it multiplied already?"""
     for key in tensors:
         suffix = next((suffix for suffix in _SCALES if key.endswith(suffix)), None)
         if suffix is None:

@@ -152,7 +152,7 @@ def _load(path: Path, mode: AbstractContextManager[Any], *, mmap: bool) -> objec
         # A damaged pickle raises whatever its opcodes run into.
         if "TorchScript" in str(error):
             raise CheckpointError(
-                f"{path} is a TorchScript archive, which is code and not weights: give a .safetensors file of the model."
+                f"{path} is a TorchScript archive, which is code and not weights: give the model as .safetensors."
             ) from None
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is not a complete PyTorch file ({why}): download it again.") from error
@@ -167,8 +167,8 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
             "give a .safetensors file of the model."
         )
     return CheckpointError(
-        f"{path} asks for {named} when it is opened, which could run code, so it is not opened: give a .safetensors file "
-        "of the model, or a .pt that holds nothing but tensors."
+        f"{path} asks for {named} when it is opened, which could run code, so it is not opened: give a "
+        ".safetensors file of the model, or a .pt that holds nothing but tensors."
     )
 
 
@@ -176,13 +176,14 @@ def _check_stored_plainly(path: Path) -> None:
     """Raise CheckpointError for a damaged zip, and for a compressed one, whose tensors have no place in the file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            storages = [entry for entry in archive.infolist() if "/data/" in entry.filename]
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise CheckpointError(f"{path} is not a complete PyTorch file ({error}): download it again.") from error
+    packed = [entry for entry in storages if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise CheckpointError(
-            f"{path} is a compressed zip file ({packed[0].filename}), as torch.save writes none: unpack it, and give the "
-            "checkpoint in it."
+            f"{path} is a compressed zip file ({packed[0].filename}), as torch.save writes none: unpack it, and give "
+            "the checkpoint in it."
         )
 
 
@@ -221,8 +222,8 @@ def _stored(path: Path, key: str, tensor: torch.Tensor, file_size: int) -> RowSo
     if tensor.layout != torch.strided or tensor.is_quantized:
         return StoredTensor(path, key, shape, f"{name}, {tensor.layout}", 0)
     begin = _storage_offset(tensor) or 0
-    offset = begin + tensor.storage_offset() * tensor.element_size()
-    strides = tensor.stride()
+    offset = begin + int(tensor.storage_offset()) * tensor.element_size()
+    strides = tuple(tensor.stride())
     end = offset + _span(shape, strides) * tensor.element_size()
     if end > min(begin + tensor.untyped_storage().nbytes(), file_size) and tensor.numel():
         raise CheckpointError(f"{path} is not a complete PyTorch file ({key} ends behind its end): download it again.")

@@ -202,7 +202,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_transformer(tmp_path / "absent.safetensors", device="cpu", dtype=torch.float32)
     (tmp_path / "wan.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match="is a GGUF file.*Quantize Pipeline"):
+    with pytest.raises(CheckpointError, match=r"is a GGUF file.*Quantize Pipeline"):
         load_transformer(tmp_path / "wan.gguf", device="cpu", dtype=torch.float32)
     vae = _write(tmp_path / "vae.safetensors", {"decoder.conv1.weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="holds no Wan transformer"):

@@ -11,9 +11,7 @@ from ...checkpoints.row_sources import RowSource
 
 ANCHOR = "patch_embedding.weight"
 # Before Wan's own names, in any number and order. `net` is a part of diffusers' names, so only here is it a wrapper.
-_PREFIX = re.compile(
-    r"(?:(?:generator_ema|generator|model|net|state_dict|diffusion_model|base_model|transformer)\.)*"
-)
+_PREFIX = re.compile(r"(?:(?:generator_ema|generator|model|net|state_dict|diffusion_model|base_model|transformer)\.)*")
 # Torch's DDP, FSDP, activation checkpointing and torch.compile put these inside names, wherever they wrap a module.
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGED = "generator_ema."
@@ -64,8 +62,8 @@ def find_prefix(path: Path, keys: Iterable[str], *, averaged: bool = True) -> st
         )
     if lora is not None:
         raise CheckpointError(
-            f"{path} holds a LoRA ({lora}) and no transformer: choose the transformer it was made for as the model, and "
-            "the LoRA on top of it."
+            f"{path} holds a LoRA ({lora}) and no transformer: choose the transformer it was made for as the model, "
+            "and the LoRA on top of it."
         )
     candidates = [prefix for prefix in prefixes if (_AVERAGED in prefix) == averaged] or prefixes
     if not candidates:
