@@ -1,6 +1,6 @@
 """Peak bytes of quantizing while loading, beside loading and then quantizing; and the RSS of loading single files.
 
-    python benchmarks/quantized_load.py [--device cuda] [--megabytes 600] [--json]
+    python benchmarks/quantized_load.py [--device cuda] [--megabytes 600] [--json] [--hollow-14b]
 
 A synthetic Wan transformer is written to a temporary folder in shards and loaded from there. On a GPU the peak is
 the allocator's own (`torch.cuda.max_memory_allocated`), on a CPU the bytes of all tensors alive at once; pages of the
@@ -8,18 +8,20 @@ files are the system's cache and do not count.
 
 Then the same transformer is loaded from one `.safetensors` and from one `.pt`, and the process's resident set is shown,
 as Linux counts it (`/proc/self/status`, its peak reset through `/proc/self/clear_refs`): what loading added, and its
-peak. On a CPU the model itself is in it.
+peak. On a CPU the model itself is in it. With `--hollow-14b` only that is measured, as FP8, for files of the 14B's size
+whose weights are holes on the disk: 15 GB of memory are enough.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any
 import streamblocks_path  # noqa: F401
 import torch
 from diffusers import WanTransformer3DModel
+from hollow_files import FOURTEEN_B, write_hollow_files
 from quantize_afterwards import quantize_model
 from safetensors.torch import load_file
 
@@ -58,7 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--megabytes", type=int, default=600, help="size of the model in BF16, at least 500")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--hollow-14b", action="store_true", help="only the RSS of loading files of the 14B's size")
     options = parser.parse_args(arguments)
+    if options.hollow_14b:
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_hollow_files(Path(folder), FOURTEEN_B)
+            print("\n".join(_file_lines(load_files(files, torch.device(options.device), ["fp8"]))))
+        return 0
     if options.megabytes < 500:
         parser.error(f"--megabytes is {options.megabytes}: give 500 or more.")
     with tempfile.TemporaryDirectory() as folder:
@@ -110,20 +119,23 @@ def compare_files(folder: Path, device: torch.device) -> list[dict[str, Any]]:
     plain = convert_checkpoint(folder, folder / "wan.safetensors", on_progress=lambda done, total: None)
     pickled = folder / "wan.pt"
     torch.save({"generator_ema": load_file(plain)}, pickled)
+    return load_files((plain, pickled), device, [None, "fp8"])
+
+
+def load_files(paths: Sequence[Path], device: torch.device, formats: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Load the transformer of each file in each format, None for as it is."""
     return [
-        {
-            "file": path.name,
-            "format": "bf16" if spec is None else spec.format,
-            **resident(partial(_load, path, spec, device)),
-        }
-        for path in (plain, pickled)
-        for spec in (None, QuantizationSpec("fp8"))
+        {"file": path.name, "format": format_ or "bf16", **resident(partial(_load, path, _spec(format_), device))}
+        for path in paths
+        for format_ in formats
     ]
 
 
 def resident(load: Callable[[], torch.nn.Module]) -> dict[str, int]:
     """Bytes that the module of `load` has, and by which the resident set grew: when it is loaded, and at most."""
     gc.collect()
+    # What was freed must not be there to be used again: it would not count.
+    ctypes.CDLL(None).malloc_trim(0)
     _CLEAR_REFS.write_text("5")
     before = _status_bytes("VmRSS")
     module = load()
@@ -169,12 +181,20 @@ def table(result: dict[str, Any]) -> str:
             f"{_bound(result, name) / mega:10.1f}  {'yes' if _holds(result, name) else 'NO':5}"
             f"{row['load_then_quantize_peak_bytes'] / mega:24.1f}"
         )
-    lines += [
-        f"{file['file']:16} {file['format']:5} model {file['model_bytes'] / mega:8.1f} MB, RSS grew by "
-        f"{file['added_rss_bytes'] / mega:8.1f} MB, at most by {file['peak_rss_bytes'] / mega:8.1f} MB"
-        for file in result.get("files", [])
-    ]
+    lines += _file_lines(result.get("files", []))
     return "\n".join(lines)
+
+
+def _file_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{file['file']:18} {file['format']:5} model {file['model_bytes'] / 1e6:8.1f} MB, RSS grew by "
+        f"{file['added_rss_bytes'] / 1e6:8.1f} MB, at most by {file['peak_rss_bytes'] / 1e6:8.1f} MB"
+        for file in files
+    ]
+
+
+def _spec(format_: str | None) -> QuantizationSpec | None:
+    return None if format_ is None else QuantizationSpec(format_)
 
 
 def _load(source: Path, spec: QuantizationSpec | None, device: torch.device) -> torch.nn.Module:

@@ -166,7 +166,8 @@ def test_an_unknown_suffix(tmp_path):
 
 @pytest.mark.parametrize("marked", ["scaled_fp8", "comfy_quant", "not at all"])
 def test_scaled_e5m2_loads_with_its_scales(weights, tmp_path, marked):
-    written, expected = {}, {}
+    written: dict[str, torch.Tensor] = {}
+    expected = {}
     for name, tensor in weights.items():
         if name.startswith("blocks") and name.endswith(".weight") and tensor.ndim == 2:
             scale = tensor.abs().max().float() / 57344
