@@ -110,6 +110,23 @@ def resolve_model(name: str) -> str:
     raise ValueError(f"model {name!r} is not in ComfyUI's model folders: refresh the page (key R) and choose again.")
 
 
+def new_transformer_file(name: str) -> Path:
+    """The path of a new `.safetensors` file in `models/diffusion_models`.
+
+    Raises:
+        ValueError: `name` leads out of that folder, which a workflow from elsewhere might try, or is there already.
+    """
+    roots = [Path(root) for root in folder_paths.get_folder_paths(FILES)]
+    # ComfyUI lists an older name of the folder first.
+    root = next((root for root in roots if root.name == FILES), roots[0]).resolve()
+    path = root / (name if name.endswith(".safetensors") else f"{name}.safetensors")
+    if root not in path.resolve().parents:
+        raise ValueError(f"name is {name!r}: give a file name, or one with sub-folders, inside models/{FILES}.")
+    if path.exists():
+        raise ValueError(f"name is {name!r}: {path} is there already and is not replaced; give another name.")
+    return path
+
+
 def _looks_like_pipeline(folder: Path) -> bool:
     return folder.is_dir() and any((folder / mark).exists() for mark in _PIPELINE_MARKS)
 

@@ -1,21 +1,27 @@
-"""Peak bytes of quantizing while loading, beside loading and then quantizing.
+"""Peak bytes of quantizing while loading, beside loading and then quantizing; and the RSS of loading single files.
 
-    python benchmarks/quantized_load.py [--device cuda] [--megabytes 600] [--json]
+    python benchmarks/quantized_load.py [--device cuda] [--megabytes 600] [--json] [--hollow-14b]
 
 A synthetic Wan transformer is written to a temporary folder in shards and loaded from there. On a GPU the peak is
 the allocator's own (`torch.cuda.max_memory_allocated`), on a CPU the bytes of all tensors alive at once; pages of the
-mapped shards are the system's file cache and do not count.
+files are the system's cache and do not count.
+
+Then the same transformer is loaded from one `.safetensors` and from one `.pt`, and the process's resident set is shown,
+as Linux counts it (`/proc/self/status`, its peak reset through `/proc/self/clear_refs`): what loading added, and its
+peak. On a CPU the model itself is in it. With `--hollow-14b` only that is measured, as FP8, for files of the 14B's size
+whose weights are holes on the disk: 15 GB of memory are enough.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +30,17 @@ from typing import Any
 import streamblocks_path  # noqa: F401
 import torch
 from diffusers import WanTransformer3DModel
+from hollow_files import FOURTEEN_B, write_hollow_files
 from quantize_afterwards import quantize_model
+from safetensors.torch import load_file
 
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
+from streamblocks.stream.convert import convert_checkpoint
 from streamblocks.wan.checkpoints.components import transformer_component
 
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SLACK_BYTES = 64 * 2**20
 DTYPE = torch.bfloat16
 # The 14B's proportions at a third of its width; layers are added until the model is large enough.
@@ -51,12 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--megabytes", type=int, default=600, help="size of the model in BF16, at least 500")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--hollow-14b", action="store_true", help="only the RSS of loading files of the 14B's size")
     options = parser.parse_args(arguments)
+    if options.hollow_14b:
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_hollow_files(Path(folder), FOURTEEN_B)
+            print("\n".join(_file_lines(load_files(files, torch.device(options.device), ["fp8"]))))
+        return 0
     if options.megabytes < 500:
         parser.error(f"--megabytes is {options.megabytes}: give 500 or more.")
     with tempfile.TemporaryDirectory() as folder:
+        device = torch.device(options.device)
         write_transformer(Path(folder), options.megabytes * 10**6)
-        result = compare(Path(folder), torch.device(options.device))
+        result = compare(Path(folder), device)
+        result["files"] = compare_files(Path(folder), device) if _STATUS.exists() else []
     print(json.dumps(result) if options.json else table(result))
     return 0 if all(_holds(result, name) for name in FORMATS) else 1
 
@@ -96,6 +114,43 @@ def compare(folder: Path, device: torch.device) -> dict[str, Any]:
     return result
 
 
+def compare_files(folder: Path, device: torch.device) -> list[dict[str, Any]]:
+    """Load the transformer of `folder` from a single file of each format, as it is and as FP8."""
+    plain = convert_checkpoint(folder, folder / "wan.safetensors", on_progress=lambda done, total: None)
+    pickled = folder / "wan.pt"
+    torch.save({"generator_ema": load_file(plain)}, pickled)
+    return load_files((plain, pickled), device, [None, "fp8"])
+
+
+def load_files(paths: Sequence[Path], device: torch.device, formats: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Load the transformer of each file in each format, None for as it is."""
+    return [
+        {"file": path.name, "format": format_ or "bf16", **resident(partial(_load, path, _spec(format_), device))}
+        for path in paths
+        for format_ in formats
+    ]
+
+
+def resident(load: Callable[[], torch.nn.Module]) -> dict[str, int]:
+    """Bytes that the module of `load` has, and by which the resident set grew: when it is loaded, and at most."""
+    gc.collect()
+    # What was freed must not be there to be used again: it would not count.
+    ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR_REFS.write_text("5")
+    before = _status_bytes("VmRSS")
+    module = load()
+    return {
+        "model_bytes": module_bytes(module),
+        "added_rss_bytes": _status_bytes("VmRSS") - before,
+        "peak_rss_bytes": _status_bytes("VmHWM") - before,
+    }
+
+
+def _status_bytes(name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
 def measure(load: Callable[[], torch.nn.Module], device: torch.device) -> Measured:
     """The bytes of the module that `load` makes, and the peak while it does."""
     gc.collect()
@@ -126,11 +181,24 @@ def table(result: dict[str, Any]) -> str:
             f"{_bound(result, name) / mega:10.1f}  {'yes' if _holds(result, name) else 'NO':5}"
             f"{row['load_then_quantize_peak_bytes'] / mega:24.1f}"
         )
+    lines += _file_lines(result.get("files", []))
     return "\n".join(lines)
 
 
-def _load(folder: Path, spec: QuantizationSpec | None, device: torch.device) -> torch.nn.Module:
-    return transformer_component(folder, dtype=DTYPE, quantization=spec).load(device)
+def _file_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{file['file']:18} {file['format']:5} model {file['model_bytes'] / 1e6:8.1f} MB, RSS grew by "
+        f"{file['added_rss_bytes'] / 1e6:8.1f} MB, at most by {file['peak_rss_bytes'] / 1e6:8.1f} MB"
+        for file in files
+    ]
+
+
+def _spec(format_: str | None) -> QuantizationSpec | None:
+    return None if format_ is None else QuantizationSpec(format_)
+
+
+def _load(source: Path, spec: QuantizationSpec | None, device: torch.device) -> torch.nn.Module:
+    return transformer_component(source, dtype=DTYPE, quantization=spec).load(device)
 
 
 def _load_then_quantize(folder: Path, spec: QuantizationSpec, device: torch.device) -> torch.nn.Module:

@@ -20,12 +20,11 @@ class CheckpointError(ValueError):
 
 
 def refuse_pickled(path: Path) -> None:
-    """Raise CheckpointError when `path` has the suffix of a pickled checkpoint, which could run code."""
+    """Raise CheckpointError when `path`, a file of a component folder, has the suffix of a pickled checkpoint."""
     if path.suffix.lower() in PICKLED_SUFFIXES:
         raise CheckpointError(
-            f"{path} is a pickled checkpoint, and loading one can run any code, so only .safetensors files "
-            "are accepted: convert it on a machine you trust with "
-            "`safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)`."
+            f"{path} is a pickled checkpoint, and the components of a folder are read from .safetensors files only: "
+            "download those of the same repository; a transformer may also be chosen as a single file."
         )
 
 

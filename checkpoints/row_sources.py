@@ -92,6 +92,46 @@ class QuantizedRows:
             yield start, values, scale if scale.numel() == 1 else scale[start : start + values.shape[0]]
 
 
+@dataclass(frozen=True)
+class ScaledRows:
+    """A weight that a file holds in 8 bits and that is always dequantized, to float32, while it is read; a `RowSource`.
+
+    Attributes:
+        values: float8, [out, in].
+        scale: of 1 element or one per row; weight = values * scale.
+    """
+
+    values: RowSource
+    scale: RowSource
+
+    @property
+    def file(self) -> Path:
+        """Of the values."""
+        return self.values.file
+
+    @property
+    def key(self) -> str:
+        """Of the values."""
+        return self.values.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[out, in]."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the rows are dequantized to."""
+        return torch.float32
+
+    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
+        """The dequantized rows."""
+        scale = read_scale(self.scale, device).reshape(-1, 1)
+        for start, values in self.values.chunks(device):
+            part = scale if scale.numel() == 1 else scale[start : start + values.shape[0]]
+            yield start, values.to(torch.float32) * part
+
+
 def elements(source: RowSource) -> int:
     """How many numbers `source` has."""
     return torch.Size(source.shape).numel()

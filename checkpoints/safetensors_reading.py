@@ -8,7 +8,7 @@ swap, and kills the process when a mapped file is truncated. The format (https:/
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 
 from ..ops.weight_filling import row_chunks
 from .checkpoint_files import CheckpointError, refuse_pickled
-from .row_sources import RowChunk
+from .file_bytes import open_file, read_into
+from .row_sources import RowChunk, RowSource
 
 DTYPES = {
     "F64": torch.float64,
@@ -74,7 +75,7 @@ class StoredTensor:
         row_shape = self.shape[1:]
         row_elements = torch.Size(row_shape).numel()
         pinned = device.type == "cuda"
-        with _opened(self.file) as file:
+        with open_file(self.file) as file:
             file.seek(self.offset)
             for chunk in row_chunks(rows, row_elements):
                 count = chunk.stop - chunk.start
@@ -82,26 +83,25 @@ class StoredTensor:
                 # chunk is read.
                 part = torch.empty((count, *row_shape), dtype=self.dtype, pin_memory=pinned)
                 if part.numel():
-                    _read_into(file, part.view(torch.uint8), f"{self.key} in {self.file}")
+                    read_into(file, part.view(torch.uint8), f"{self.key} in {self.file}")
                 yield chunk.start, part.to(device, non_blocking=pinned)
 
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What the header of a safetensors file says."""
+    """What a checkpoint file says about itself: its tensors by name, and the text fields of a safetensors header."""
 
-    tensors: dict[str, StoredTensor]
-    metadata: dict[str, str]
+    tensors: Mapping[str, RowSource]
+    metadata: Mapping[str, str]
 
 
 def read_header(file: Path) -> FileHeader:
     """Read the header of `file`, without its tensors.
 
     Raises:
-        CheckpointError: `file` is pickled, absent, not a safetensors file, or not complete.
+        CheckpointError: `file` is absent, not a safetensors file, or not complete.
     """
-    refuse_pickled(file)
-    with _opened(file) as opened:
+    with open_file(file) as opened:
         size = file.stat().st_size
         length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > min(_LARGEST_HEADER, size - _LENGTH_BYTES):
@@ -120,13 +120,14 @@ def read_header(file: Path) -> FileHeader:
     return FileHeader(tensors, metadata)
 
 
-def index_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
+def index_tensors(files: Iterable[Path]) -> dict[str, RowSource]:
     """Every tensor in `files` by key, from the headers only.
 
-    Raises CheckpointError for a truncated or corrupt file and for a key that two files hold.
+    Raises CheckpointError for a pickled, truncated or corrupt file and for a key that two files hold.
     """
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, RowSource] = {}
     for file in files:
+        refuse_pickled(file)
         for key, tensor in read_header(file).tensors.items():
             if key in tensors:
                 raise CheckpointError(
@@ -146,25 +147,6 @@ def _stored_tensor(file: Path, key: str, entry: Any, start: int) -> StoredTensor
     if end < begin or (dtype is not None and end - begin != torch.Size(shape).numel() * dtype.itemsize):
         raise ValueError(f"{key} has {end - begin} bytes, which is not {list(shape)} of {entry['dtype']}")
     return StoredTensor(file, key, shape, str(entry["dtype"]), start + begin)
-
-
-def _opened(file: Path) -> Any:  # noqa: ANN401
-    try:
-        return file.open("rb", buffering=0)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): download it again, or choose another file.") from error
-
-
-def _read_into(file: Any, target: torch.Tensor, place: str) -> None:  # noqa: ANN401
-    rest = memoryview(target.reshape(-1).numpy().data)
-    while rest:
-        try:
-            count = file.readinto(rest)
-        except OSError as error:
-            raise CheckpointError(f"{place} cannot be read ({error}): download the file again.") from error
-        if not count:
-            raise CheckpointError(f"{place} ends too early because its file has become shorter: download it again.")
-        rest = rest[count:]
 
 
 def _incomplete(file: Path, why: str) -> CheckpointError:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .row_sources import RowSource
 from .safetensors_reading import DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -29,27 +30,82 @@ class PlannedTensor:
     tensor: torch.Tensor
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return self.tensor.dtype
+
+    def parts(self) -> Iterator[torch.Tensor]:
+        """The whole tensor."""
+        yield self.tensor.detach()
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """A tensor that lies in another file, and its name in this one; it is copied some rows at a time."""
+
+    name: str
+    source: RowSource
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers; they are written as they are stored."""
+        return self.source.dtype
+
+    def parts(self) -> Iterator[torch.Tensor]:
+        """The rows; raises CheckpointError when they cannot be read."""
+        for _, rows in self.source.chunks(torch.device("cpu")):
+            yield rows
+
+
+Planned = PlannedTensor | PlannedRows
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """What is to be written to one file."""
+
+    tensors: tuple[Planned, ...]
+    metadata: Mapping[str, str]
+
+    @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.tensor.numel() * self.tensor.element_size()
+        """Of the tensors."""
+        return sum(map(bytes_of, self.tensors))
+
+
+def bytes_of(planned: Planned) -> int:
+    """Bytes of a tensor in the file."""
+    return torch.Size(planned.shape).numel() * planned.dtype.itemsize
 
 
 def write_tensors(
     path: Path,
-    tensors: Sequence[PlannedTensor],
+    tensors: Sequence[Planned],
     metadata: Mapping[str, str],
     on_tensor: Callable[[str, int], None] | None = None,
 ) -> None:
     """Write `tensors` and the text fields `metadata` to `path`, through a temporary file beside it.
 
-    Tensors are copied to the CPU one at a time. `on_tensor(name, nbytes)` is called after each.
+    Each tensor is brought to the CPU by itself, those of another file some rows at a time. `on_tensor(name, nbytes)` is
+    called after each.
 
     Raises:
-        ValueError: two tensors have the same name, or a dtype is not supported by safetensors.
-        OSError: the file cannot be written; an existing file at `path` is unchanged.
+        CheckpointError: a tensor of another file cannot be read.
+        ValueError: two tensors have one name, or a dtype that safetensors does not know.
+        OSError: the file cannot be written; what was at `path` is untouched.
     """
-    # Widest dtype first, so that every tensor's offset is a multiple of its element size.
-    ordered = sorted(tensors, key=lambda planned: (-planned.tensor.element_size(), planned.name))
+    # Widest first, so that every tensor lies at a multiple of its element size.
+    ordered = sorted(tensors, key=lambda planned: (-planned.dtype.itemsize, planned.name))
     header = _header(ordered, metadata)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
     try:
@@ -57,11 +113,11 @@ def write_tensors(
             file.write(len(header).to_bytes(8, "little"))
             file.write(header)
             for planned in ordered:
-                flat = planned.tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-                file.write(flat.cpu().numpy().data)
+                for part in planned.parts():
+                    file.write(part.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
                 if on_tensor is not None:
-                    on_tensor(planned.name, planned.nbytes)
-        # mkstemp gives access to the owner only; apply the umask instead.
+                    on_tensor(planned.name, bytes_of(planned))
+        # mkstemp makes files for the owner only.
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
@@ -71,18 +127,18 @@ def write_tensors(
         raise
 
 
-def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+def _header(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for planned in tensors:
-        dtype = _DTYPE_NAMES.get(planned.tensor.dtype)
+        dtype = _DTYPE_NAMES.get(planned.dtype)
         if dtype is None or planned.name in entries:
             raise ValueError(
-                f"{planned.name} is {planned.tensor.dtype} and may be given once: allowed are "
+                f"{planned.name} is {planned.dtype} and may be given once: allowed are "
                 f"{', '.join(map(str, _DTYPE_NAMES))}, each name once."
             )
-        end = offset + planned.nbytes
-        entries[planned.name] = {"dtype": dtype, "shape": list(planned.tensor.shape), "data_offsets": [offset, end]}
+        end = offset + bytes_of(planned)
+        entries[planned.name] = {"dtype": dtype, "shape": list(planned.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode("utf-8")
     return text + b" " * (-len(text) % _ALIGNMENT)

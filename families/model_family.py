@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers.modular_pipelines import ModularPipeline
 
     from ..checkpoints.component import Component
+    from ..checkpoints.tensor_writing import PlannedFile
     from ..ops.quantization import QuantizationSpec
 
 
@@ -217,6 +218,18 @@ class ModelFamily(ABC):
         Raises:
             ValueError: the format cannot be written.
             OSError: the file cannot be written.
+        """
+
+    @abstractmethod
+    def plan_plain_checkpoint(self, model: Path, *, averaged: bool = True) -> PlannedFile:
+        """What one safetensors file with the transformer of `model`, under the makers' plain names, holds.
+
+        Args:
+            model: a pipeline folder or a single file; no weight of it is read.
+            averaged: of a training checkpoint with both, take the exponential moving average of the weights.
+
+        Raises:
+            CheckpointError: `model` does not hold a complete transformer of this family.
         """
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .convert import ConvertCheckpoint
 from .loader import LoadStreamingPipeline
 from .memory_nodes import FreeStreamMemory, StreamMemoryReport
 from .quantize import QuantizePipeline, SaveQuantizedModel
@@ -22,6 +23,7 @@ class StreamBlocksExtension(ComfyExtension):
             StreamingBlockSampler,
             SaveStream,
             SaveQuantizedModel,
+            ConvertCheckpoint,
             StreamMemoryReport,
             FreeStreamMemory,
         ]

@@ -56,7 +56,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=[MINI_MODEL, TINY_MODEL, *folders, *host.transformer_files(), HUB_MODEL],
                     default=MINI_MODEL,
                     tooltip=(
-                        "A folder in models/diffusers, or a single .safetensors file in models/diffusion_models "
+                        "A folder in models/diffusers, or a single .safetensors or .pt file in models/diffusion_models "
                         "(Krea Realtime, Self-Forcing; Wan's original names). The mini model comes with the pack: "
                         "prompts such as 'a red circle moves right', at 64x64. The tiny one shows noise."
                     ),

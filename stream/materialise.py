@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
+from ..checkpoints.checkpoint_files import CheckpointError
 from ..families.model_family import ComponentOptions, ModelSources
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
@@ -143,10 +143,9 @@ def _local_model(recipe: Recipe, fetch: Fetch) -> Path:
         wanted = BUILT_IN_COMPONENTS if recipe.components is None else ("transformer",)
         return fetch(recipe.model, recipe.revision, [name for name in wanted if name not in _named_alone(recipe)])
     model = Path(recipe.model)
-    refuse_pickled(model)
     if not model.exists():
         raise CheckpointError(
-            f"model {recipe.model!r} is not there: choose a folder in models/diffusers, a .safetensors file in "
+            f"model {recipe.model!r} is not there: choose a folder in models/diffusers, a file in "
             "models/diffusion_models, or give a hub id."
         )
     return model

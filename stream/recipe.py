@@ -42,7 +42,7 @@ class Recipe:
     """How to make a pipeline; equal recipes make the same pipeline.
 
     Attributes:
-        model: absolute path of a diffusers-layout folder or a single `.safetensors` file, or a hub id (`owner/name`).
+        model: absolute path of a diffusers-layout folder or a single file, or a hub id (`owner/name`).
         components: absolute path of a diffusers folder, or a hub id, that VAE, text encoder and tokenizer come from;
             None: from `model`. Built-in blocks only.
         revision: commit, branch or tag of the hub repository; None for its default.

@@ -24,6 +24,7 @@ NODES = (
     "StreamBlocksSampler",
     "StreamBlocksSaveStream",
     "StreamBlocksSaveQuantizedModel",
+    "StreamBlocksConvertCheckpoint",
     "StreamBlocksMemoryReport",
     "StreamBlocksFreeMemory",
 )

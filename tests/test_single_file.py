@@ -198,19 +198,11 @@ def test_unreadable_quantization_metadata_is_refused(original, tmp_path):
         recognise_single_file(path)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
-def test_pickled_files_are_refused(tmp_path, suffix):
-    path = tmp_path / f"self_forcing{suffix}"
-    path.write_bytes(b"never read")
-    with pytest.raises(CheckpointError, match=r"pickled checkpoint.*save_file"):
-        load_transformer(path, device="cpu", dtype=torch.float32)
-
-
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_transformer(tmp_path / "absent.safetensors", device="cpu", dtype=torch.float32)
     (tmp_path / "wan.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"no \.safetensors suffix"):
+    with pytest.raises(CheckpointError, match=r"is a GGUF file.*Quantize Pipeline"):
         load_transformer(tmp_path / "wan.gguf", device="cpu", dtype=torch.float32)
     vae = _write(tmp_path / "vae.safetensors", {"decoder.conv1.weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="holds no Wan transformer"):

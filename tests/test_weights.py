@@ -79,7 +79,7 @@ def test_pickled_weights_are_refused_unopened(tmp_path):
             return (pytest.fail, ("the pickle was loaded",))
 
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickled .*save_file"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickled .*from \.safetensors files only"):
         list_component_files(tmp_path)
     with pytest.raises(CheckpointError, match="is a pickled checkpoint"):
         index_tensors([tmp_path / "pytorch_model.bin"])

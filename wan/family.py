@@ -14,6 +14,7 @@ from ..families.model_family import (
     ModelSources,
     StreamDefaults,
 )
+from .checkpoints.transformer_configs import TRANSFORMER_CLASSES, diffusers_config
 from .geometry import WAN_21_GEOMETRY
 from .memory_facts import MEMORY_FACTS
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers.modular_pipelines import ModularPipeline
 
     from ..checkpoints.component import Component
+    from ..checkpoints.tensor_writing import PlannedFile
 
 # diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
 
@@ -30,7 +32,7 @@ class CausalWan21(ModelFamily):
     """Text to video in blocks of latent frames; sources of the values: Wan 2.1's and Krea Realtime's model cards."""
 
     name = "causal Wan 2.1"
-    transformer_classes = ("WanTransformer3DModel",)
+    transformer_classes = TRANSFORMER_CLASSES
     vae_class = "AutoencoderKLWan"
     geometry = WAN_21_GEOMETRY
     memory_facts = MEMORY_FACTS
@@ -55,7 +57,7 @@ class CausalWan21(ModelFamily):
         config = model / "transformer" / "config.json"
         if not config.is_file():
             return False
-        facts = read_json(config)
+        facts = diffusers_config(read_json(config))
         channels = facts.get("in_channels", self.geometry.channels)
         return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
 
@@ -127,6 +129,12 @@ class CausalWan21(ModelFamily):
         from .checkpoints.quantized_checkpoint import save_quantized_transformer
 
         save_quantized_transformer(transformer, path, on_tensor=on_tensor)
+
+    def plan_plain_checkpoint(self, model: Path, *, averaged: bool = True) -> PlannedFile:
+        """With Wan's own names."""
+        from .checkpoints.plain_checkpoint import plan_plain_checkpoint
+
+        return plan_plain_checkpoint(model, averaged=averaged)
 
     def held_masks(self, transformer: object) -> Mapping[str, object]:
         """Block masks of flex attention."""

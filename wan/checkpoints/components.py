@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ from ...checkpoints.checkpoint_files import CheckpointError, list_component_file
 from ...checkpoints.component import Component, Prepare, prepare_nothing
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
+from ...checkpoints.row_sources import RowSource
 from ...checkpoints.safetensors_reading import index_tensors
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
 from .layer_presets import PRESETS
 from .pipeline_folder import check_pipeline_folder
-from .single_file import recognise_single_file
+from .single_file import diffusers_names, recognise_single_file
 from .text_encoder_file import recognise_text_encoder_file
+from .transformer_building import build_transformer, check_complete
+from .transformer_configs import TRANSFORMER_CLASSES, diffusers_config
 from .vae_file import recognise_vae_file
+from .wrapper_names import find_prefix, strip_wrappers
 
-TRANSFORMER_CLASS = "WanTransformer3DModel"
 VAE_CLASS = "AutoencoderKLWan"
 
 _SIXTEEN_BIT = frozenset({torch.float16, torch.bfloat16})
@@ -40,7 +43,7 @@ def transformer_component(
     quantization: QuantizationSpec | None = None,
     prepare: Prepare = prepare_nothing,
 ) -> Component:
-    """The transformer of a pipeline folder or of a single `.safetensors` file, self-attention fused.
+    """The transformer of a pipeline folder or of a single file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
     modulation) are float32. Weights that are stored quantized stay in their stored format. Raises CheckpointError for
@@ -48,7 +51,7 @@ def transformer_component(
     """
     return Component(
         name="transformer",
-        weights=_transformer_weights(source),
+        weights=transformer_weights(source),
         dtype=dtype,
         build=_build_transformer,
         keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
@@ -131,25 +134,33 @@ def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
 
 
 def _build_transformer(config: Mapping[str, Any]) -> nn.Module:
-    transformer = WanTransformer3DModel.from_config(dict(config))
+    transformer = build_transformer(config)
     fuse_self_attention(transformer)
     return transformer
 
 
-def _transformer_weights(source: Path) -> ComponentWeights:
+def transformer_weights(source: Path, *, averaged: bool = True) -> ComponentWeights:
+    """What the transformer in `source`, a pipeline folder or a single file, is made of; all of it is there.
+
+    `averaged`: of a training checkpoint with both, take the exponential moving average of the weights.
+    """
     if not source.is_dir():
         if not source.exists():
             raise CheckpointError(f"{source} does not exist: give a pipeline folder or a .safetensors file.")
-        file = recognise_single_file(source)
+        file = recognise_single_file(source, averaged=averaged)
         config = with_defaults(WanTransformer3DModel, file.config)
         return ComponentWeights(source, config, file.sources, file.spec, joined_name)
-    config = with_defaults(WanTransformer3DModel, _config(source, "transformer", TRANSFORMER_CLASS))
+    written = _config(source, "transformer", TRANSFORMER_CLASSES)
+    config = with_defaults(WanTransformer3DModel, diffusers_config(written))
     if config["image_dim"] is not None or config["in_channels"] != config["out_channels"]:
         raise CheckpointError(
             f"{source / 'transformer'} is an image-to-video transformer with {config['in_channels']} "
             "input channels: give a text-to-video one."
         )
     sources = _folder_sources(source, "transformer", WanTransformer3DModel)
+    if written["_class_name"] != TRANSFORMER_CLASSES[0]:
+        sources = _under_diffusers_names(source / "transformer", sources)
+    check_complete(config, sources)
     return ComponentWeights(source, config, sources, joined_name=joined_name)
 
 
@@ -157,7 +168,7 @@ def _vae_weights(source: Path) -> ComponentWeights:
     if not source.is_dir():
         file = recognise_vae_file(source)
         return replace(file, config=with_defaults(AutoencoderKLWan, file.config))
-    config = with_defaults(AutoencoderKLWan, _config(source, "vae", VAE_CLASS))
+    config = with_defaults(AutoencoderKLWan, _config(source, "vae", (VAE_CLASS,)))
     return ComponentWeights(source, config, _folder_sources(source, "vae", AutoencoderKLWan))
 
 
@@ -175,19 +186,25 @@ def _text_encoder_weights(source: Path) -> ComponentWeights:
     return ComponentWeights(source, full, _folder_sources(source, "text_encoder", UMT5EncoderModel))
 
 
-def _folder_sources(folder: Path, component: str, cls: type[nn.Module]) -> Mapping[str, Any]:
+def _folder_sources(folder: Path, component: str, cls: type[nn.Module]) -> Mapping[str, RowSource]:
     tied = getattr(cls, "_tied_weights_keys", None)
     sources = index_tensors(list_component_files(folder / component))
     return without_tied(sources, tied if isinstance(tied, Mapping) else {})
 
 
-def _config(folder: Path, component: str, class_name: str | None = None) -> dict[str, Any]:
-    """config.json of a component, which must be of the class `class_name` when that is given."""
+def _under_diffusers_names(folder: Path, stored: Mapping[str, RowSource]) -> dict[str, RowSource]:
+    """The weights of a class that is not diffusers' own, which may have Wan's names, and wrappers around them."""
+    plain = strip_wrappers(folder, stored, find_prefix(folder, stored))
+    return {name: plain[original] for name, original in diffusers_names(folder, plain).items()}
+
+
+def _config(folder: Path, component: str, class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """config.json of a component, which must be of one of the classes `class_names` when they are given."""
     check_pipeline_folder(folder, [component])
     config = read_json(folder / component / "config.json")
-    if class_name is not None and config.get("_class_name") != class_name:
+    if class_names and config.get("_class_name") not in class_names:
         raise CheckpointError(
-            f"{folder / component} holds a {config.get('_class_name')}, and {class_name} is needed: give a "
+            f"{folder / component} holds a {config.get('_class_name')}, and {class_names[0]} is needed: give a "
             "Wan text-to-video pipeline."
         )
     return config

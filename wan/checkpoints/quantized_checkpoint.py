@@ -61,7 +61,7 @@ def save_quantized_transformer(
     if not layers:
         raise ValueError("The transformer has no quantized layer: quantize the pipeline before saving it as quantized.")
     tensors = list(_tensors(transformer, layers))
-    write_tensors(path, tensors, _metadata(transformer, layers), on_tensor)
+    write_tensors(path, tensors, file_metadata(dict(transformer.config), _spec(layers)), on_tensor)
     return path
 
 
@@ -110,11 +110,14 @@ def _layer_tensors(name: str, layer: _QuantizedLayer, rows: slice) -> Iterator[P
     yield PlannedTensor(f"{name}.weight_scale", _stored_scale(name, layer, rows))
     if layer.input_scale is not None:
         yield PlannedTensor(f"{name}.input_scale", layer.input_scale.reshape(()))
-    mark: dict[str, Any] = {"format": layer.format}
-    if layer.format == _COMFY_FP8 and layer.activations == "none":
-        mark["full_precision_matrix_mult"] = True
+    yield layer_mark(name, layer.format, full_precision=layer.format == _COMFY_FP8 and layer.activations == "none")
+
+
+def layer_mark(name: str, format_: str, *, full_precision: bool) -> PlannedTensor:
+    """The tensor that marks the layer `name` as quantized in `format_`, and how ComfyUI multiplies with it."""
+    mark = {"format": format_, **({"full_precision_matrix_mult": True} if full_precision else {})}
     content = torch.tensor(list(json.dumps(mark).encode("utf-8")), dtype=torch.uint8)
-    yield PlannedTensor(f"{name}.comfy_quant", content)
+    return PlannedTensor(f"{name}.comfy_quant", content)
 
 
 def _stored_scale(name: str, layer: _QuantizedLayer, rows: slice) -> torch.Tensor:
@@ -141,9 +144,10 @@ def _fused_parts(transformer: WanTransformer3DModel) -> dict[str, tuple[str, sli
     return {part: whole for part, whole in rows.items() if part.endswith((".weight", ".bias"))}
 
 
-def _metadata(transformer: WanTransformer3DModel, layers: Mapping[str, _QuantizedLayer]) -> dict[str, str]:
-    config = {key: value for key, value in dict(transformer.config).items() if not key.startswith("_")}
-    own = {"config": config, "quantization": _spec(layers).as_dict()}
+def file_metadata(config: Mapping[str, Any], spec: QuantizationSpec | None) -> dict[str, str]:
+    """The header fields of a file with a transformer of diffusers' `config`, quantized by `spec` or not at all."""
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    own = {"config": config, **({"quantization": spec.as_dict()} if spec is not None else {})}
     return {
         "format": "pt",
         "config": json.dumps({"transformer": {"causal_ar": True, **_unusual_sizes(config)}}),

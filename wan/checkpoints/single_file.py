@@ -1,4 +1,4 @@
-"""A Wan transformer in one safetensors file: which naming it uses, and which model it holds.
+"""A Wan transformer in one file: whose names it uses, and which model it is.
 
 Everything is derived from the header: parameters are renamed by name, and the config is inferred from the shapes.
 """
@@ -16,28 +16,19 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from ...checkpoints.checkpoint_files import CheckpointError, refuse_pickled
+from ...checkpoints.checkpoint_files import CheckpointError
+from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.comfy_format import gather_quantized
+from ...checkpoints.file_kinds import CHECKPOINT_SUFFIXES
 from ...checkpoints.row_sources import RowSource
-from ...checkpoints.safetensors_reading import StoredTensor, read_header
 from ...ops.quantization import QuantizationSpec
+from .transformer_building import check_complete
+from .transformer_configs import published_layers
+from .wrapper_names import ANCHOR, find_prefix, strip_wrappers
 
 HEAD_DIM = 128
 
-_ANCHOR = "patch_embedding.weight"
-_PREFIX = re.compile(r"(?:(?:generator_ema|generator|model|diffusion_model)\.)*")
-# Torch's FSDP and activation checkpointing put these inside the names of training checkpoints.
-_WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Other models which all-in-one and training files hold beside the transformer.
-_OTHER_MODELS = (
-    "generator.",
-    "critic.",
-    "first_stage_model.",
-    "cond_stage_model.",
-    "text_encoders.",
-    "vae.",
-)
-# The header field in which this pack stores what ComfyUI's format cannot express.
+# The header field with what ComfyUI's format has no place for, in the files that this pack writes.
 OWN_METADATA_KEY = "streamblocks"
 _ORIGINAL_MARK = "time_embedding.0.weight"
 _DIFFUSERS_MARK = "condition_embedder.time_embedder.linear_1.weight"
@@ -48,6 +39,7 @@ _VARIANTS = {
     "a speech-to-video transformer": ("casual_audio_encoder.", "audio_injector."),
     "a camera-control transformer": ("control_adapter.",),
 }
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})$")
 _KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B"}
 
 
@@ -78,40 +70,70 @@ class SingleFileCheckpoint:
         return _KNOWN_SIZES.get((dim, layers, self.config["ffn_dim"]), f"{dim}x{layers} custom")
 
 
-def recognise_single_file(path: Path) -> SingleFileCheckpoint:
+def recognise_single_file(path: Path, *, averaged: bool = True) -> SingleFileCheckpoint:
     """Read the header of `path` and say which Wan text-to-video transformer it holds.
 
-    Raises CheckpointError for pickled, absent or corrupt files, for quantized files in formats other than ComfyUI's
-    FP8 and INT8 or without scales, for other Wan transformers (image-to-video, VACE and so on), and for any other
-    model.
+    Args:
+        path: a safetensors file, or one that `torch.save` wrote.
+        averaged: of a training checkpoint with both, take the exponential moving average of the weights.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, a shard, or no checkpoint; layers or other tensors of the
+            transformer are missing, or some are unknown; it is quantized in other formats than ComfyUI's FP8 and INT8,
+            or without scales; it holds another Wan transformer (image-to-video, VACE and so on), or anything else.
     """
-    refuse_pickled(path)
-    if path.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{path} has no .safetensors suffix: give a Wan transformer in that format.")
-    header = read_header(path)
-    prefix = _prefix(path, header.tensors)
-    gathered = gather_quantized(path, header, _strip(header.tensors, prefix), prefix)
+    _check_name(path)
+    header = read_checkpoint(path)
+    prefix = find_prefix(path, header.tensors, averaged=averaged)
+    gathered = gather_quantized(path, header, strip_wrappers(path, header.tensors, prefix), prefix)
     own = _own_metadata(path, header.metadata)
-    sources = {name: gathered[original] for name, original in _diffusers_names(path, gathered).items()}
-    if "config" in own:
-        return SingleFileCheckpoint(path, prefix, own["config"], MappingProxyType(sources), own)
-    try:
-        config = config_from_shapes({name: source.shape for name, source in sources.items()})
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    sources = {name: gathered[original] for name, original in diffusers_names(path, gathered).items()}
+    config = own["config"] if "config" in own else _config_of(path, sources)
+    check_complete(config, sources)
     return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), own)
 
 
 def holds_transformer(path: Path, channels: int) -> bool:
-    """Whether the safetensors file `path` holds a Wan transformer of `channels` latent channels, by its header.
+    """Whether the file `path` holds a Wan transformer of `channels` latent channels, by its header.
 
     Raises CheckpointError for a file that cannot be read.
     """
-    refuse_pickled(path)
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
+    if not path.is_file():
         return False
-    shapes = [tensor.shape for key, tensor in read_header(path).tensors.items() if key.endswith(_ANCHOR)]
+    shapes = [tensor.shape for key, tensor in read_checkpoint(path).tensors.items() if key.endswith(ANCHOR)]
     return any(len(shape) == 5 and shape[1] == channels for shape in shapes)
+
+
+def _check_name(path: Path) -> None:
+    """Raise CheckpointError for what the name alone says."""
+    suffix = path.suffix.lower()
+    if suffix not in CHECKPOINT_SUFFIXES | {".gguf"}:
+        raise CheckpointError(
+            f"{path} has the suffix {suffix!r}, allowed are {', '.join(sorted(CHECKPOINT_SUFFIXES))}: give a Wan "
+            "transformer in one of these formats."
+        )
+    shard = _SHARD.search(path.stem)
+    if shard is not None and int(shard[1]) > 1:
+        raise CheckpointError(
+            f"{path} is one of the {int(shard[1])} shards of a model, which alone is not the whole: choose the "
+            "diffusers folder with all of them and their index, or a file with the whole transformer."
+        )
+
+
+def _config_of(path: Path, sources: Mapping[str, RowSource]) -> dict[str, Any]:
+    """The config behind the shapes in `path`, which must have all layers of the published model of its widths."""
+    try:
+        config = config_from_shapes({name: source.shape for name, source in sources.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    width, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
+    published = published_layers(width, config["ffn_dim"])
+    if published is not None and layers < published:
+        raise CheckpointError(
+            f"{path} has {layers} layers of width {width}, and Wan's transformer of that width has {published}: the "
+            "file is not complete, download it again, or choose the diffusers folder of a model that has fewer."
+        )
+    return config
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -179,38 +201,8 @@ def _own_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         ) from error
 
 
-def _prefix(path: Path, keys: Iterable[str]) -> str:
-    """The prefix of Wan's names; the exponential moving average is preferred to the trained weights."""
-    found = [_WRAPPERS.sub("", key).removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)]
-    prefixes = sorted({prefix for prefix in found if _PREFIX.fullmatch(prefix)})
-    averaged = [prefix for prefix in prefixes if "generator_ema." in prefix]
-    candidates = averaged or prefixes
-    if not candidates:
-        raise CheckpointError(
-            f"{path} holds no Wan transformer ({_ANCHOR} is absent): give a transformer with Wan's or "
-            "diffusers' names, not a VAE, a text encoder, a LoRA or another model."
-        )
-    if len(candidates) > 1:
-        raise CheckpointError(
-            f"{path} holds several transformers, under {', '.join(map(repr, candidates))}: give a file with one."
-        )
-    return candidates[0]
-
-
-def _strip(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
-    """The tensors under `prefix`, without the prefix; other models are dropped, unknown names kept to be reported."""
-    kept: dict[str, StoredTensor] = {}
-    for key, source in stored.items():
-        plain = _WRAPPERS.sub("", key)
-        if plain.startswith(prefix):
-            kept[plain.removeprefix(prefix)] = source
-        elif not plain.startswith((*_OTHER_MODELS, *(f"model.{name}" for name in _OTHER_MODELS))):
-            kept[plain] = source
-    return kept
-
-
-def _diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, str]:
-    """From diffusers' names to the names of `sources`, which may be Wan's or diffusers'."""
+def diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, str]:
+    """The names of `sources` by diffusers' names for them, whichever of the two namings they are in."""
     for variant, marks in _VARIANTS.items():
         mark = next((mark for mark in marks if any(mark in name for name in sources)), None)
         if mark is not None:

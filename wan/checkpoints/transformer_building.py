@@ -1,0 +1,42 @@
+"""diffusers' Wan transformer from a config, and what a checkpoint of it must hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+from ...checkpoints.component import empty_weights
+from ...checkpoints.module_loading import NOTHING_JOINED, check_sources
+from ...checkpoints.module_slots import find_slots
+from ...checkpoints.row_sources import RowSource
+
+_FIRST_LAYER = "blocks.0."
+
+
+def build_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
+    """The transformer of `config`; entries that diffusers' class does not take are left out."""
+    taken = inspect.signature(WanTransformer3DModel.__init__).parameters
+    model: WanTransformer3DModel = WanTransformer3DModel.from_config(
+        {key: value for key, value in config.items() if key in taken}
+    )
+    return model
+
+
+def check_complete(config: Mapping[str, Any], sources: Mapping[str, RowSource]) -> None:
+    """Raise CheckpointError unless `sources` are the tensors of the transformer of `config`, from headers only.
+
+    One layer is built, and stands for all: they are alike.
+    """
+    with empty_weights():
+        module = build_transformer({**config, "num_layers": 1})
+    slots = {}
+    for name, slot in find_slots(module, {}, NOTHING_JOINED).items():
+        layers = range(config["num_layers"]) if name.startswith(_FIRST_LAYER) else (0,)
+        for layer in layers:
+            target = name.replace(_FIRST_LAYER, f"blocks.{layer}.", 1)
+            slots[target] = replace(slot, target=target)
+    check_sources(slots, sources)

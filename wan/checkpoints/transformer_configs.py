@@ -1,0 +1,32 @@
+"""Configs of causal Wan transformers in diffusers' terms, whoever wrote them. Light: nodes read the class names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# diffusers' own; FastVideo's and its relatives'; the makers' own training code, which has Wan's terms in its configs.
+TRANSFORMER_CLASSES = (
+    "WanTransformer3DModel",
+    "CausalWanTransformer3DModel",
+    "CausalWanModel",
+    "CausalWanTransformer",
+    "WanModel",
+)
+# Wan's words for what diffusers' config says, from Wan's `wan/modules/model.py`.
+_WANS_WORDS = {"num_heads": "num_attention_heads", "in_dim": "in_channels", "out_dim": "out_channels"}
+# Width and width of the feed-forward layers to layers: 1.3B and 14B of Wan 2.1, 5B of Wan 2.2.
+_LAYERS = {(1536, 8960): 30, (5120, 13824): 40, (3072, 14336): 30}
+
+
+def diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` in the words of diffusers' class; one that is in them comes back unchanged."""
+    if "num_attention_heads" in config or "num_heads" not in config:
+        return dict(config)
+    renamed = {_WANS_WORDS.get(key, key): value for key, value in config.items() if key != "qk_norm"}
+    return {**renamed, "attention_head_dim": int(config.get("dim", 2048)) // int(config["num_heads"])}
+
+
+def published_layers(width: int, ffn_dim: int) -> int | None:
+    """How many layers the published Wan transformer of these widths has; None where there is none."""
+    return _LAYERS.get((width, ffn_dim))
