@@ -33,6 +33,7 @@ except ImportError:
 
 FOLDERS = "diffusers"
 FILES = "diffusion_models"
+LORAS = "loras"
 _PIPELINE_MARKS = ("model_index.json", "modular_model_index.json", "modular_config.json", "transformer")
 _PREVIEW_SIZE = 512
 
@@ -92,6 +93,19 @@ def resolve_model(name: str) -> str:
             if _looks_like_pipeline(root / rest):
                 return str((root / rest).absolute())
     raise ValueError(f"model {name!r} is not there any more: refresh the page (key R) and choose again.")
+
+
+def lora_files() -> list[str]:
+    """Files in `models/loras`, by their names below it."""
+    return sorted(folder_paths.get_filename_list(LORAS))
+
+
+def resolve_lora(name: str) -> str:
+    """The path behind a name of `lora_files`; raises ValueError for every other name."""
+    path = folder_paths.get_full_path(LORAS, name) if name in lora_files() else None
+    if path is None:
+        raise ValueError(f"lora {name!r} is not in models/loras: refresh the page (key R) and choose again.")
+    return str(Path(path).absolute())
 
 
 def _looks_like_pipeline(folder: Path) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers.modular_pipelines import ModularPipeline
 
     from ..checkpoints.component import Component
+    from ..checkpoints.lora_choice import LoraChoice
     from ..ops.quantization import QuantizationSpec
 
 
@@ -99,12 +100,14 @@ class ComponentOptions:
         vae_dtype: of the VAE.
         quantization: of what it names; None for none.
         attention: how attention is computed.
+        loras: on the transformer, one after another.
     """
 
     dtype: torch.dtype
     vae_dtype: torch.dtype
     quantization: QuantizationSpec | None
     attention: AttentionChoice
+    loras: tuple[LoraChoice, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .loader import LoadStreamingPipeline
+from .lora import StreamLora
 from .memory_nodes import FreeStreamMemory, StreamMemoryReport
 from .quantize import QuantizePipeline, SaveQuantizedModel
 from .save_stream import SaveStream
@@ -18,6 +19,7 @@ class StreamBlocksExtension(ComfyExtension):
         """The node classes."""
         return [
             LoadStreamingPipeline,
+            StreamLora,
             QuantizePipeline,
             StreamingBlockSampler,
             SaveStream,

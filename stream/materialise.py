@@ -92,7 +92,7 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)
-    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe))
+    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras)
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
     model = _local_model(recipe, fetch)
     parts = _local_parts(recipe, model, fetch)

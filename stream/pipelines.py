@@ -159,12 +159,15 @@ class BuiltInPipeline:
         return self.family.held_masks(self.pipe.transformer)
 
     def describe(self) -> dict[str, Any]:
-        """Plan of each quantized component, whether this device gains speed from it, and which GPU kernels run."""
+        """Plan of each quantized component and its speed here, what each LoRA changed, and which GPU kernels run."""
         plans = [component.plan for component in self._store.components.values()]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
         notices = {fp8_notice(self.device) for plan in plans if plan.spec and plan.spec.format == "fp8"}
+        loras = [match for component in self._store.components.values() for match in component.weights.loras]
+        notices |= {match.notice for match in loras}
         return {
             "family": self.family.name,
+            "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),

@@ -26,6 +26,7 @@ NODES = (
     "StreamBlocksSaveQuantizedModel",
     "StreamBlocksMemoryReport",
     "StreamBlocksFreeMemory",
+    "StreamBlocksLora",
 )
 
 PRELUDE = f"""

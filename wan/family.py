@@ -79,7 +79,11 @@ class CausalWan21(ModelFamily):
         quantization = options.quantization
         components = {
             "transformer": transformer_component(
-                model, dtype=options.dtype, quantization=quantization, prepare=prepare_transformer
+                model,
+                dtype=options.dtype,
+                quantization=quantization,
+                loras=options.loras,
+                prepare=prepare_transformer,
             ),
             "vae": vae_component(parts, dtype=options.vae_dtype, prepare=speed_up_vae),
             "text_encoder": text_encoder_component(parts, dtype=options.dtype, quantization=quantization),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT
 
 from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
 from ...checkpoints.component import Component, Prepare, prepare_nothing
+from ...checkpoints.lora_choice import LoraChoice
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.safetensors_reading import index_tensors
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
 from .layer_presets import PRESETS
+from .lora_names import put_loras_on
 from .single_file import recognise_single_file
 
 PIPELINE_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -47,17 +50,23 @@ def transformer_component(
     *,
     dtype: torch.dtype,
     quantization: QuantizationSpec | None = None,
+    loras: Sequence[LoraChoice] = (),
     prepare: Prepare = prepare_nothing,
 ) -> Component:
     """The transformer of a pipeline folder or of a single `.safetensors` file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
-    modulation) are float32. A file that is quantized already comes out as it is stored. Raises CheckpointError for
-    anything but a Wan text-to-video transformer.
+    modulation) are float32. A file that is quantized already comes out as it is stored, but for layers
+    which one of `loras` changes: these are quantized again. Raises CheckpointError for anything but a Wan text-to-video
+    transformer, and for LoRAs that do not belong to it.
     """
+    weights = _transformer_weights(source)
+    if loras:
+        changed, matches = put_loras_on(weights.sources, loras, source)
+        weights = replace(weights, sources=changed, loras=matches)
     return Component(
         name="transformer",
-        weights=_transformer_weights(source),
+        weights=weights,
         dtype=dtype,
         build=_build_transformer,
         keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),

@@ -1,0 +1,223 @@
+"""Rows of a weight that a LoRA changes, computed in float32 while they are read.
+
+Each change is a `RowSource` around a `RowSource`, so several add up, and what comes behind (casting, quantizing) sees
+the merged weight only. The matrices of a change are read when the rows of its weight are, and freed behind them.
+
+Formulas: LoRA (https://arxiv.org/abs/2106.09685), W + s * alpha / r * B A; DoRA (https://arxiv.org/abs/2402.09353),
+with the norm that ComfyUI's `weight_decompose` takes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .checkpoint_files import CheckpointError
+from .row_sources import QuantizedRows, RowChunk, RowSource, row_count
+
+_EPSILON = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class ChangedRows(ABC):
+    """A tensor with a change on it.
+
+    Attributes:
+        base: the tensor before.
+        strength: factor of the change.
+    """
+
+    base: RowSource
+    strength: float
+
+    @property
+    def file(self) -> Path:
+        """Of the tensor before."""
+        return self.base.file
+
+    @property
+    def key(self) -> str:
+        """Of the tensor before."""
+        return self.base.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The same before and after."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What changed rows are computed in."""
+        return torch.float32
+
+    @abstractmethod
+    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
+        """The changed rows; raises CheckpointError for inf or NaN in the change."""
+
+
+@dataclass(frozen=True)
+class LowRankPair:
+    """The two matrices of a LoRA; convolutions count with their kernels in the columns.
+
+    Attributes:
+        up: B, [out, rank].
+        down: A, [rank, in].
+        alpha: one number, the product is times alpha / rank; None for 1.
+    """
+
+    up: RowSource
+    down: RowSource
+    alpha: RowSource | None = None
+
+    def read(self, device: torch.device) -> LoadedPair:
+        """Both matrices in float32 on `device`."""
+        down = _read_finite(self.down, device).flatten(1)
+        alpha = down.shape[0] if self.alpha is None else float(_read_finite(self.alpha, torch.device("cpu")).sum())
+        return LoadedPair(_read_finite(self.up, device).flatten(1), down, alpha / down.shape[0])
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """A pair in memory: `up` [out, rank] and `down` [rank, in], float32, and alpha / rank."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+    factor: float
+
+    def add_to(self, rows: torch.Tensor, start: int, strength: float) -> torch.Tensor:
+        """`rows` of the weight, the first of which is row `start`, with the product added."""
+        up = self.up[start : start + rows.shape[0]]
+        return torch.addmm(rows.flatten(1), up, self.down, alpha=strength * self.factor).view(rows.shape)
+
+
+@dataclass(frozen=True)
+class LowRankRows(ChangedRows):
+    """W + strength * alpha / rank * B A."""
+
+    pair: LowRankPair
+
+    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
+        """The changed rows."""
+        pair = self.pair.read(device)
+        for start, rows in _float_chunks(self.base, device):
+            yield start, pair.add_to(rows, start, self.strength)
+
+
+@dataclass(frozen=True)
+class DifferenceRows(ChangedRows):
+    """W + strength * difference, for weights, biases and gains of norms."""
+
+    difference: RowSource
+
+    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
+        """The changed rows; of the difference no more are held than of the tensor."""
+        differences = _RowsInStep(_float_chunks(self.difference, device))
+        for start, rows in _float_chunks(self.base, device):
+            change = differences.take(rows.shape[0])
+            _check_finite(change, self.difference)
+            yield start, rows + self.strength * change
+
+
+@dataclass(frozen=True)
+class DecomposedRows(ChangedRows):
+    """W + strength * (magnitude * (W + alpha / rank * B A) / norm - W).
+
+    As ComfyUI computes it: a magnitude per row is over the norm of the row of W, one per column over that of the column
+    of the merged weight, for which all rows are read once before.
+
+    Attributes:
+        pair: the matrices.
+        magnitude: one number per row or per column.
+    """
+
+    pair: LowRankPair
+    magnitude: RowSource
+
+    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
+        """The changed rows."""
+        pair = self.pair.read(device)
+        magnitude = _read_finite(self.magnitude, device)
+        ones = (1,) * (len(self.shape) - 2)
+        per_row = has_magnitude_per_row(self.magnitude.shape, self.shape)
+        magnitude = magnitude.reshape((-1, 1, *ones) if per_row else (1, -1, *ones))
+        column_norms = None if per_row else self._column_norms(pair, device)
+        for start, rows in _float_chunks(self.base, device):
+            end = start + rows.shape[0]
+            if column_norms is None:
+                scale = magnitude[start:end] / (_norms(rows) + _EPSILON)
+            else:
+                scale = magnitude / (column_norms + _EPSILON)
+            merged = pair.add_to(rows, start, 1.0).mul_(scale)
+            yield start, merged if self.strength == 1.0 else torch.lerp(rows, merged, self.strength)
+
+    def _column_norms(self, pair: LoadedPair, device: torch.device) -> torch.Tensor:
+        """Of the merged weight, [1, in, 1...]."""
+        squares: torch.Tensor | None = None
+        for start, rows in _float_chunks(self.base, device):
+            part = pair.add_to(rows, start, 1.0).square_().sum(0, keepdim=True)
+            squares = part if squares is None else squares.add_(part)
+        assert squares is not None
+        return (
+            squares.sum(dim=tuple(range(2, squares.ndim)), keepdim=True).sqrt_()
+            if squares.ndim > 2
+            else squares.sqrt_()
+        )
+
+
+def has_magnitude_per_row(magnitude: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a DoRA magnitude of this shape is per row of the weight, else it is per column; as ComfyUI decides."""
+    return bool(magnitude) and magnitude[0] == weight[0]
+
+
+def stored_quantized(source: RowSource) -> QuantizedRows | None:
+    """The quantized tensor that a file holds for `source`, whatever is changed on it; None for an unquantized one."""
+    while isinstance(source, ChangedRows):
+        source = source.base
+    return source if isinstance(source, QuantizedRows) else None
+
+
+class _RowsInStep:
+    """Rows out of chunks, as many as are asked for: chunks of two files need not have the same length."""
+
+    def __init__(self, chunks: Iterator[RowChunk]) -> None:
+        self._chunks = chunks
+        self._rest: torch.Tensor | None = None
+
+    def take(self, count: int) -> torch.Tensor:
+        """The next `count` rows."""
+        rest = self._rest
+        while rest is None or rest.shape[0] < count:
+            _, more = next(self._chunks)
+            rest = more if rest is None else torch.cat([rest, more])
+        self._rest = rest[count:] if rest.shape[0] > count else None
+        return rest[:count]
+
+
+def _float_chunks(source: RowSource, device: torch.device) -> Iterator[RowChunk]:
+    for start, values in source.chunks(device):
+        yield start, values.to(torch.float32)
+
+
+def _read_finite(source: RowSource, device: torch.device) -> torch.Tensor:
+    """All of a small tensor in float32, in its shape; raises CheckpointError for inf or NaN."""
+    whole = torch.empty((row_count(source), *source.shape[1:]), dtype=torch.float32, device=device)
+    for start, values in source.chunks(device):
+        whole[start : start + values.shape[0]] = values
+    _check_finite(whole, source)
+    return whole.view(source.shape)
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """Of each row, [rows, 1...]."""
+    return rows.flatten(1).norm(dim=1).view(-1, *(1,) * (rows.ndim - 1))
+
+
+def _check_finite(values: torch.Tensor, source: RowSource) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(
+            f"{source.key} in the LoRA {source.file} holds inf or NaN: download the file again, or leave the LoRA out."
+        )
