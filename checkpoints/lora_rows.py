@@ -10,14 +10,18 @@ with the norm that ComfyUI's `weight_decompose` takes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from .checkpoint_files import CheckpointError
 from .row_sources import QuantizedRows, RowChunk, RowSource, row_count
+
+# From float32 rows and the number of the first to the changed rows.
+Change = Callable[[torch.Tensor, int], torch.Tensor]
 
 _EPSILON = torch.finfo(torch.float32).eps
 
@@ -54,9 +58,14 @@ class ChangedRows(ABC):
         """What changed rows are computed in."""
         return torch.float32
 
-    @abstractmethod
     def chunks(self, device: torch.device) -> Iterator[RowChunk]:
         """The changed rows; raises CheckpointError for inf or NaN in the change."""
+        # No generator: its frame would hold the rows before the change until the next are asked for.
+        return map(partial(_change_chunk, self.read_change(device)), self.base.chunks(device))
+
+    @abstractmethod
+    def read_change(self, device: torch.device) -> Change:
+        """Read what the change needs, to `device`; the rows come in order."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +109,9 @@ class LowRankRows(ChangedRows):
 
     pair: LowRankPair
 
-    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
-        """The changed rows."""
-        pair = self.pair.read(device)
-        for start, rows in _float_chunks(self.base, device):
-            yield start, pair.add_to(rows, start, self.strength)
+    def read_change(self, device: torch.device) -> Change:
+        """Read the matrices."""
+        return partial(self.pair.read(device).add_to, strength=self.strength)
 
 
 @dataclass(frozen=True)
@@ -113,13 +120,16 @@ class DifferenceRows(ChangedRows):
 
     difference: RowSource
 
-    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
-        """The changed rows; of the difference no more are held than of the tensor."""
-        differences = _RowsInStep(_float_chunks(self.difference, device))
-        for start, rows in _float_chunks(self.base, device):
-            change = differences.take(rows.shape[0])
-            _check_finite(change, self.difference)
-            yield start, rows + self.strength * change
+    def read_change(self, device: torch.device) -> Change:
+        """Of the difference no more rows are held than of the tensor."""
+        differences = _RowsInStep(self.difference.chunks(device))
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            difference = differences.take(rows.shape[0]).to(torch.float32)
+            _check_finite(difference, self.difference)
+            return torch.add(rows, difference, alpha=self.strength)
+
+        return change
 
 
 @dataclass(frozen=True)
@@ -137,35 +147,31 @@ class DecomposedRows(ChangedRows):
     pair: LowRankPair
     magnitude: RowSource
 
-    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
-        """The changed rows."""
+    def read_change(self, device: torch.device) -> Change:
+        """Read the matrices and the magnitude, and the whole weight for norms of columns."""
         pair = self.pair.read(device)
-        magnitude = _read_finite(self.magnitude, device)
-        ones = (1,) * (len(self.shape) - 2)
         per_row = has_magnitude_per_row(self.magnitude.shape, self.shape)
-        magnitude = magnitude.reshape((-1, 1, *ones) if per_row else (1, -1, *ones))
-        column_norms = None if per_row else self._column_norms(pair, device)
-        for start, rows in _float_chunks(self.base, device):
-            end = start + rows.shape[0]
-            if column_norms is None:
-                scale = magnitude[start:end] / (_norms(rows) + _EPSILON)
-            else:
-                scale = magnitude / (column_norms + _EPSILON)
-            merged = pair.add_to(rows, start, 1.0).mul_(scale)
-            yield start, merged if self.strength == 1.0 else torch.lerp(rows, merged, self.strength)
+        ones = (1,) * (len(self.shape) - 2)
+        scales = _read_finite(self.magnitude, device).reshape((-1, 1, *ones) if per_row else (1, -1, *ones))
+        if not per_row:
+            scales = scales / (self._column_norms(pair, device) + _EPSILON)
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            scale = scales
+            if per_row:
+                scale = scales[start : start + rows.shape[0]] / (_row_norms(rows) + _EPSILON)
+            merged = pair.add_to(rows, start, strength=1.0).mul_(scale)
+            return merged if self.strength == 1.0 else torch.lerp(rows, merged, self.strength)
+
+        return change
 
     def _column_norms(self, pair: LoadedPair, device: torch.device) -> torch.Tensor:
         """Of the merged weight, [1, in, 1...]."""
-        squares: torch.Tensor | None = None
-        for start, rows in _float_chunks(self.base, device):
-            part = pair.add_to(rows, start, 1.0).square_().sum(0, keepdim=True)
-            squares = part if squares is None else squares.add_(part)
-        assert squares is not None
-        return (
-            squares.sum(dim=tuple(range(2, squares.ndim)), keepdim=True).sqrt_()
-            if squares.ndim > 2
-            else squares.sqrt_()
-        )
+        columns = self.shape[1]
+        squares = torch.zeros((1, columns, *self.shape[2:]), device=device)
+        for start, values in self.base.chunks(device):
+            squares += pair.add_to(values.to(torch.float32), start, strength=1.0).square_().sum(0, keepdim=True)
+        return squares.view(1, columns, -1).sum(2).sqrt_().view(1, columns, *(1,) * (len(self.shape) - 2))
 
 
 def has_magnitude_per_row(magnitude: tuple[int, ...], weight: tuple[int, ...]) -> bool:
@@ -197,9 +203,9 @@ class _RowsInStep:
         return rest[:count]
 
 
-def _float_chunks(source: RowSource, device: torch.device) -> Iterator[RowChunk]:
-    for start, values in source.chunks(device):
-        yield start, values.to(torch.float32)
+def _change_chunk(change: Change, chunk: RowChunk) -> RowChunk:
+    start, values = chunk
+    return start, change(values.to(torch.float32), start)
 
 
 def _read_finite(source: RowSource, device: torch.device) -> torch.Tensor:
@@ -211,7 +217,7 @@ def _read_finite(source: RowSource, device: torch.device) -> torch.Tensor:
     return whole.view(source.shape)
 
 
-def _norms(rows: torch.Tensor) -> torch.Tensor:
+def _row_norms(rows: torch.Tensor) -> torch.Tensor:
     """Of each row, [rows, 1...]."""
     return rows.flatten(1).norm(dim=1).view(-1, *(1,) * (rows.ndim - 1))
 
