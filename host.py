@@ -295,12 +295,16 @@ class ComfyResidency:
         patchers = [self._patcher(name, module, device) for name, module in components.items()]
         comfy.model_management.load_models_gpu(patchers, memory_required=working_bytes, force_full_load=True)
 
-    def release(self) -> None:
-        """Take all patchers off ComfyUI's list, without moving weights that are about to be deleted."""
-        ours = {id(patcher) for patcher in self._patchers.values()}
+    def forget(self, name: str) -> None:
+        """Take the patcher of one component off ComfyUI's list, without moving weights that are about to be deleted."""
+        patcher = self._patchers.pop(name, None)
         loaded = comfy.model_management.current_loaded_models
-        loaded[:] = [entry for entry in loaded if id(entry.model) not in ours]
-        self._patchers.clear()
+        loaded[:] = [entry for entry in loaded if patcher is None or entry.model is not patcher]
+
+    def release(self) -> None:
+        """Take all patchers off ComfyUI's list."""
+        for name in list(self._patchers):
+            self.forget(name)
 
     def _patcher(self, name: str, module: nn.Module, device: torch.device) -> WholeModelPatcher:
         patcher = self._patchers.get(name)

@@ -179,11 +179,17 @@ def has_magnitude_per_row(magnitude: tuple[int, ...], weight: tuple[int, ...]) -
     return bool(magnitude) and magnitude[0] == weight[0]
 
 
-def stored_quantized(source: RowSource) -> QuantizedRows | None:
-    """The quantized tensor that a file holds for `source`, whatever is changed on it; None for an unquantized one."""
+def unchanged(source: RowSource) -> RowSource:
+    """`source` without the changes on it."""
     while isinstance(source, ChangedRows):
         source = source.base
-    return source if isinstance(source, QuantizedRows) else None
+    return source
+
+
+def stored_quantized(source: RowSource) -> QuantizedRows | None:
+    """The quantized tensor that a file holds for `source`, whatever is changed on it; None for an unquantized one."""
+    stored = unchanged(source)
+    return stored if isinstance(stored, QuantizedRows) else None
 
 
 class _RowsInStep:

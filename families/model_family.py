@@ -160,6 +160,10 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
+    def with_loras(self, transformer: Component, loras: tuple[LoraChoice, ...]) -> Component:
+        """`transformer` with these LoRAs instead of those it has; raises CheckpointError for one that does not fit."""
+
+    @abstractmethod
     def load_tokenizer(self, parts: Path) -> Any:  # noqa: ANN401
         """The tokenizer of the text encoder; raises CheckpointError when it cannot be loaded."""
 

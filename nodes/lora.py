@@ -48,7 +48,7 @@ class StreamLora(io.ComfyNode):
                     step=0.01,
                     tooltip=(
                         "How strongly it changes the model: 1 as it was trained, 0 not at all. Another strength loads "
-                        "the model anew."
+                        "the transformer anew, and nothing else."
                     ),
                 ),
             ],

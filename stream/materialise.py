@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def materialise(
 ) -> StreamPipeline:
     """The pipeline of a recipe: the one already there when the recipe is equal, else a new one.
 
+    A recipe that differs in its LoRAs only keeps VAE and text encoder, and loses the transformer.
+
     Only one pipeline is materialised at a time. The old one is dropped *before* the new one loads, so that two
     models never have to fit.
 
@@ -56,6 +59,10 @@ def materialise(
     global _current
     with _lock:
         if _current is not None and _current.recipe == recipe:
+            return _current
+        if isinstance(_current, BuiltInPipeline) and replace(recipe, loras=_current.recipe.loras) == _current.recipe:
+            _current.change_loras(recipe)
+            release_cached_memory(_current.device)
             return _current
         _release_locked()
         _current = _make(recipe, residency or PlainResidency(), default_device or torch.device("cpu"), on_load)

@@ -173,6 +173,17 @@ class BuiltInPipeline:
             "notices": sorted(notices - {""}),
         }
 
+    def change_loras(self, recipe: Recipe) -> None:
+        """Become the pipeline of `recipe`, which differs in its LoRAs only: the transformer is read anew when needed.
+
+        Raises CheckpointError for a LoRA that does not fit; the pipeline is what it was then.
+        """
+        transformer = self.family.with_loras(self._store.components["transformer"], recipe.loras)
+        self.pipe.transformer = None
+        self._store.exchange(transformer)
+        self._estimates.clear()
+        self.recipe = recipe
+
     def transformer_bytes(self) -> int:
         """Bytes that the transformer's weights take once it is loaded, from headers only; 0 when it is loaded."""
         return 0 if self.pipe.transformer is not None else self._store.components["transformer"].bytes

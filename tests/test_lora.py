@@ -4,6 +4,7 @@ import gc
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,7 +236,8 @@ def _dequantized(transformer):
         if isinstance(layer, FP8Linear):
             weights[name] = layer.weight.float() * layer.weight_scale.view(-1, 1)
         elif isinstance(layer, torch.nn.Linear) and is_int8(layer.weight.data):
-            weights[name] = layer.weight.qdata.float() * layer.weight.scale.view(-1, 1)
+            weight: Any = layer.weight
+            weights[name] = weight.qdata.float() * weight.scale.view(-1, 1)
     return weights
 
 

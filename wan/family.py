@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..checkpoints.component import Component
+    from ..checkpoints.lora_choice import LoraChoice
 
 # Imports of diffusers stand inside the methods: they take seconds, and nodes read the facts at ComfyUI's start.
 
@@ -90,6 +91,12 @@ class CausalWan21(ModelFamily):
         }
         check_parts_go_together(components)
         return components
+
+    def with_loras(self, transformer: Component, loras: tuple[LoraChoice, ...]) -> Component:
+        """See `ModelFamily`."""
+        from .checkpoints.components import with_loras
+
+        return with_loras(transformer, loras)
 
     def load_tokenizer(self, parts: Path) -> PreTrainedTokenizerBase:
         """UMT5's, from the folder."""

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT
 from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
 from ...checkpoints.component import Component, Prepare, prepare_nothing
 from ...checkpoints.lora_choice import LoraChoice
+from ...checkpoints.lora_rows import unchanged
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.safetensors_reading import index_tensors
@@ -60,13 +61,9 @@ def transformer_component(
     which one of `loras` changes: these are quantized again. Raises CheckpointError for anything but a Wan text-to-video
     transformer, and for LoRAs that do not belong to it.
     """
-    weights = _transformer_weights(source)
-    if loras:
-        changed, matches = put_loras_on(weights.sources, loras, source)
-        weights = replace(weights, sources=changed, loras=matches)
-    return Component(
+    component = Component(
         name="transformer",
-        weights=weights,
+        weights=_transformer_weights(source),
         dtype=dtype,
         build=_build_transformer,
         keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
@@ -75,6 +72,15 @@ def transformer_component(
         joined_rows=fused_rows,
         prepare=prepare,
     )
+    return with_loras(component, loras) if loras else component
+
+
+def with_loras(transformer: Component, loras: Sequence[LoraChoice]) -> Component:
+    """The transformer with these LoRAs on it instead of those it has; raises CheckpointError, see `put_loras_on`."""
+    weights = transformer.weights
+    plain = {name: unchanged(source) for name, source in weights.sources.items()}
+    changed, matches = put_loras_on(plain, loras, weights.path)
+    return replace(transformer, weights=replace(weights, sources=changed, loras=matches))
 
 
 def vae_component(folder: Path, *, dtype: torch.dtype, prepare: Prepare = prepare_nothing) -> Component:
