@@ -35,6 +35,7 @@ FOLDERS = "diffusers"
 FILES = "diffusion_models"
 VAE_FILES = "vae"
 TEXT_ENCODER_FILES = "text_encoders"
+LORAS = "loras"
 _PIPELINE_MARKS = ("model_index.json", "modular_model_index.json", "modular_config.json", "transformer")
 _PREVIEW_SIZE = 512
 
@@ -125,6 +126,19 @@ def new_transformer_file(name: str) -> Path:
     if path.exists():
         raise ValueError(f"name is {name!r}: {path} is there already and is not replaced; give another name.")
     return path
+
+
+def lora_files() -> list[str]:
+    """Files in `models/loras`, by their names below it."""
+    return sorted(folder_paths.get_filename_list(LORAS))
+
+
+def resolve_lora(name: str) -> str:
+    """The path behind a name of `lora_files`; raises ValueError for every other name."""
+    path = folder_paths.get_full_path(LORAS, name) if name in lora_files() else None
+    if path is None:
+        raise ValueError(f"lora {name!r} is not in models/loras: refresh the page (key R) and choose again.")
+    return str(Path(path).absolute())
 
 
 def _looks_like_pipeline(folder: Path) -> bool:
@@ -314,12 +328,16 @@ class ComfyResidency:
         patchers = [self._patcher(name, module, device) for name, module in components.items()]
         comfy.model_management.load_models_gpu(patchers, memory_required=working_bytes, force_full_load=True)
 
-    def release(self) -> None:
-        """Remove all patchers from ComfyUI's list, without moving weights that are about to be deleted."""
-        ours = {id(patcher) for patcher in self._patchers.values()}
+    def forget(self, name: str) -> None:
+        """Take the patcher of one component off ComfyUI's list, without moving weights that are about to be deleted."""
+        patcher = self._patchers.pop(name, None)
         loaded = comfy.model_management.current_loaded_models
-        loaded[:] = [entry for entry in loaded if id(entry.model) not in ours]
-        self._patchers.clear()
+        loaded[:] = [entry for entry in loaded if patcher is None or entry.model is not patcher]
+
+    def release(self) -> None:
+        """Take all patchers off ComfyUI's list."""
+        for name in list(self._patchers):
+            self.forget(name)
 
     def _patcher(self, name: str, module: nn.Module, device: torch.device) -> WholeModelPatcher:
         patcher = self._patchers.get(name)

@@ -82,11 +82,6 @@ def gather_quantized(
     return gathered
 
 
-def quantized_among(sources: Mapping[str, RowSource]) -> dict[str, QuantizedRows]:
-    """The entries of `sources` that are stored quantized."""
-    return {name: source for name, source in sources.items() if isinstance(source, QuantizedRows)}
-
-
 def _is_quantization_key(name: str) -> bool:
     return name == LEGACY_MARK or name.endswith((_MARK, *_SCALES, *_INPUT_SCALES, ".weight_scale_2"))
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from ..ops.weight_filling import WeightFilling
+from .lora_rows import stored_quantized
 from .row_sources import QuantizedRows, RowSource, read_scale
 
 
@@ -65,14 +66,16 @@ class QuantizedDestination:
                     self._filling.observe(values)
 
     def take(self, start: int, source: RowSource) -> int:
-        """Quantize the rows; rows that are stored quantized are copied unchanged, with their scale."""
+        """Quantize the rows; those that are stored quantized and unchanged are taken as they are, with their scale."""
+        stored = stored_quantized(source)
         if isinstance(source, QuantizedRows):
             for first, values, scale in source.quantized_chunks(self._filling.device):
                 self._filling.copy_rows(start + first, values, scale)
-            return self._filling.bytes_of(source.shape[0]) + self._take_input_scale(source)
-        for first, values in source.chunks(self._filling.device):
-            self._filling.write(start + first, values)
-        return self._filling.bytes_of(source.shape[0])
+        else:
+            for first, values in source.chunks(self._filling.device):
+                self._filling.write(start + first, values)
+        input_bytes = 0 if stored is None else self._take_input_scale(stored)
+        return self._filling.bytes_of(source.shape[0]) + input_bytes
 
     def _take_input_scale(self, source: QuantizedRows) -> int:
         """Keep the scale of static activations, the largest if parts differ; returns its bytes for the first part."""

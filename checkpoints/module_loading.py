@@ -92,9 +92,14 @@ def check_sources(
     aliases = find_aliases(module)
     sources = without_tied(sources, aliases)
     slots = find_slots(module, aliases, joined)
+    check_slots(slots, sources)
+    return slots
+
+
+def check_slots(slots: Mapping[str, Slot], sources: Mapping[str, RowSource]) -> None:
+    """Raise CheckpointError unless `sources` has each of `slots`, in its shape and kind, and nothing else."""
     _check_names(slots, sources)
     _check_tensors(slots, sources)
-    return slots
 
 
 def destination_dtype(name: str, stored: torch.dtype, dtype: torch.dtype, keep_fp32: Collection[str]) -> torch.dtype:

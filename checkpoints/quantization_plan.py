@@ -14,12 +14,14 @@ from ..ops.layer_presets import LayerPreset
 from ..ops.quantization import PlannedLayer, QuantizationPlan, QuantizationSpec, plan_layers, quantized_bytes
 from ..ops.weight_filling import FILLINGS, WeightFilling
 from .checkpoint_files import CheckpointError
-from .comfy_format import quantized_among
+from .lora_choice import LoraMatch
+from .lora_rows import stored_quantized
 from .module_loading import destination_dtype
 from .row_sources import QuantizedRows, RowSource, elements, read_scale
 
 _STORED_FORMATS = {"float8_e4m3fn": "fp8", "int8_tensorwise": "int8"}
 _STORED_REASON = "stored by the file in another format"
+_CHANGED_NOTE = "stored quantized, changed by a LoRA, quantized again"
 
 
 def same_name(name: str) -> str:
@@ -37,6 +39,7 @@ class ComponentWeights:
         sources: where each parameter comes from, under the model's names, before layers are joined.
         spec: how this pack quantized the file; None if it did not.
         joined_name: from a parameter's name to that of the parameter that it is joined into; the same name for most.
+        loras: what of each LoRA is on the sources.
     """
 
     path: Path
@@ -44,11 +47,18 @@ class ComponentWeights:
     sources: Mapping[str, RowSource]
     spec: QuantizationSpec | None = None
     joined_name: Callable[[str], str] = same_name
+    loras: tuple[LoraMatch, ...] = ()
 
     @cached_property
     def stored(self) -> Mapping[str, QuantizedRows]:
-        """The weights that are stored quantized."""
-        return quantized_among(self.sources)
+        """The weights that are stored quantized, those that a LoRA changes among them."""
+        stored = {name: stored_quantized(source) for name, source in self.sources.items()}
+        return {name: rows for name, rows in stored.items() if rows is not None}
+
+    @cached_property
+    def requantized(self) -> frozenset[str]:
+        """Those of `stored` that a LoRA changes: their rows are dequantized, changed and quantized again."""
+        return frozenset(name for name, rows in self.stored.items() if self.sources[name] is not rows)
 
     @cached_property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
@@ -61,8 +71,9 @@ class ComponentWeights:
 
     @cached_property
     def single_scales(self) -> Mapping[str, float]:
-        """The scale of each stored weight that has only one."""
-        single = {name: rows.scale for name, rows in self.stored.items() if elements(rows.scale) == 1}
+        """The scale of each weight that has a single one and is taken as it is stored."""
+        kept = {name: rows for name, rows in self.stored.items() if name not in self.requantized}
+        single = {name: rows.scale for name, rows in kept.items() if elements(rows.scale) == 1}
         return {name: float(read_scale(scale, "cpu")) for name, scale in single.items()}
 
 
@@ -122,7 +133,7 @@ def make_fillings(
     for layer in plan.layers:
         if layer.quantized:
             rows, columns = layer.shape
-            fitted = replace(spec, weight_granularity=_granularity(weights, layer)) if weights.stored else spec
+            fitted = replace(spec, weight_granularity=_granularity(weights, layer, spec)) if weights.stored else spec
             filling = FILLINGS[spec.format](layer.name, (rows, columns), fitted, device=device, dtype=dtype)
             fillings[f"{layer.name}.weight"] = filling
     return fillings
@@ -153,9 +164,10 @@ def _stored_plan(
         formats = {weights.stored[name].format if name in weights.stored else "" for name in names}
         alike = {_STORED_FORMATS.get(format_) for format_ in formats} == {spec.format}
         if planned.quantized and alike:
-            granularity = _granularity(weights, planned)
+            granularity = _granularity(weights, planned, spec)
             after = quantized_bytes(planned.shape, replace(spec, weight_granularity=granularity))
-            layers.append(replace(planned, bytes_after=after))
+            note = "" if weights.requantized.isdisjoint(names) else _CHANGED_NOTE
+            layers.append(replace(planned, bytes_after=after, note=note))
         else:
             reason = planned.reason or ("not quantized in the file" if formats == {""} else _STORED_REASON)
             layers.append(replace(planned, reason=reason, bytes_after=planned.bytes_before))
@@ -178,10 +190,14 @@ def _spec_of_others(stored: Mapping[str, QuantizedRows]) -> QuantizationSpec:
     return QuantizationSpec(format_, weights, "static" if static else "dynamic per tensor")
 
 
-def _granularity(weights: ComponentWeights, layer: PlannedLayer) -> str:
-    """ "per tensor" if the whole stored layer has one scale, else "per row".
+def _granularity(weights: ComponentWeights, layer: PlannedLayer, spec: QuantizationSpec) -> str:
+    """ "per tensor" when one scale holds for the whole stored layer, else "per row".
 
-    The parts of a joined layer are stored with a scale each: if these differ, every row gets that of its part.
+    Layers joined here are stored with a scale each: where those differ, every row gets that of its part. A layer
+    which is quantized again as a whole is so as `spec` says.
     """
-    scales = {weights.single_scales.get(name) for name in weights.parts[layer.name]}
+    names = weights.parts[layer.name]
+    if weights.requantized.issuperset(names):
+        return spec.weight_granularity
+    scales = {weights.single_scales.get(name) for name in names}
     return "per tensor" if len(scales) == 1 and None not in scales else "per row"

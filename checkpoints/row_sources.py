@@ -132,6 +132,11 @@ class ScaledRows:
             yield start, values.to(torch.float32) * part
 
 
+def row_count(source: RowSource) -> int:
+    """How many rows `source` has; 1 for a tensor without axes."""
+    return source.shape[0] if source.shape else 1
+
+
 def elements(source: RowSource) -> int:
     """How many numbers `source` has."""
     return torch.Size(source.shape).numel()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers.modular_pipelines import ModularPipeline
 
     from ..checkpoints.component import Component
+    from ..checkpoints.lora_choice import LoraChoice
     from ..checkpoints.tensor_writing import PlannedFile
     from ..ops.quantization import QuantizationSpec
 
@@ -122,12 +123,14 @@ class ComponentOptions:
         vae_dtype: of the VAE.
         quantization: of the components that it names; None for none.
         attention: how attention is computed.
+        loras: on the transformer, one after another.
     """
 
     dtype: torch.dtype
     vae_dtype: torch.dtype
     quantization: QuantizationSpec | None
     attention: AttentionChoice
+    loras: tuple[LoraChoice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,10 @@ class ModelFamily(ABC):
         Raises:
             CheckpointError: one of them is missing, of another model, or does not fit the others.
         """
+
+    @abstractmethod
+    def with_loras(self, transformer: Component, loras: tuple[LoraChoice, ...]) -> Component:
+        """`transformer` with these LoRAs instead of those it has; raises CheckpointError for one that does not fit."""
 
     @abstractmethod
     def load_tokenizer(self, sources: ModelSources) -> Any:  # noqa: ANN401

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .convert import ConvertCheckpoint
 from .loader import LoadStreamingPipeline
+from .lora import StreamLora
 from .memory_nodes import FreeStreamMemory, StreamMemoryReport
 from .quantize import QuantizePipeline, SaveQuantizedModel
 from .save_stream import SaveStream
@@ -19,6 +20,7 @@ class StreamBlocksExtension(ComfyExtension):
         """The node classes."""
         return [
             LoadStreamingPipeline,
+            StreamLora,
             QuantizePipeline,
             StreamingBlockSampler,
             SaveStream,

@@ -5,6 +5,7 @@ Everything here works on names and shapes, so a plan exists before a single weig
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -108,13 +109,14 @@ class QuantizationSpec:
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One layer of a plan; `reason` says why it is not quantized and is empty when it is."""
+    """One layer of a plan; `reason` says why it is not quantized and is empty when it is, `note` how else it is."""
 
     name: str
     shape: tuple[int, ...]
     reason: str
     bytes_before: int
     bytes_after: int
+    note: str = ""
 
     @property
     def quantized(self) -> bool:
@@ -167,7 +169,10 @@ class QuantizationPlan:
         how = f"{self.spec.format}, weights {self.spec.weight_granularity}" if self.spec else "not quantized"
         if self.spec:
             how += f", activations {self.spec.activations}"
-        rows = [("quantized", done)] if done else []
+        noted: dict[str, list[PlannedLayer]] = {}
+        for layer in done:
+            noted.setdefault(layer.note, []).append(layer)
+        rows = [(f"quantized: {note}" if note else "quantized", layers) for note, layers in noted.items()]
         rows += [(f"stays: {reason}", layers) for reason, layers in self.skipped_by_reason().items()]
         width = max([len(label) for label, _ in rows] + [len("biases, norms and other")])
         lines = [f"{self.component}: {how}", f"{'':{width}}  layers  MB before  MB after"]
@@ -186,6 +191,7 @@ def summarise_plan(plan: QuantizationPlan) -> dict[str, Any]:
         "component": plan.component,
         "format": plan.spec.format if plan.spec else None,
         "layers_quantized": len(plan.quantized_names),
+        "layers_noted": dict(Counter(layer.note for layer in plan.layers if layer.note)),
         "layers_kept": {reason: len(layers) for reason, layers in plan.skipped_by_reason().items()},
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,

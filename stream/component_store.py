@@ -30,7 +30,7 @@ class ComponentStore:
         residency: decides what is on the device.
 
     Attributes:
-        components: as given.
+        components: as given, or exchanged since.
         on_load: called after each tensor is loaded.
     """
 
@@ -59,6 +59,12 @@ class ComponentStore:
     def are_resident(self, names: Iterable[str]) -> bool:
         """Whether these components are loaded and on the device."""
         return all_on_device([self._modules.get(name) for name in names], self._device)
+
+    def exchange(self, component: Component) -> None:
+        """Put a component in the place of the one of its name, whose module is let go of before another is read."""
+        self._residency.forget(component.name)
+        self._modules.pop(component.name, None)
+        self.components = {**self.components, component.name: component}
 
     def release(self) -> None:
         """Release all modules."""

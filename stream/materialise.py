@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..checkpoints.checkpoint_files import CheckpointError
+from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
 from ..families.model_family import ComponentOptions, ModelSources
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
@@ -39,6 +40,8 @@ def materialise(
 ) -> StreamPipeline:
     """The pipeline of a recipe: the current one if its recipe is equal, else a new one.
 
+    A recipe that differs in its LoRAs only keeps VAE and text encoder, and loses the transformer.
+
     Only one pipeline is materialised at a time. The old one is dropped *before* the new one loads, so that two
     models never have to fit.
 
@@ -56,6 +59,10 @@ def materialise(
     global _current
     with _lock:
         if _current is not None and _current.recipe == recipe:
+            return _current
+        if isinstance(_current, BuiltInPipeline) and replace(recipe, loras=_current.recipe.loras) == _current.recipe:
+            _current.change_loras(recipe)
+            release_cached_memory(_current.device)
             return _current
         _release_locked()
         _current = _make(recipe, residency or PlainResidency(), default_device or torch.device("cpu"), on_load)
@@ -92,7 +99,7 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)
-    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe))
+    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras)
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
     sources = _local_sources(recipe, fetch)
     family = recognise_family(sources.transformer)

@@ -185,18 +185,32 @@ class BuiltInPipeline:
         return self.family.held_masks(self.pipe.transformer)
 
     def describe(self) -> dict[str, Any]:
-        """The plan of each quantized component, whether it is faster on this device, and which GPU kernels run."""
+        """Plan of each quantized component and its speed here, what each LoRA changed, and which GPU kernels run."""
         plans = [component.plan for component in self._store.components.values()]
         plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
         # What runs once a prompt costs no time that a user would notice.
         in_blocks = [plan for plan in plans if plan.component in BLOCK_COMPONENTS]
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
+        loras = [match for component in self._store.components.values() for match in component.weights.loras]
+        notices |= {match.notice for match in loras}
         return {
             "family": self.family.name,
+            "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),
         }
+
+    def change_loras(self, recipe: Recipe) -> None:
+        """Become the pipeline of `recipe`, which differs in its LoRAs only: the transformer is read anew when needed.
+
+        Raises CheckpointError for a LoRA that does not fit; the pipeline is what it was then.
+        """
+        transformer = self.family.with_loras(self._store.components["transformer"], recipe.loras)
+        self.pipe.transformer = None
+        self._store.exchange(transformer)
+        self._estimates.clear()
+        self.recipe = recipe
 
     def transformer_bytes(self) -> int:
         """Bytes that the transformer's weights take once it is loaded, from headers only; 0 when it is loaded."""

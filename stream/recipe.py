@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.lora_choice import LoraChoice
 from ..memory.cleanup import StateRule
 from ..ops.quantization import QuantizationSpec
 
@@ -54,6 +55,7 @@ class Recipe:
         compile: one of `COMPILE_CHOICES`; built-in blocks only.
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
+        loras: put on the transformer one after another, before it is quantized. Built-in blocks only.
         stamp: changes with the files of `model`, `components`, `vae` and `text_encoder`, so that a replaced checkpoint
             is loaded anew.
         vae: absolute path of a single file, or of a diffusers folder; None: from `components`. Built-in blocks only.
@@ -71,6 +73,7 @@ class Recipe:
     compile: str = COMPILE_NOTHING
     state_rules: tuple[StateRule, ...] = ()
     quantization: QuantizationSpec | None = None
+    loras: tuple[LoraChoice, ...] = ()
     stamp: str = ""
     vae: str | None = None
     text_encoder: str | None = None
@@ -106,6 +109,7 @@ class Recipe:
         quantization = None if self.quantization is None else self.quantization.format
         for name, value, neutral in (
             ("quantization", quantization, None),
+            ("lora", next((choice.path for choice in self.loras), None), None),
             ("compile", self.compile, COMPILE_NOTHING),
             ("attention_backend", self.attention_backend, NATIVE_ATTENTION),
             ("components", self.components, None),

@@ -30,6 +30,9 @@ class Residency(Protocol):
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
         """Put `components` on `device`, with `working_bytes` left free for caches and activations."""
 
+    def forget(self, name: str) -> None:
+        """Forget one component, which is about to be deleted."""
+
     def release(self) -> None:
         """Drop all references to components, which are about to be deleted."""
 
@@ -56,6 +59,10 @@ class PlainResidency:
         self._evict_unless_free(missing + working_bytes, device, keep=components)
         for component in components.values():
             move_module(component, device)
+
+    def forget(self, name: str) -> None:
+        """Forget one component."""
+        self._known.pop(name, None)
 
     def release(self) -> None:
         """Drop all references to components."""

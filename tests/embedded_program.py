@@ -27,6 +27,7 @@ NODES = (
     "StreamBlocksConvertCheckpoint",
     "StreamBlocksMemoryReport",
     "StreamBlocksFreeMemory",
+    "StreamBlocksLora",
 )
 
 PRELUDE = f"""

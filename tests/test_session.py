@@ -9,6 +9,7 @@ from diffusers.modular_pipelines import PipelineState
 
 from streamblocks.benchmarks.deepcopied_tensors import count_deepcopied_tensors
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
+from streamblocks.checkpoints.lora_choice import LoraChoice
 from streamblocks.memory.cleanup import Handling, handling_table, parse_state_rules
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.ops.quantization import QuantizationSpec
@@ -354,6 +355,7 @@ def test_bad_recipes_are_named(change, message):
         ({"attention_backend": "flex"}, "attention_backend is 'flex', and .*, or for attention_backend 'native'"),
         ({"components": "/models/wan"}, "components is '/models/wan', and .*, or for components none"),
         ({"quantization": QuantizationSpec("fp8")}, "quantization is 'fp8', and"),
+        ({"loras": (LoraChoice("/loras/a.safetensors"),)}, "lora is '/loras/a.safetensors', and"),
     ],
 )
 def test_what_a_repositorys_own_blocks_would_ignore_is_refused(change, message):

@@ -20,8 +20,9 @@ def component_of(
     return text_encoder_component(source, dtype=dtype, quantization=quantization)
 
 
-def load_transformer(source, *, device, dtype, quantization=None, on_tensor=None):
-    return transformer_component(source, dtype=dtype, quantization=quantization).load(device, on_tensor)
+def load_transformer(source, *, device, dtype, quantization=None, on_tensor=None, loras=()):
+    component = transformer_component(source, dtype=dtype, quantization=quantization, loras=loras)
+    return component.load(device, on_tensor)
 
 
 def load_vae(folder, *, device, dtype):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers.modular_pipelines import ModularPipeline
 
     from ..checkpoints.component import Component
+    from ..checkpoints.lora_choice import LoraChoice
     from ..checkpoints.tensor_writing import PlannedFile
 
 # diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
@@ -81,7 +82,11 @@ class CausalWan21(ModelFamily):
         quantization = options.quantization
         components = {
             "transformer": transformer_component(
-                sources.transformer, dtype=options.dtype, quantization=quantization, prepare=prepare_transformer
+                sources.transformer,
+                dtype=options.dtype,
+                quantization=quantization,
+                loras=options.loras,
+                prepare=prepare_transformer,
             ),
             "vae": vae_component(sources.vae, dtype=options.vae_dtype, prepare=speed_up_vae),
         }
@@ -91,6 +96,12 @@ class CausalWan21(ModelFamily):
             )
         check_parts_go_together(components)
         return components
+
+    def with_loras(self, transformer: Component, loras: tuple[LoraChoice, ...]) -> Component:
+        """See `ModelFamily`."""
+        from .checkpoints.components import with_loras
+
+        return with_loras(transformer, loras)
 
     def load_tokenizer(self, sources: ModelSources) -> Any:  # noqa: ANN401
         """UMT5's, from a folder or from inside the text encoder's file."""

@@ -16,6 +16,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
 from ...checkpoints.component import Component, Prepare, prepare_nothing
+from ...checkpoints.lora_choice import LoraChoice
+from ...checkpoints.lora_rows import unchanged
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
@@ -23,6 +25,7 @@ from ...checkpoints.safetensors_reading import index_tensors
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
 from .layer_presets import PRESETS
+from .lora_names import put_loras_on
 from .pipeline_folder import check_pipeline_folder
 from .single_file import diffusers_names, recognise_single_file
 from .text_encoder_file import recognise_text_encoder_file
@@ -41,15 +44,17 @@ def transformer_component(
     *,
     dtype: torch.dtype,
     quantization: QuantizationSpec | None = None,
+    loras: Sequence[LoraChoice] = (),
     prepare: Prepare = prepare_nothing,
 ) -> Component:
     """The transformer of a pipeline folder or of a single file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
-    modulation) are float32. Weights that are stored quantized stay in their stored format. Raises CheckpointError for
-    anything but a Wan text-to-video transformer.
+    modulation) are float32. Weights that are stored quantized stay in their stored format, but for layers which one of
+    `loras` changes: these are quantized again. Raises CheckpointError for anything but a Wan text-to-video transformer,
+    and for LoRAs that do not belong to it.
     """
-    return Component(
+    component = Component(
         name="transformer",
         weights=transformer_weights(source),
         dtype=dtype,
@@ -60,6 +65,15 @@ def transformer_component(
         joined_rows=fused_rows,
         prepare=prepare,
     )
+    return with_loras(component, loras) if loras else component
+
+
+def with_loras(transformer: Component, loras: Sequence[LoraChoice]) -> Component:
+    """The transformer with these LoRAs on it instead of those it has; raises CheckpointError, see `put_loras_on`."""
+    weights = transformer.weights
+    plain = {name: unchanged(source) for name, source in weights.sources.items()}
+    changed, matches = put_loras_on(plain, loras, weights.path)
+    return replace(transformer, weights=replace(weights, sources=changed, loras=matches))
 
 
 def vae_component(source: Path, *, dtype: torch.dtype, prepare: Prepare = prepare_nothing) -> Component:

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from ...checkpoints.component import empty_weights
-from ...checkpoints.module_loading import NOTHING_JOINED, check_sources
+from ...checkpoints.module_loading import NOTHING_JOINED, check_slots
 from ...checkpoints.module_slots import find_slots
 from ...checkpoints.row_sources import RowSource
 
@@ -39,4 +39,4 @@ def check_complete(config: Mapping[str, Any], sources: Mapping[str, RowSource]) 
         for layer in layers:
             target = name.replace(_FIRST_LAYER, f"blocks.{layer}.", 1)
             slots[target] = replace(slot, target=target)
-    check_sources(slots, sources)
+    check_slots(slots, sources)
