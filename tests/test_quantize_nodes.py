@@ -62,7 +62,7 @@ target.parent.mkdir(exist_ok=True, parents=True)
 path.rename(target)
 folder = host.models / "diffusers" / "tiny"
 folder.parent.mkdir(exist_ok=True)
-import shutil
+import importlib, shutil
 shutil.copytree(importlib.import_module(PACK + ".nodes.loader")._tiny_model_folder(), folder)
 loader |= {{"model": "diffusion_models/saved.safetensors", "components": "diffusers/tiny"}}
 quantize["format"] = "none"
