@@ -15,10 +15,10 @@ from types import MappingProxyType
 import torch
 
 from .checkpoint_files import CheckpointError
+from .checkpoint_reading import read_checkpoint
 from .lora_choice import LoraChoice, LoraMatch
 from .lora_rows import DecomposedRows, DifferenceRows, LowRankPair, LowRankRows, has_magnitude_per_row
 from .row_sources import RowSource, elements, row_count
-from .safetensors_reading import read_header
 
 UP, DOWN, ALPHA, MAGNITUDE, DIFFERENCE, BIAS_DIFFERENCE = "up", "down", "alpha", "dora_scale", "diff", "diff_b"
 # What stands behind a layer's name, and what it is; `lora_A` may be followed by the name of PEFT's adapter.
@@ -74,7 +74,7 @@ def read_lora(path: Path) -> LoraFile:
     """
     layers: dict[str, dict[str, RowSource]] = {}
     others = []
-    for key, tensor in read_header(path).tensors.items():
+    for key, tensor in read_checkpoint(path).tensors.items():
         match = _PART.search(key)
         if match is None:
             if _OTHER_PART.search(key):

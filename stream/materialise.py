@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.checkpoint_files import CheckpointError, refuse_pickled
+from ..checkpoints.checkpoint_files import CheckpointError
 from ..families.model_family import ComponentOptions, ModelSources
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
@@ -132,7 +132,6 @@ def _local_sources(recipe: Recipe, fetch: Fetch) -> ModelSources:
 
 def _existing_file(name: str, place: str) -> Path:
     path = Path(place)
-    refuse_pickled(path)
     if not path.exists():
         raise CheckpointError(f"{name} {place!r} is not there: refresh the page (key R) and choose another file.")
     return path

@@ -11,11 +11,11 @@ from typing import Any
 from transformers import UMT5EncoderModel
 
 from ...checkpoints.checkpoint_files import CheckpointError
+from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.comfy_format import gather_quantized
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import QuantizedRows, RowSource
-from ...checkpoints.safetensors_reading import read_header
 from .tokenizer import TOKENIZER_KEY
 
 _EMBEDDING = "shared.weight"
@@ -43,7 +43,7 @@ def recognise_text_encoder_file(path: Path) -> ComponentWeights:
     Raises:
         CheckpointError: the file cannot be read, is quantized in another format, or holds something else.
     """
-    header = read_header(path)
+    header = read_checkpoint(path)
     tensors = {name: tensor for name, tensor in header.tensors.items() if name != TOKENIZER_KEY}
     gathered = gather_quantized(path, header, tensors)
     named = {_transformers_name(name): _in_full_precision(source) for name, source in gathered.items()}

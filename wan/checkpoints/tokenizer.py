@@ -10,8 +10,8 @@ import sentencepiece
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from ...checkpoints.checkpoint_files import CheckpointError
+from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.row_sources import read_whole
-from ...checkpoints.safetensors_reading import read_header
 from .pipeline_folder import check_pipeline_folder
 
 TOKENIZER_KEY = "spiece_model"
@@ -83,7 +83,7 @@ def find_tokenizer(places: Sequence[Path]) -> PreTrainedTokenizerBase | Sentence
     for place in places:
         if (place / "tokenizer").is_dir():
             return load_tokenizer(place)
-        if place.is_file() and TOKENIZER_KEY in read_header(place).tensors:
+        if place.is_file() and TOKENIZER_KEY in read_checkpoint(place).tensors:
             return _tokenizer_inside(place)
     raise CheckpointError(
         f"there is no tokenizer in {' or '.join(map(str, places))}: choose a text encoder file that holds its own "
@@ -103,7 +103,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_inside(file: Path) -> SentencePieceTokenizer:
-    stored = read_header(file).tensors[TOKENIZER_KEY]
+    stored = read_checkpoint(file).tensors[TOKENIZER_KEY]
     try:
         return SentencePieceTokenizer(read_whole(stored).numpy().tobytes())
     except (RuntimeError, TypeError) as error:

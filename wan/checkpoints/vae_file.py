@@ -8,9 +8,9 @@ from pathlib import Path
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from ...checkpoints.checkpoint_files import CheckpointError
+from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
-from ...checkpoints.safetensors_reading import read_header
 
 _ORIGINAL_MARKS = ("decoder.head.0.gamma", "conv2.weight")
 _DIFFUSERS_MARKS = ("decoder.norm_out.gamma", "post_quant_conv.weight")
@@ -25,7 +25,7 @@ def recognise_vae_file(path: Path) -> ComponentWeights:
     Raises:
         CheckpointError: the file cannot be read, or holds something else.
     """
-    sources = _diffusers_names(path, read_header(path).tensors)
+    sources = _diffusers_names(path, read_checkpoint(path).tensors)
     norm, convolution = (sources[mark].shape for mark in _DIFFUSERS_MARKS)
     if len(norm) != 4 or len(convolution) != 5:
         raise CheckpointError(
