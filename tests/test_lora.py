@@ -339,7 +339,7 @@ def test_a_model_given_as_a_lora_and_a_lora_given_as_a_model():
 
 def test_bad_files_are_named(tmp_path):
     content = lora_file("peft").read_bytes()
-    for text, data in (("is not a complete safetensors file", content[:-10]), ("is not a complete", b"<html></html>")):
+    for text, data in (("is not a complete safetensors file", content[:-10]), ("is a web page", b"<html></html>")):
         (tmp_path / "bad.safetensors").write_bytes(data)
         with pytest.raises(CheckpointError, match=text):
             transformer_component(MODEL, dtype=F32, loras=choices((tmp_path / "bad.safetensors", 1.0)))

@@ -371,8 +371,10 @@ def test_unknown_models_and_devices_are_named(tiny_folder, tmp_path):
     with pytest.raises(CheckpointError, match="lacks the sub-folder transformer"):
         materialise(Recipe(model=str(tmp_path / "empty")))
     (tmp_path / "model.pt").write_bytes(b"pickle")
-    with pytest.raises(CheckpointError, match="safetensors"):
+    with pytest.raises(CheckpointError, match="holds only the transformer"):
         materialise(Recipe(model=str(tmp_path / "model.pt")))
+    with pytest.raises(CheckpointError, match=r"model\.pt"):
+        materialise(Recipe(model=str(tmp_path / "model.pt"), components=str(tiny_folder)))
     with pytest.raises(ValueError, match="not available on this machine"):
         materialise(Recipe(model=str(tiny_folder), device="cuda:7"))
     with pytest.raises(ValueError, match="attention_backend is 'flash'"):
