@@ -43,22 +43,11 @@ class RowSource(Protocol):
 
 
 @dataclass(frozen=True)
-class QuantizedRows:
-    """A weight that a file holds in 8 bits; read as a `RowSource` it is dequantized to float32.
-
-    Attributes:
-        values: float8 or int8, [out, in].
-        scale: of 1 element or one per row; weight = values * scale.
-        format: ComfyUI's name of the format, such as `float8_e4m3fn`.
-        input_scale: scale of static activations, or None.
-        full_precision: the file wants products in full precision, so activations are not quantized.
-    """
+class _EightBitRows:
+    """A weight that a file holds in 8 bits, with its scale; read as a `RowSource` it is dequantized to float32."""
 
     values: RowSource
     scale: RowSource
-    format: str
-    input_scale: RowSource | None = None
-    full_precision: bool = False
 
     @property
     def file(self) -> Path:
@@ -93,43 +82,30 @@ class QuantizedRows:
 
 
 @dataclass(frozen=True)
-class ScaledRows:
-    """A weight that a file holds in 8 bits and that is always dequantized, to float32, while it is read; a `RowSource`.
+class QuantizedRows(_EightBitRows):
+    """A weight that a file holds in 8 bits, in a format that can be computed with.
+
+    Attributes:
+        values: float8 or int8, [out, in].
+        scale: of 1 element or one per row; weight = values * scale.
+        format: ComfyUI's name of the format, such as `float8_e4m3fn`.
+        input_scale: scale of static activations, or None.
+        full_precision: the file wants products in full precision, so activations are not quantized.
+    """
+
+    format: str
+    input_scale: RowSource | None = None
+    full_precision: bool = False
+
+
+@dataclass(frozen=True)
+class ScaledRows(_EightBitRows):
+    """A weight that a file holds in 8 bits and that is always dequantized, to float32, while it is read.
 
     Attributes:
         values: float8, [out, in].
         scale: of 1 element or one per row; weight = values * scale.
     """
-
-    values: RowSource
-    scale: RowSource
-
-    @property
-    def file(self) -> Path:
-        """Of the values."""
-        return self.values.file
-
-    @property
-    def key(self) -> str:
-        """Of the values."""
-        return self.values.key
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[out, in]."""
-        return self.values.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the rows are dequantized to."""
-        return torch.float32
-
-    def chunks(self, device: torch.device) -> Iterator[RowChunk]:
-        """The dequantized rows."""
-        scale = read_scale(self.scale, device).reshape(-1, 1)
-        for start, values in self.values.chunks(device):
-            part = scale if scale.numel() == 1 else scale[start : start + values.shape[0]]
-            yield start, values.to(torch.float32) * part
 
 
 def row_count(source: RowSource) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.component import Component
-from .residency import Residency
+from .residency import Residency, is_on_device
 
 logger = logging.getLogger(__name__)
 
@@ -86,4 +86,4 @@ class ComponentStore:
 
 def all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:
     """Whether all parameters of the modules are on `device`; False when a module is None."""
-    return all(module is not None and all(p.device == device for p in module.parameters()) for module in modules)
+    return all(module is not None and is_on_device(module, device) for module in modules)

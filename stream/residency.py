@@ -55,7 +55,7 @@ class PlainResidency:
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
         """Move each component to the device; evict others if needed."""
         self._known.update(components)
-        missing = sum(module_bytes(module) for module in components.values() if not _is_on(module, device))
+        missing = sum(module_bytes(module) for module in components.values() if not is_on_device(module, device))
         self._evict_unless_free(missing + working_bytes, device, keep=components)
         for component in components.values():
             move_module(component, device)
@@ -78,5 +78,6 @@ class PlainResidency:
         release_cached_memory(device)
 
 
-def _is_on(module: nn.Module, device: torch.device) -> bool:
+def is_on_device(module: nn.Module, device: torch.device) -> bool:
+    """Whether all parameters of the module are on `device`."""
     return all(parameter.device == device for parameter in module.parameters())

@@ -17,22 +17,13 @@ from .conditioning import GIVEN_PROMPT
 from .pipelines import StreamPipeline
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
-from .settings import StreamSettings
+from .settings import INPUT_NAMES, StreamSettings
 from .sinks import FrameSink
 
 logger = logging.getLogger(__name__)
 
-# User settings for the model, each with the name of the blocks' input.
-_INPUT_NAMES = {
-    "width": "width",
-    "height": "height",
-    "steps": "num_inference_steps",
-    "shift": "shift",
-    "kv_policy": "kv_policy",
-    "context_frames": "context_frames",
-    "sink_frames": "sink_frames",
-    "attention_bias": "attention_bias",
-}
+# How long a stream is does not depend on what its blocks take.
+_LENGTHS = frozenset({"blocks", "frames_per_block"})
 
 
 class StreamWatcher(Protocol):
@@ -163,8 +154,8 @@ def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, n
     taken, defaults = set(pipeline.pipe.blocks.input_names), StreamSettings()
     ignored = [
         f"{name} {getattr(settings, name)}"
-        for name, input_name in _INPUT_NAMES.items()
-        if input_name not in taken and getattr(settings, name) != getattr(defaults, name)
+        for name, input_name in INPUT_NAMES.items()
+        if name not in _LENGTHS and input_name not in taken and getattr(settings, name) != getattr(defaults, name)
     ]
     if ignored:
         notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: these settings have no effect.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ..families.kv_policies import check_kv_policy
@@ -11,6 +13,22 @@ from .known_families import FAMILIES
 
 # A recipe's own family is known once its files are read; these are what a stream starts from until then.
 _DEFAULTS = FAMILIES[0].defaults
+
+# Settings that the pipeline's blocks take, each with the name of their input.
+INPUT_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "blocks": "num_blocks",
+        "frames_per_block": "num_frames_per_block",
+        "width": "width",
+        "height": "height",
+        "steps": "num_inference_steps",
+        "shift": "shift",
+        "kv_policy": "kv_policy",
+        "context_frames": "context_frames",
+        "sink_frames": "sink_frames",
+        "attention_bias": "attention_bias",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -77,15 +95,4 @@ class StreamSettings:
 
         Without the prompt, `block_idx` and the generator. A pipeline may take only some of them.
         """
-        return {
-            "num_blocks": self.blocks,
-            "num_frames_per_block": self.frames_per_block,
-            "num_inference_steps": self.steps,
-            "height": self.height,
-            "width": self.width,
-            "shift": self.shift,
-            "kv_policy": self.kv_policy,
-            "context_frames": self.context_frames,
-            "sink_frames": self.sink_frames,
-            "attention_bias": self.attention_bias,
-        }
+        return {input_name: getattr(self, name) for name, input_name in INPUT_NAMES.items()}
