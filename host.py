@@ -218,11 +218,15 @@ def is_trimmed(video: Any) -> bool:  # noqa: ANN401
 
 
 class StreamProgress:
-    """Progress over blocks x steps on one node, with the newest picture as preview."""
+    """Progress over the denoising steps of a stream on one node, with the newest picture as preview."""
 
     def __init__(self, total_steps: int, node_id: str | None) -> None:
-        self._bar = comfy.utils.ProgressBar(total_steps, node_id=node_id)
         self._node_id = node_id
+        self.expect(total_steps)
+
+    def expect(self, total_steps: int) -> None:
+        """Count from 0 to `total_steps` from now on."""
+        self._bar = comfy.utils.ProgressBar(total_steps, node_id=self._node_id)
 
     def update(self, steps_done: int) -> None:
         """Show `steps_done` of the total; raises when the user pressed cancel."""

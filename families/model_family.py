@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..memory.pipeline_facts import PipelineFacts
+from .stream_preset import StreamPreset
 
 if TYPE_CHECKING:
     import torch
@@ -60,36 +61,15 @@ class LatentGeometry:
 
     def check_size(self, width: int, height: int) -> None:
         """Raise ValueError, one sentence, for a width or height that is no multiple of `size_step`."""
-        step = self.size_step
         for name, value in (("width", width), ("height", height)):
-            if value < step or value % step:
-                below = max(step, value // step * step)
-                raise ValueError(f"{name} is {value}: choose a multiple of {step}, such as {below} or {below + step}.")
+            check_side(name, value, self.size_step)
 
 
-@dataclass(frozen=True)
-class StreamDefaults:
-    """The settings of the models' makers, used unless the user chooses otherwise.
-
-    Attributes:
-        width: pixels.
-        height: pixels.
-        fps: pictures a second.
-        steps: denoising passes per block.
-        shift: flow shift of the schedule.
-        kv_policy: how the past is remembered.
-        context_frames: latent frames of the past that a block sees.
-        frames_per_block: latent frames per block.
-    """
-
-    width: int
-    height: int
-    fps: float
-    steps: int
-    shift: float
-    kv_policy: str
-    context_frames: int
-    frames_per_block: int
+def check_side(name: str, value: int, step: int) -> None:
+    """Raise ValueError, one sentence, unless `value` pixels are a multiple of `step`."""
+    if value < step or value % step:
+        below = max(step, value // step * step)
+        raise ValueError(f"{name} is {value}: choose a multiple of {step}, such as {below} or {below + step}.")
 
 
 @dataclass(frozen=True)
@@ -154,7 +134,7 @@ class ModelFamily(ABC):
         transformer_classes: class names in the configs of its transformers, diffusers' own first.
         vae_class: class name in the config of its VAE.
         geometry: of its latents.
-        defaults: of its streams.
+        presets: how the makers of its models stream them; the first where nothing says which.
         memory_facts: names of its blocks' stages and advice on their state, for the memory timeline.
     """
 
@@ -162,7 +142,7 @@ class ModelFamily(ABC):
     transformer_classes: ClassVar[tuple[str, ...]]
     vae_class: ClassVar[str]
     geometry: ClassVar[LatentGeometry]
-    defaults: ClassVar[StreamDefaults]
+    presets: ClassVar[tuple[StreamPreset, ...]]
     memory_facts: ClassVar[PipelineFacts]
 
     @abstractmethod
@@ -192,6 +172,14 @@ class ModelFamily(ABC):
     @abstractmethod
     def text_shape(self, transformer: Component) -> tuple[int, int]:
         """Tokens and width of the text embeddings that the transformer takes."""
+
+    @abstractmethod
+    def choose_preset(self, transformer: Component) -> StreamPreset:
+        """The preset of a model, by what its files say: their names, sizes and configs.
+
+        Raises:
+            CheckpointError: the model's own file of settings cannot be read.
+        """
 
     @abstractmethod
     def make_pipeline(self) -> ModularPipeline:

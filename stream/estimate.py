@@ -138,7 +138,7 @@ def smaller_choices(
 
 
 def _rehearsal_inputs(settings: StreamSettings) -> dict[str, Any]:
-    few_steps = replace(settings, steps=min(settings.steps, 2))
+    few_steps = replace(settings, steps=min(settings.steps, 2), timesteps=None, first_block_timesteps=None)
     return few_steps.pipeline_inputs() | {"generator": torch.Generator().manual_seed(0)}
 
 

@@ -12,6 +12,7 @@ from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
 from ..families.model_family import AttentionChoice, ModelFamily
+from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE, PipelineFacts
 from ..ops.fp8_linear import fp8_notice
@@ -19,6 +20,7 @@ from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback, all_on_device, ignore_load
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
+from .known_families import FAMILIES
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
@@ -35,6 +37,9 @@ class StreamPipeline(Protocol):
     on_load: LoadCallback
     # Names of its stages, and advice on its state, for the memory timeline.
     memory_facts: PipelineFacts
+
+    def own_preset(self) -> StreamPreset:
+        """How the makers of the model stream it, as far as its files say which model it is."""
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Raise ValueError for what this pipeline cannot do, before anything is loaded."""
@@ -113,6 +118,10 @@ class BuiltInPipeline:
     @on_load.setter
     def on_load(self, callback: LoadCallback) -> None:
         self._store.on_load = callback
+
+    def own_preset(self) -> StreamPreset:
+        """See `ModelFamily.choose_preset`."""
+        return self.family.choose_preset(self._store.components["transformer"])
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Sizes must be multiples of the family's step, and a prompt needs a text encoder."""
@@ -239,6 +248,8 @@ class BuiltInPipeline:
             seed=0,
             blocks=1,
             steps=min(settings.steps, 2),
+            timesteps=None,
+            first_block_timesteps=None,
             cleanup=CleanupPolicy.NEVER,
             reset_compile=False,
         )
@@ -268,6 +279,10 @@ class ForeignPipeline:
         self.residency = residency
         self.memory_facts = UNKNOWN_PIPELINE
         self.on_load: LoadCallback = ignore_load
+
+    def own_preset(self) -> StreamPreset:
+        """What foreign blocks need is not known; their inputs have the names and values of the first family's."""
+        return FAMILIES[0].presets[0]
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Which sizes foreign blocks take is not known; their own text encoder step takes a prompt."""

@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from ..families.kv_policies import check_kv_policy
+from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
 
-# A recipe's own family is known once its files are read; these are what a stream starts from until then.
-_DEFAULTS = FAMILIES[0].defaults
+# A recipe's own preset is known once its files are read; these are what a stream starts from until then.
+_DEFAULTS = FAMILIES[0].presets[0]
 
 # Settings that the pipeline's blocks take, each with the name of their input.
 INPUT_NAMES: Mapping[str, str] = MappingProxyType(
@@ -27,6 +28,8 @@ INPUT_NAMES: Mapping[str, str] = MappingProxyType(
         "context_frames": "context_frames",
         "sink_frames": "sink_frames",
         "attention_bias": "attention_bias",
+        "timesteps": "timesteps",
+        "first_block_timesteps": "first_block_timesteps",
     }
 )
 
@@ -40,13 +43,15 @@ class StreamSettings:
         height: pixels.
         blocks: how many blocks the stream is planned for; the session itself has no end.
         seed: of the stream's one noise generator.
-        steps: denoising passes per block.
+        steps: denoising passes per block, spaced evenly; as many as `timesteps` has, where it is given.
         shift: flow shift of the schedule.
         kv_policy: "recompute" or "rolling".
         context_frames: latent frames of the past that a block attends to.
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).
         attention_bias: weight on keys of past frames other than the first; 1 is off.
         frames_per_block: latent frames per block.
+        timesteps: of the denoising passes of a block; None spaces `steps` evenly.
+        first_block_timesteps: of a block without a past; None takes those of every block.
         cleanup: when cached memory is returned to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
         embeds_given: whether the prompt comes as embeddings, so that no text encoder is needed.
@@ -63,6 +68,8 @@ class StreamSettings:
     sink_frames: int = 0
     attention_bias: float = 1.0
     frames_per_block: int = _DEFAULTS.frames_per_block
+    timesteps: StepList | None = None
+    first_block_timesteps: StepList | None = None
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
     embeds_given: bool = False
@@ -76,6 +83,11 @@ class StreamSettings:
         for name in ("width", "height", "blocks", "steps", "context_frames", "frames_per_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        if self.timesteps is not None and len(self.timesteps) != self.steps:
+            raise ValueError(
+                f"steps is {self.steps} and timesteps are {self.timesteps}: give as many steps as the list has, or no "
+                "list."
+            )
         if self.shift <= 0:
             raise ValueError(f"shift is {self.shift}: choose a value above 0 (5 is common).")
         check_kv_policy(self.kv_policy)
@@ -88,7 +100,19 @@ class StreamSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for text output."""
-        return asdict(self) | {"cleanup": self.cleanup.value}
+        lists = {name: getattr(self, name) for name in ("timesteps", "first_block_timesteps")}
+        written = {name: None if listed is None else str(listed) for name, listed in lists.items()}
+        return asdict(self) | written | {"cleanup": self.cleanup.value}
+
+    @property
+    def passes(self) -> int:
+        """Denoising passes of the whole stream."""
+        return self.passes_before(self.blocks)
+
+    def passes_before(self, block: int) -> int:
+        """Denoising passes of the blocks before `block`."""
+        first = self.steps if self.first_block_timesteps is None else len(self.first_block_timesteps)
+        return 0 if block == 0 else first + (block - 1) * self.steps
 
     def pipeline_inputs(self) -> dict[str, Any]:
         """Inputs of the pipeline call that are the same for every block of a stream.

@@ -10,12 +10,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a folder, host.py, or a room within a room; each lists what it may import.
 ALLOWED = {
     "": {"nodes"},
-    "nodes": {"stream", "memory", "host", "wan.tiny_model", "wan.family", "families.kv_policies", "ops.quantization"},
+    "nodes": {"stream", "memory", "host", "wan.tiny_model", "families", "ops.quantization"},
     "host": {"memory", "stream.residency"},
     "stream": {"wan.family", "families", "checkpoints", "ops", "memory"},
     "wan.geometry": {"families.model_family"},
+    "wan.presets": {"families"},
     "wan": {
         "wan.geometry",
+        "wan.presets",
         "wan.checkpoints",
         "wan.steps",
         "wan.transformer",
@@ -25,8 +27,8 @@ ALLOWED = {
         "ops",
         "memory",
     },
-    "wan.checkpoints": {"wan.transformer", "checkpoints", "ops"},
-    "wan.steps": {"wan.geometry", "wan.transformer", "wan.vae", "families.kv_policies"},
+    "wan.checkpoints": {"wan.transformer", "families", "checkpoints", "ops"},
+    "wan.steps": {"wan.geometry", "wan.transformer", "wan.vae", "families.kv_policies", "families.step_list"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops"},
     "families": {"checkpoints", "ops", "memory.pipeline_facts"},

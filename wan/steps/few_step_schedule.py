@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ...families.step_list import StepList
+
 TRAIN_TIMESTEPS = 1000
 
 
@@ -24,6 +26,38 @@ def shift_sigma(sigma: float, shift: float) -> float:
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
 
+def unshift_sigma(sigma: float, shift: float) -> float:
+    """The sigma that `shift_sigma` makes `sigma` of."""
+    return sigma / (shift - (shift - 1.0) * sigma)
+
+
+def make_listed_schedule(listed: StepList, *, strength: float = 1.0, shift: float = 5.0) -> FewStepSchedule:
+    """Build the schedule of one block from the makers' list.
+
+    Their code looks each entry `n` up in the 1,000 shifted timesteps (entry `1000 - n`: "warped"), or gives the model
+    the entry itself as its timestep and takes the sigma of the nearest of the 1,000 (CausVid and StreamDiffusionV2:
+    `warp_denoising_step: false`).
+
+    Args:
+        listed: the timesteps.
+        strength: each entry is multiplied by it.
+        shift: the flow shift, greater than 0.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    _check(strength, shift)
+    entries = [strength * timestep for timestep in listed.timesteps]
+    if listed.raw:
+        places = [round(TRAIN_TIMESTEPS * unshift_sigma(entry / TRAIN_TIMESTEPS, shift)) for entry in entries]
+        timesteps = tuple(entries)
+        sigmas = tuple(shift_sigma(max(place, 1) / TRAIN_TIMESTEPS, shift) for place in places)
+    else:
+        sigmas = tuple(shift_sigma(entry / TRAIN_TIMESTEPS, shift) for entry in entries)
+        timesteps = tuple(TRAIN_TIMESTEPS * sigma for sigma in sigmas)
+    return FewStepSchedule(timesteps=timesteps, sigmas=sigmas)
+
+
 def make_few_step_schedule(steps: int, *, strength: float = 1.0, shift: float = 5.0) -> FewStepSchedule:
     """Build the schedule of one block.
 
@@ -41,10 +75,7 @@ def make_few_step_schedule(steps: int, *, strength: float = 1.0, shift: float = 
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}: at least 1 denoising step is needed.")
-    if not 0.0 < strength <= 1.0:
-        raise ValueError(f"strength is {strength}: choose a value above 0 and up to 1.")
-    if shift <= 0.0:
-        raise ValueError(f"shift is {shift}: choose a value above 0 (Wan 2.1 uses 5).")
+    _check(strength, shift)
     # Rounded before truncation: 0.7 * 1000 must give 700 despite floating-point error.
     start = strength * TRAIN_TIMESTEPS
     whole = [math.floor(round(start * (steps - i) / steps, 6)) for i in range(steps)]
@@ -52,3 +83,10 @@ def make_few_step_schedule(steps: int, *, strength: float = 1.0, shift: float = 
     # A pass at t = 0 takes the sigma of the table's smallest entry.
     sigmas = tuple(shift_sigma(max(n, 1) / TRAIN_TIMESTEPS, shift) for n in whole)
     return FewStepSchedule(timesteps=timesteps, sigmas=sigmas)
+
+
+def _check(strength: float, shift: float) -> None:
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength is {strength}: choose a value above 0 and up to 1.")
+    if shift <= 0.0:
+        raise ValueError(f"shift is {shift}: choose a value above 0 (Wan 2.1 uses 5).")

@@ -11,6 +11,7 @@ from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, 
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...families.kv_policies import RECOMPUTE
+from ...families.step_list import StepList
 from ..transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
@@ -20,7 +21,7 @@ from ..transformer.causal_transformer import (
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
 from .context_policies import Past, find_context_policy, frame_cache_length
-from .few_step_schedule import make_few_step_schedule
+from .few_step_schedule import make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
 
 State = tuple[ModularPipeline, PipelineState]
@@ -62,8 +63,11 @@ class SetScheduleStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Steps, shift and strength."""
+        """Place in time; steps or a list of timesteps, another for the first block; shift and strength."""
         return [
+            InputParam("stream_position", required=True, type_hint=int),
+            InputParam("timesteps", type_hint=StepList, description="in the place of `num_inference_steps`"),
+            InputParam("first_block_timesteps", type_hint=StepList, description="of a block without a past"),
             InputParam("num_inference_steps", type_hint=int, default=4),
             InputParam("shift", type_hint=float, default=5.0),
             InputParam("strength", type_hint=float, default=1.0),
@@ -77,9 +81,14 @@ class SetScheduleStep(ModularPipelineBlocks):
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""
         block_state = self.get_block_state(state)
-        block_state.schedule = make_few_step_schedule(
-            block_state.num_inference_steps, strength=block_state.strength, shift=block_state.shift
-        )
+        listed = block_state.timesteps
+        if block_state.stream_position == 0 and block_state.first_block_timesteps is not None:
+            listed = block_state.first_block_timesteps
+        scale = {"strength": block_state.strength, "shift": block_state.shift}
+        if listed is None:
+            block_state.schedule = make_few_step_schedule(block_state.num_inference_steps, **scale)
+        else:
+            block_state.schedule = make_listed_schedule(listed, **scale)
         self.set_block_state(state, block_state)
         return components, state
 

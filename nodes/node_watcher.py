@@ -1,0 +1,53 @@
+"""Shows a stream's progress on the sampler's node."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from .. import host
+from ..stream.settings import StreamSettings
+from .byte_progress import ByteProgress
+
+logger = logging.getLogger(__name__)
+
+
+class NodeWatcher:
+    """Shows a stream's progress on its node, and stops the stream when the user cancels."""
+
+    def __init__(self, progress: host.StreamProgress) -> None:
+        self._settings = StreamSettings()
+        self._progress = progress
+        self._blocks_done = 0
+        self._loading = ByteProgress(progress)
+
+    def begin(self, settings: StreamSettings) -> None:
+        """Say what the stream is, once it is known."""
+        self._settings = settings
+        self._progress.expect(settings.passes)
+
+    def while_loading(self, component: str, done: int, total: int) -> None:
+        """See `StreamWatcher`."""
+        host.throw_if_cancelled()
+        self._loading.show(f"loading {component}", done, total)
+
+    def before_pass(self, index: int) -> None:
+        """See `StreamWatcher`."""
+        # Context and clean passes do not count: the user chose a number of denoising steps.
+        before, after = (self._settings.passes_before(self._blocks_done + more) for more in (0, 1))
+        self._progress.update(min(before + index, after))
+
+    def after_block(self, block: Any) -> None:  # noqa: ANN401
+        """See `StreamWatcher`."""
+        self._blocks_done = block.index + 1
+        self._progress.show_picture(self._settings.passes_before(self._blocks_done), block.frames[-1])
+        rate = len(block.frames) / block.seconds
+        self._progress.say(f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second")
+
+    def say_what_is_kept(self, video: Any) -> None:  # noqa: ANN401
+        """Say where the pictures of a stream that stopped are."""
+        if video.frames_written == 0:
+            return
+        message = f"Stopped; the {video.frames_written} pictures made so far are in {video.path}"
+        logger.warning(message)
+        self._progress.say(message)
