@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +15,9 @@ from torch import nn
 from ..ops.layer_presets import LayerPreset
 from ..ops.quantization import QuantizationPlan, QuantizationSpec
 from ..ops.weight_filling import replace_layer
-from .module_loading import NOTHING_JOINED, OnTensor, check_sources, load_weights
+from .module_loading import NOTHING_JOINED, OnTensor, check_sources, destination_dtype, load_weights
 from .quantization_plan import ComponentWeights, make_fillings, plan_component
+from .row_sources import elements
 
 # Builds the module from a config; its weights need no values.
 BuildModule = Callable[[Mapping[str, Any]], nn.Module]
@@ -48,6 +49,7 @@ class Component:
         quantization: as requested; it may not apply to this component.
         joined_rows: of the built module.
         prepare: called with the loaded module, on its device, before its first use.
+        layers: path of the module's repeated layers, which are called one after another; empty if it has none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Component:
     quantization: QuantizationSpec | None = None
     joined_rows: JoinedRows = join_nothing
     prepare: Prepare = prepare_nothing
+    layers: str = ""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -92,8 +95,46 @@ class Component:
             module = self.build(self.config)
         check_sources(module, self.weights.sources, self.joined_rows(module))
 
-    def load(self, device: torch.device | str, on_tensor: OnTensor | None = None) -> nn.Module:
+    def layers_of(self, module: nn.Module) -> list[nn.Module]:
+        """The repeated layers of the loaded module."""
+        return list(module.get_submodule(self.layers).children()) if self.layers else []
+
+    @cached_property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Bytes of each repeated layer once it is loaded, from headers only; empty if there are none."""
+        sizes: dict[int, int] = {}
+        prefix = f"{self.layers}."
+
+        def add(name: str, size: int) -> None:
+            if self.layers and name.startswith(prefix):
+                index = int(name.removeprefix(prefix).partition(".")[0])
+                sizes[index] = sizes.get(index, 0) + size
+
+        for layer in self.plan.layers:
+            add(layer.name, layer.bytes_after)
+        planned = {layer.name for layer in self.plan.layers}
+        for name, source in self.weights.sources.items():
+            joined = self.weights.joined_name(name)
+            if joined.removesuffix(".weight") not in planned:
+                size = destination_dtype(name, source.dtype, self.dtype, self.keep_fp32).itemsize
+                add(joined, elements(source) * size)
+        return tuple(sizes[index] for index in sorted(sizes))
+
+    def load(
+        self,
+        device: torch.device | str,
+        on_tensor: OnTensor | None = None,
+        *,
+        off_device: Collection[int] = (),
+        settle: Prepare = prepare_nothing,
+    ) -> nn.Module:
         """Read the weights onto `device`, quantize them as planned, and prepare the module.
+
+        Args:
+            device: where the module computes, and its weights are quantized.
+            on_tensor: called with the name and bytes of each tensor after it is loaded.
+            off_device: layers whose weights lie in ordinary memory when they are read, by index.
+            settle: called with the module before it is prepared, to make those layers callable.
 
         Raises:
             CheckpointError: the checkpoint does not fit the model, or cannot be read.
@@ -102,7 +143,13 @@ class Component:
         plan = self.plan
         with empty_weights():
             module = self.build(self.config)
-        fillings = make_fillings(self.weights, plan, device=device, dtype=self.dtype)
+        device = torch.device(device)
+        away = tuple(f"{self.layers}.{index}." for index in off_device)
+
+        def home_of(name: str) -> torch.device:
+            return torch.device("cpu") if name.startswith(away) else device
+
+        fillings = make_fillings(self.weights, plan, device=device, dtype=self.dtype, home_of=home_of)
         load_weights(
             module,
             self.weights.sources,
@@ -111,6 +158,7 @@ class Component:
             keep_fp32=self.keep_fp32,
             joined=self.joined_rows(module),
             fillings=fillings,
+            home_of=home_of,
             on_tensor=on_tensor,
         )
         with torch.inference_mode(False), torch.no_grad():
@@ -121,6 +169,7 @@ class Component:
                 replace_layer(module, name, filling.finish(linear))
         module.eval()
         module.requires_grad_(False)
+        settle(module)
         self.prepare(module)
         return module
 

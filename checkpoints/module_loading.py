@@ -35,6 +35,7 @@ def load_weights(
     keep_fp32: Collection[str] = (),
     joined: Mapping[str, tuple[str, slice]] = NOTHING_JOINED,
     fillings: Mapping[str, WeightFilling] = NO_FILLINGS,
+    home_of: Callable[[str], torch.device] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> None:
     """Fill `module`, built under `init_empty_weights(include_buffers=False)`, from `sources`.
@@ -50,6 +51,7 @@ def load_weights(
         joined: maps a source's name to rows of another parameter.
         fillings: parameters that are filled quantized. They stay meta tensors in the module: the caller inserts the
             finished layers.
+        home_of: where a parameter lies; None for `device`.
         on_tensor: called with the name and bytes of each tensor after it is loaded.
 
     Raises:
@@ -71,7 +73,7 @@ def load_weights(
                 destination = QuantizedDestination(fillings[target])
             else:
                 final = destination_dtype(target, sources[names[0]].dtype, dtype, keep_fp32)
-                destination = PlainDestination(_allocate(module, target, device, final))
+                destination = PlainDestination(_allocate(module, target, home_of(target) if home_of else device, final))
             destination.prepare([sources[name] for name in names])
             for name in names:
                 taken = destination.take(slots[name].start, sources[name])

@@ -120,9 +120,21 @@ def plan_component(
 
 
 def make_fillings(
-    weights: ComponentWeights, plan: QuantizationPlan, *, device: torch.device | str, dtype: torch.dtype
+    weights: ComponentWeights,
+    plan: QuantizationPlan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    home_of: Callable[[str], torch.device],
 ) -> dict[str, WeightFilling]:
     """The weights to fill, by parameter name such as `blocks.0.attn1.to_qkv.weight`; memory is allocated at first use.
+
+    Args:
+        weights: of the component.
+        plan: which layers are quantized, and how.
+        device: where they are quantized.
+        dtype: of the component.
+        home_of: where a parameter lies.
 
     Raises CheckpointError for INT8 without torchao and unreadable scales.
     """
@@ -134,8 +146,10 @@ def make_fillings(
         if layer.quantized:
             rows, columns = layer.shape
             fitted = replace(spec, weight_granularity=_granularity(weights, layer, spec)) if weights.stored else spec
-            filling = FILLINGS[spec.format](layer.name, (rows, columns), fitted, device=device, dtype=dtype)
-            fillings[f"{layer.name}.weight"] = filling
+            name = f"{layer.name}.weight"
+            fillings[name] = FILLINGS[spec.format](
+                layer.name, (rows, columns), fitted, device=device, dtype=dtype, home=home_of(name)
+            )
     return fillings
 
 

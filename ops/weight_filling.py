@@ -42,7 +42,8 @@ class WeightFilling(ABC):
         spec: how it is quantized.
         dtype: of the unquantized weight; values are rounded to it first, as a loaded weight would be.
         shape: [out, in].
-        device: where the quantized weight lies.
+        device: where weights are quantized.
+        home: where the quantized weight lies.
         input_scale: float32 [1, 1], for static activations, or None.
     """
 
@@ -56,12 +57,14 @@ class WeightFilling(ABC):
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        home: torch.device | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
         self.dtype = dtype
         self.shape = shape
         self.device = torch.device(device)
+        self.home = self.device if home is None else home
         self.input_scale: torch.Tensor | None = None
         self._magnitude: torch.Tensor | None = None
         self._scale_counted = False
@@ -69,7 +72,7 @@ class WeightFilling(ABC):
     @cached_property
     def data(self) -> torch.Tensor:
         """The quantized weight [out, in], allocated on first use."""
-        return torch.empty(self.shape, dtype=self.data_dtype, device=self.device)
+        return torch.empty(self.shape, dtype=self.data_dtype, device=self.home)
 
     @cached_property
     def scale(self) -> torch.Tensor:
@@ -144,7 +147,7 @@ class FP8Filling(WeightFilling):
         """An `FP8Linear` in place of `linear`."""
         return FP8Linear(
             self.data,
-            self.scale.view(1, -1),
+            self.scale.view(1, -1).to(self.home),
             linear.bias,
             activations=self.spec.activations,
             fast_accumulation=self.spec.fast_accumulation,
@@ -171,7 +174,7 @@ class Int8Filling(WeightFilling):
 
     def finish(self, linear: nn.Linear) -> nn.Linear:
         """`linear` itself, with the INT8 weight."""
-        linear.weight = int8_parameter(self.data, self.scale, self.spec, self.dtype)
+        linear.weight = int8_parameter(self.data, self.scale.to(self.home), self.spec, self.dtype)
         return linear
 
     def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.component import Component
+from .layer_streaming import stream_layers
 from .residency import Residency, is_on_device
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,23 @@ class ComponentStore:
         self._device = device
         self._residency = residency
         self._modules: dict[str, nn.Module] = {}
+        self._streamed: dict[str, tuple[int, ...]] = {}
+
+    def stream_layers(self, name: str, streamed: tuple[int, ...]) -> None:
+        """Stream these layers of a component, by index, from now on; a loaded one is rearranged."""
+        if self._streamed.get(name, ()) == streamed:
+            return
+        self._streamed[name] = streamed
+        module = self._modules.get(name)
+        if module is not None:
+            stream_layers(module, self.components[name].layers_of(module), self._device, streamed)
 
     def load(self, name: str) -> nn.Module:
         """The module of a component, read from disk at the first call."""
         if name not in self._modules:
             component = self.components[name]
-            self._residency.make_room(component.bytes, self._device)
+            away = sum(component.layer_bytes[index] for index in self._streamed.get(name, ()))
+            self._residency.make_room(component.bytes - away, self._device)
             self._modules[name] = self._read(component)
             # Immediately: the residency cannot evict weights that are not registered with it.
             self.bring([name], working_bytes=0)
@@ -81,7 +93,13 @@ class ComponentStore:
             placed += tensor_bytes
             self.on_load(component.name, placed, total)
 
-        return component.load(self._device, on_tensor)
+        streamed = self._streamed.get(component.name, ())
+
+        def settle(module: nn.Module) -> None:
+            if streamed:
+                stream_layers(module, component.layers_of(module), self._device, streamed)
+
+        return component.load(self._device, on_tensor, off_device=streamed, settle=settle)
 
 
 def all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:

@@ -10,12 +10,26 @@ from torch import nn
 
 from ..memory.cleanup import read_card_memory, release_cached_memory
 from ..memory.tensor_bytes import module_bytes
+from .layer_streaming import streamer_of
 
 
 def move_module(module: nn.Module, device: torch.device) -> None:
-    """Move a module outside of inference mode, in which torchao's quantized tensors cannot be moved."""
+    """Move a module outside of inference mode, in which torchao's quantized tensors cannot be moved.
+
+    Streamed layers stay where they are; on their device they get slots.
+    """
+    streamer = streamer_of(module)
     with torch.inference_mode(False), torch.no_grad():
-        module.to(device)
+        if streamer is None:
+            module.to(device)
+        else:
+            streamer.move(module, device)
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes that a module takes on the device where it computes."""
+    streamer = streamer_of(module)
+    return module_bytes(module) if streamer is None else streamer.resident_bytes(module)
 
 
 class Residency(Protocol):
@@ -55,7 +69,7 @@ class PlainResidency:
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
         """Move each component to the device; evict others if needed."""
         self._known.update(components)
-        missing = sum(module_bytes(module) for module in components.values() if not is_on_device(module, device))
+        missing = sum(resident_bytes(module) for module in components.values() if not is_on_device(module, device))
         self._evict_unless_free(missing + working_bytes, device, keep=components)
         for component in components.values():
             move_module(component, device)
@@ -79,5 +93,8 @@ class PlainResidency:
 
 
 def is_on_device(module: nn.Module, device: torch.device) -> bool:
-    """Whether all parameters of the module are on `device`."""
+    """Whether all parameters of the module are on `device`, those of streamed layers in slots."""
+    streamer = streamer_of(module)
+    if streamer is not None and not streamer.is_open:
+        return False
     return all(parameter.device == device for parameter in module.parameters())

@@ -64,6 +64,7 @@ def transformer_component(
         quantization=quantization,
         joined_rows=fused_rows,
         prepare=prepare,
+        layers="blocks",
     )
     return with_loras(component, loras) if loras else component
 
@@ -103,6 +104,7 @@ def text_encoder_component(
         keep_fp32=keep_fp32_parts(UMT5EncoderModel, dtype),
         preset=PRESETS["text_encoder"],
         quantization=quantization,
+        layers="encoder.block",
     )
 
 

@@ -1,0 +1,94 @@
+"""Copies from the host to the device beside the computing, and memory on the host that they are fast from."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+import torch
+
+
+class CopyQueue(Protocol):
+    """Copies blocks to the device, each when what reads its target is done."""
+
+    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+        """Copy once everything queued on the device so far is done; returns a ticket for `wait`."""
+
+    def wait(self, ticket: object) -> None:
+        """Let the device wait, before it goes on computing, until that copy is done; the host goes on."""
+
+
+class CudaCopyQueue:
+    """A CUDA stream of its own.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+        """See `CopyQueue`; from pageable memory the host waits for the copy."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            return self._stream.record_event()
+
+    def wait(self, ticket: object) -> None:
+        """See `CopyQueue`."""
+        if isinstance(ticket, torch.cuda.Event):
+            torch.cuda.current_stream(self._device).wait_event(ticket)
+
+
+class DirectCopyQueue:
+    """Copies at once: for devices without queues, such as the CPU."""
+
+    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+        """See `CopyQueue`."""
+        target.copy_(source)
+        return None
+
+    def wait(self, ticket: object) -> None:
+        """Do nothing."""
+
+
+def make_copy_queue(device: torch.device) -> CopyQueue:
+    """The queue for a device."""
+    return CudaCopyQueue(device) if device.type == "cuda" else DirectCopyQueue()
+
+
+class HostBlock:
+    """Bytes in ordinary memory, pinned where that is wanted and possible.
+
+    torch's own pinned memory is handed out in powers of two: a layer of 336 MiB would take 512. Ordinary memory that
+    is registered afterwards takes what it holds.
+
+    Attributes:
+        data: uint8 [size].
+        pinned: whether the device copies from it by itself.
+    """
+
+    def __init__(self, size: int, *, pin: bool) -> None:
+        self.data = torch.empty(size, dtype=torch.uint8)
+        self.pinned = pin and _register(self.data)
+        if self.pinned:
+            # The memory must not be given back to the system while it is registered.
+            self._unregister = weakref.finalize(self, _unregister, self.data)
+            self._unregister.atexit = False
+
+    def release(self) -> None:
+        """Unpin; the memory goes when nothing refers to `data` any more."""
+        if self.pinned:
+            self._unregister()
+            self.pinned = False
+
+
+def _register(data: torch.Tensor) -> bool:
+    code = torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0)
+    return int(code) == 0
+
+
+def _unregister(data: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(data.data_ptr())
