@@ -42,6 +42,7 @@ class StreamChoices:
     seed: int = 0
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
+    memory_gb: float = 0.0
     embeds_given: bool = False
 
     def check(self, size_step: int) -> None:

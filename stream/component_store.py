@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.component import Component
-from .layer_streaming import stream_layers
+from .layer_streaming import stream_layers, streamer_of
 from .residency import Residency, is_on_device
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,12 @@ class ComponentStore:
         """Move loaded components to the device, with `working_bytes` left free for caches and activations."""
         modules = {name: self._modules[name] for name in names}
         self._residency.bring(modules, self._device, working_bytes)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of streamed layers in ordinary memory now."""
+        streamers = (streamer_of(module) for module in self._modules.values())
+        return sum(streamer.host_bytes for streamer in streamers if streamer is not None)
 
     def are_resident(self, names: Iterable[str]) -> bool:
         """Whether these components are loaded and on the device."""

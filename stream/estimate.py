@@ -12,6 +12,7 @@ from ..checkpoints.component import Component
 from ..families.model_family import AttentionChoice, ModelFamily
 from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationSpec
+from .layer_plan import least_bytes
 from .settings import StreamSettings
 
 # Memory besides tensors: kernel workspaces (cuBLAS and cuDNN), and what the allocator cannot use.
@@ -29,6 +30,8 @@ class MemoryEstimate:
         text_encoding: activations of the text encoder.
         streaming: caches and activations of the stream at their largest.
         overhead: memory besides tensors.
+        transformer_least: of `transformer`, what is on the device when all of its layers are streamed.
+        text_encoder_least: the same of `text_encoder`.
     """
 
     transformer: int
@@ -37,12 +40,25 @@ class MemoryEstimate:
     text_encoding: int
     streaming: int
     overhead: int = 0
+    transformer_least: int = 0
+    text_encoder_least: int = 0
 
     @property
     def needed(self) -> int:
-        """The least that works: the text encoder is offloaded before the rest is loaded."""
+        """What it takes with all layers on the device: the text encoder is offloaded before the rest is loaded."""
         streaming = self.transformer + self.vae + self.streaming
         return max(streaming, self.text_encoder + self.text_encoding) + self.overhead
+
+    @property
+    def least(self) -> int:
+        """The least that works: with all layers streamed."""
+        streaming = self.transformer_least + self.vae + self.streaming
+        return max(streaming, self.text_encoder_least + self.text_encoding) + self.overhead
+
+    def left_for(self, component: str, available: int) -> int:
+        """Bytes that are left for the weights of "transformer" or "text_encoder" when it is at work."""
+        rest = self.text_encoding if component == "text_encoder" else self.vae + self.streaming
+        return available - rest - self.overhead
 
 
 def estimate_memory(
@@ -77,6 +93,8 @@ def estimate_memory(
         text_encoding=text_encoding,
         streaming=streaming + _dequantized_bytes(transformer, device),
         overhead=0 if device.type == "cpu" else DEVICE_OVERHEAD,
+        transformer_least=least_bytes(transformer.bytes, transformer.layer_bytes),
+        text_encoder_least=0 if text_encoder is None else least_bytes(text_encoder.bytes, text_encoder.layer_bytes),
     )
 
 
@@ -99,14 +117,14 @@ def check_it_fits(
     Raises:
         MemoryError: with the figures, and the first of `others` that fits.
     """
-    if estimate.needed <= available:
+    if estimate.least <= available:
         return
-    fitting = next((f"{text} needs {_gb(other.needed)}" for text, other in others if other.needed <= available), None)
+    fitting = next((f"{text} needs {_gb(other.least)}" for text, other in others if other.least <= available), None)
     advice = fitting or "nothing smaller fits either; choose a smaller width and height or another device"
     raise MemoryError(
-        f"this model at {settings.width}x{settings.height} needs {_gb(estimate.needed)} (weights "
-        f"{_gb(estimate.transformer + estimate.vae)}, caches and activations {_gb(estimate.streaming)}), "
-        f"{_gb(available)} are free: {advice}."
+        f"this model at {settings.width}x{settings.height} needs at least {_gb(estimate.least)}, its layers streamed "
+        f"from RAM (weights {_gb(estimate.transformer_least + estimate.vae)}, caches and activations "
+        f"{_gb(estimate.streaming)}), {_gb(available)} are free: {advice}."
     )
 
 

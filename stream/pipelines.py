@@ -21,11 +21,13 @@ from .component_store import ComponentStore, LoadCallback, all_on_device, ignore
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .known_families import FAMILIES
+from .layer_plan import LayerPlan, check_host_memory, plan_layers
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
 
 BLOCK_COMPONENTS = ("transformer", "vae")
+STREAMED_COMPONENTS = ("transformer", "text_encoder")
 
 
 class StreamPipeline(Protocol):
@@ -108,6 +110,7 @@ class BuiltInPipeline:
         self.pipe = family.make_pipeline()
         self.pipe.update_components(tokenizer=tokenizer)
         self._store = store
+        self._plans: dict[str, LayerPlan] = {}
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
     @property
@@ -155,8 +158,8 @@ class BuiltInPipeline:
         return torch.Generator().manual_seed(seed)
 
     def check_fit(self, settings: StreamSettings) -> None:
-        """Estimate the stream's memory from headers and shapes, and compare it with the available memory."""
-        available = self.residency.available_bytes(self.device)
+        """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device."""
+        available = self._available_bytes(settings)
         if available is None:
             return
         choices = smaller_choices(
@@ -166,7 +169,35 @@ class BuiltInPipeline:
             size_step=self.family.geometry.size_step,
         )
         others = ((text, self._estimate(spec, changed)) for text, spec, changed in choices)
-        check_it_fits(self._estimate(self.recipe.quantization, settings), available, settings, others)
+        estimate = self._estimate(self.recipe.quantization, settings)
+        check_it_fits(estimate, available, settings, others)
+        self._plan_layers(estimate, available)
+
+    def _available_bytes(self, settings: StreamSettings) -> int | None:
+        free = self.residency.available_bytes(self.device)
+        if not settings.memory_gb:
+            return free
+        if free is None:
+            raise ValueError(
+                f"memory_gb is {settings.memory_gb:g} and the device is {self.device}, whose memory is not managed: "
+                "leave it at 0."
+            )
+        return min(free, int(settings.memory_gb * 1e9))
+
+    def _plan_layers(self, estimate: MemoryEstimate, available: int) -> None:
+        self._plans.clear()
+        for name in STREAMED_COMPONENTS:
+            component = self._store.components.get(name)
+            if component is None:
+                continue
+            budget = estimate.left_for(name, available)
+            plan = plan_layers(name, component.bytes, component.layer_bytes, budget)
+            # The estimate has none where the prompt comes as embeddings: then it is not loaded.
+            if plan is not None:
+                self._plans[name] = plan
+        check_host_memory(self._plans.values(), self._store.host_bytes)
+        for name, plan in self._plans.items():
+            self._store.stream_layers(name, plan.streamed)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""
@@ -202,6 +233,7 @@ class BuiltInPipeline:
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
         notices |= {match.notice for match in loras}
+        notices |= {plan.describe() for plan in self._plans.values()}
         return {
             "family": self.family.name,
             "loras": [match.describe() for match in loras],
@@ -252,6 +284,7 @@ class BuiltInPipeline:
             first_block_timesteps=None,
             cleanup=CleanupPolicy.NEVER,
             reset_compile=False,
+            memory_gb=0.0,
         )
         key = (spec, settings)
         if key not in self._estimates:

@@ -54,6 +54,7 @@ class StreamSettings:
         first_block_timesteps: of a block without a past; None takes those of every block.
         cleanup: when cached memory is returned to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
+        memory_gb: GB (10^9 bytes) of the device that the stream may take; 0 for what is free.
         embeds_given: whether the prompt comes as embeddings, so that no text encoder is needed.
     """
 
@@ -72,6 +73,7 @@ class StreamSettings:
     first_block_timesteps: StepList | None = None
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
+    memory_gb: float = 0.0
     embeds_given: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class StreamSettings:
                 f"steps is {self.steps} and timesteps are {self.timesteps}: give as many steps as the list has, or no "
                 "list."
             )
+        if self.memory_gb < 0:
+            raise ValueError(f"memory_gb is {self.memory_gb}: give GB that the stream may take, or 0 for what is free.")
         if self.shift <= 0:
             raise ValueError(f"shift is {self.shift}: choose a value above 0 (5 is common).")
         check_kv_policy(self.kv_policy)

@@ -13,6 +13,7 @@ from streamblocks.ops.fp8_linear import FP8Linear, fp8_scale, largest_magnitude,
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.layer_streaming import LayerStreamer, spread_evenly, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
+from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.residency import move_module
 from streamblocks.stream.session import Session
@@ -166,11 +167,13 @@ def test_a_stream_with_streamed_layers_has_the_same_pictures(tiny, format_, stre
     expected = pictures(materialise(Recipe(str(tiny), quantization=spec)))
     release_materialised()
     pipeline = materialise(Recipe(str(tiny), quantization=spec))
+    assert isinstance(pipeline, BuiltInPipeline)
     for name in ("transformer", "text_encoder"):
         pipeline._store.stream_layers(name, streamed)
     assert torch.equal(pictures(pipeline), expected)
-    streamer = streamer_of(pipeline.pipe.transformer)
-    assert streamer.streamed == streamed and streamer_of(pipeline.pipe.text_encoder).streamed == streamed
+    streamer, texts = streamer_of(pipeline.pipe.transformer), streamer_of(pipeline.pipe.text_encoder)
+    assert streamer is not None and texts is not None
+    assert streamer.streamed == texts.streamed == streamed
     whole = pipeline._store.components["transformer"]
     packed = sum(whole.layer_bytes[index] for index in streamed)
     assert packed <= streamer.host_bytes <= packed + 256 * 40 * len(streamed)

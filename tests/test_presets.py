@@ -199,7 +199,7 @@ def tiny(tmp_path_factory):
 def test_each_preset_streams(tiny, preset):
     """The passes of the transformer, block by block, and the pictures of each."""
     small = StreamChoices(width=32, height=32, blocks=3).complete(preset)
-    seen = []
+    seen: list[int] = []
     with Session(materialise(Recipe(str(tiny))), small, on_pass=seen.append) as session:
         for block in range(3):
             seen.clear()
@@ -219,7 +219,7 @@ def test_only_a_block_without_a_past_takes_the_first_list(tiny):
         session.run_block("waves")
         values = session._state.values
         start = {"stream_position": 3, "current_denoised_latents": values["current_denoised_latents"].clone()}
-    seen = []
+    seen: list[int] = []
     with Session(pipeline, settings, on_pass=seen.append, start_from=start) as session:
         session.run_block("waves")
     # The context and one step.

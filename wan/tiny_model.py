@@ -35,17 +35,18 @@ _GAINS = {"decoder.conv_out.weight": 0.6}
 _QUERY_GAIN = 0.3
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
     """Write the tiny pipeline into `folder` (made if absent) and return `folder`.
 
-    The same seed writes the same bytes. torch's global random state does not change.
+    `layers` are those of the transformer, and of the text encoder. The same seed writes the same bytes. torch's global
+    random state does not change.
     """
     with _quiet_random_state():
         # A dict, because WanPipeline's annotations are narrower than what it takes.
         components: dict[str, Any] = {
             "tokenizer": _tokenizer(),
-            "text_encoder": _text_encoder(),
-            "transformer": _transformer(),
+            "text_encoder": _text_encoder(layers),
+            "transformer": _transformer(layers),
             "vae": _vae(),
             "scheduler": UniPCMultistepScheduler(
                 prediction_type="flow_prediction",
@@ -93,13 +94,13 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _text_encoder() -> UMT5EncoderModel:
+def _text_encoder(layers: int) -> UMT5EncoderModel:
     config = UMT5Config(
         vocab_size=384,
         d_model=TEXT_DIM,
         d_kv=16,
         d_ff=96,
-        num_layers=2,
+        num_layers=layers,
         num_heads=3,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=128,
@@ -112,7 +113,7 @@ def _text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval()
 
 
-def _transformer() -> WanTransformer3DModel:
+def _transformer(layers: int) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -122,7 +123,7 @@ def _transformer() -> WanTransformer3DModel:
         text_dim=TEXT_DIM,
         freq_dim=32,
         ffn_dim=128,
-        num_layers=2,
+        num_layers=layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     ).eval()

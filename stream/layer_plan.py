@@ -1,0 +1,89 @@
+"""How many layers of a component stay on the device under a budget, and how many are streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from .layer_streaming import SLOTS, spread_evenly
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which layers of a component are streamed.
+
+    Attributes:
+        component: its name.
+        layers: how many it has.
+        streamed: those that are streamed, by index.
+        device_bytes: of the whole component on the device, slots among them.
+        host_bytes: of the streamed layers in ordinary memory.
+    """
+
+    component: str
+    layers: int
+    streamed: tuple[int, ...]
+    device_bytes: int
+    host_bytes: int
+
+    def describe(self) -> str:
+        """One sentence for the user; empty when nothing is streamed."""
+        if not self.streamed:
+            return ""
+        stay, gone = self.layers - len(self.streamed), len(self.streamed)
+        return (
+            f"{stay} of {self.layers} layers of the {self.component.replace('_', ' ')} stay on the device, {gone} are "
+            f"streamed from {self.host_bytes / 1e9:.1f} GB of RAM."
+        )
+
+
+def plan_layers(component: str, total: int, layer_bytes: Sequence[int], budget: int | None) -> LayerPlan | None:
+    """Keep as many layers on the device as the budget allows.
+
+    Args:
+        component: its name.
+        total: bytes of the whole component.
+        layer_bytes: of each of its repeated layers; empty if it has none.
+        budget: bytes on the device for the component; None for no bound.
+
+    Returns:
+        None when not even one layer at a time fits.
+    """
+    layers = len(layer_bytes)
+    # Fewer layers than slots would take as much as if they stayed.
+    for count in (0, *range(SLOTS + 1, layers + 1)):
+        streamed = spread_evenly(count, layers) if count else ()
+        host = sum(layer_bytes[index] for index in streamed)
+        slots = SLOTS * max((layer_bytes[index] for index in streamed), default=0)
+        device = total - host + slots
+        if budget is None or device <= budget:
+            return LayerPlan(component, layers, streamed, device, host)
+    return None
+
+
+def least_bytes(total: int, layer_bytes: Sequence[int]) -> int:
+    """Bytes on the device of a component all of whose layers are streamed."""
+    if len(layer_bytes) <= SLOTS:
+        return total
+    return total - sum(layer_bytes) + SLOTS * max(layer_bytes)
+
+
+def check_host_memory(plans: Iterable[LayerPlan], held: int) -> None:
+    """Raise unless the streamed layers fit the machine's RAM.
+
+    Args:
+        plans: of all components.
+        held: bytes of streamed layers that are in RAM already.
+
+    Raises:
+        MemoryError: with the figures, and what to change.
+    """
+    needed = sum(plan.host_bytes for plan in plans)
+    free = int(psutil.virtual_memory().available) + held
+    if needed > free:
+        raise MemoryError(
+            f"the streamed layers need {needed / 1e9:.1f} GB of RAM and {free / 1e9:.1f} GB are free: close other "
+            "programs, choose FP8, or give the stream more of the device's memory."
+        )

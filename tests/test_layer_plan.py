@@ -1,0 +1,119 @@
+"""Which layers stay under a budget, the estimate that decides it, and what is said when even that is too little."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from test_estimate import SmallCard
+
+from streamblocks.stream.layer_plan import LayerPlan, check_host_memory, least_bytes, plan_layers
+from streamblocks.stream.layer_streaming import streamer_of
+from streamblocks.stream.materialise import materialise, release_materialised
+from streamblocks.stream.pipelines import BuiltInPipeline
+from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.session import Session
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.usefixtures("no_pipeline")
+
+# 40 layers of 340 and 600 of other weights, as in the 14B's FP8 (in MB).
+LAYERS = [340] * 40
+TOTAL = 40 * 340 + 600
+
+
+@pytest.mark.parametrize(
+    ("budget", "streamed"),
+    [(None, 0), (TOTAL, 0), (TOTAL - 1, 4), (TOTAL - 340, 4), (TOTAL - 341, 5), (TOTAL - 20 * 340, 23), (1620, 40)],
+)
+def test_as_many_layers_stay_as_the_budget_allows(budget, streamed):
+    plan = plan_layers("transformer", TOTAL, LAYERS, budget)
+    assert plan is not None and len(plan.streamed) == streamed
+    slots = 3 if streamed else 0
+    assert plan.device_bytes == TOTAL - (streamed - slots) * 340 and plan.host_bytes == streamed * 340
+    assert budget is None or plan.device_bytes <= budget
+
+
+def test_less_than_one_layer_at_a_time_is_no_plan():
+    assert least_bytes(TOTAL, LAYERS) == 1620
+    assert plan_layers("transformer", TOTAL, LAYERS, 1619) is None
+    # Three layers in three slots would save nothing.
+    assert plan_layers("vae", 100, [30, 30, 30], 99) is None and least_bytes(100, [30, 30, 30]) == 100
+
+
+def test_a_plan_says_what_it_does():
+    plan = plan_layers("text_encoder", TOTAL * 10**6, [size * 10**6 for size in LAYERS], 8 * 10**9)
+    assert plan is not None
+    assert plan.describe() == (
+        "18 of 40 layers of the text encoder stay on the device, 22 are streamed from 7.5 GB of RAM."
+    )
+    assert LayerPlan("transformer", 40, (), 0, 0).describe() == ""
+
+
+def test_ram_that_is_too_small_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * 10**9))
+    plan = LayerPlan("transformer", 40, tuple(range(40)), 0, 13 * 10**9)
+    with pytest.raises(MemoryError, match=r"need 13\.0 GB of RAM and 8\.0 GB are free: close other programs, "):
+        check_host_memory([plan], 0)
+    check_host_memory([plan], 5 * 10**9)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """The tiny model with 8 layers in transformer and text encoder."""
+    return write_tiny_model(tmp_path_factory.mktemp("deep"), layers=8)
+
+
+def test_a_stream_keeps_to_its_budget_with_the_same_pictures(deep):
+    settings = StreamSettings(width=96, height=96, steps=2)
+
+    def stream(pipeline):
+        with Session(pipeline, settings) as session:
+            pipeline.check_fit(settings)
+            return torch.cat([session.run_block("waves").frames for _ in range(3)])
+
+    card = SmallCard(10**12)
+    pipeline = materialise(Recipe(str(deep)), residency=card)
+    assert isinstance(pipeline, BuiltInPipeline)
+    expected = stream(pipeline)
+    estimate = pipeline._estimate(None, settings)
+    assert estimate.least < estimate.needed
+    for available in (estimate.least, (estimate.least + estimate.needed) // 2, estimate.needed):
+        release_materialised()
+        card.available = available
+        pipeline = materialise(Recipe(str(deep)), residency=card)
+        assert torch.equal(stream(pipeline), expected)
+        streamer = streamer_of(pipeline.pipe.transformer)
+        assert (streamer is None) == (available == estimate.needed)
+        notices = [notice for notice in pipeline.describe()["notices"] if "stay on the device" in notice]
+        assert bool(notices) == (available < estimate.needed)
+    # Another program comes and goes: so do the layers.
+    card.available = estimate.least
+    pipeline.check_fit(settings)
+    card.available = 10**12
+    pipeline.check_fit(settings)
+    again = streamer_of(pipeline.pipe.transformer)
+    assert again is not None and again.streamed == () and torch.equal(stream(pipeline), expected)
+
+
+def test_a_budget_is_kept_where_more_is_free(deep):
+    card = SmallCard(10**12)
+    settings = StreamSettings(width=96, height=96, steps=2)
+    pipeline = materialise(Recipe(str(deep)), residency=card)
+    assert isinstance(pipeline, BuiltInPipeline)
+    least = pipeline._estimate(None, settings).least
+    enough = StreamSettings(width=96, height=96, steps=2, memory_gb=least / 1e9 + 1e-6)
+    pipeline.check_fit(enough)
+    assert len(pipeline._plans["transformer"].streamed) > 3
+    too_small = StreamSettings(width=96, height=96, steps=2, memory_gb=least / 2e9)
+    with pytest.raises(MemoryError, match=r"at 96x96 needs at least .*, its layers streamed from RAM"):
+        pipeline.check_fit(too_small)
+
+
+def test_a_budget_on_a_cpu_is_refused(deep):
+    pipeline = materialise(Recipe(str(deep)))
+    with pytest.raises(ValueError, match="memory_gb is 8 and the device is cpu, whose memory is not managed: leave it"):
+        pipeline.check_fit(StreamSettings(memory_gb=8))
+    with pytest.raises(ValueError, match="memory_gb is -1: give GB"):
+        StreamSettings(memory_gb=-1)
