@@ -1,0 +1,292 @@
+"""Stream on cards of 8 to 24 GB: what runs, how fast, and what the bus has to carry, beside everything resident.
+
+    python benchmarks/small_cards.py --caps 7.4,11.4,15.4,23.4 --blocks 20 [--json]
+    python benchmarks/small_cards.py --size tiny --device cpu --json
+
+A checkpoint with random weights (FP8 in ComfyUI's format, the text encoder in BF16) is written to a temporary folder
+and loaded by the pack's own code. On a GPU torch's memory is capped at each number of GiB, and the stream gets as much;
+on a CPU there is no cap, and a pretended one makes layers stream. The pictures are compared with those of everything
+resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import streamblocks_path  # noqa: F401
+import torch
+from full_size_models import SIZES, ModelSize, build_text_encoder, build_transformer, build_vae
+from weight_formats import layer_replacement
+
+from streamblocks.memory.cleanup import release_cached_memory
+from streamblocks.stream.estimate import DEVICE_OVERHEAD
+from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
+from streamblocks.stream.materialise import materialise, release_materialised
+from streamblocks.stream.pipelines import BuiltInPipeline
+from streamblocks.stream.recipe import COMPILE_TRANSFORMER, Recipe
+from streamblocks.stream.residency import PlainResidency
+from streamblocks.stream.session import Session
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.wan.checkpoints.quantized_checkpoint import save_quantized_transformer
+from streamblocks.wan.tiny_model import write_tiny_model
+
+GIB = 2**30
+STEADY = 2
+# GB/s that other slots carry.
+BUSES = {"PCIe 4 x16": 25.0, "PCIe 3 x16": 12.5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: a cap in GiB (None: everything resident) and a picture size."""
+
+    cap: float | None
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one stream took.
+
+    Attributes:
+        layers_streamed: of the transformer.
+        resident_weight_bytes: of the transformer on the device, slots left out.
+        streamed_weight_bytes: that are on the device at most: the slots.
+        copied_bytes: over the bus in a steady block.
+        fps: pictures a second, steady.
+        block_seconds: of a steady block.
+        peak_bytes: that torch reserved at most; None off CUDA.
+        growth_bytes: from the third block to the last.
+        bus_rate: GB/s that the copies of a block took of the whole block's time.
+        same_pictures: equal to those of everything resident, where that was run.
+        notices: of the plan.
+        failed: why it did not run.
+    """
+
+    layers_streamed: int = 0
+    resident_weight_bytes: int = 0
+    streamed_weight_bytes: int = 0
+    copied_bytes: int = 0
+    fps: float = 0.0
+    block_seconds: float = 0.0
+    peak_bytes: int | None = None
+    growth_bytes: int = 0
+    bus_rate: float = 0.0
+    same_pictures: bool | None = None
+    notices: tuple[str, ...] = ()
+    failed: str = ""
+
+    def fps_on(self, rate: float) -> float:
+        """Pictures a second where the bus carries `rate` GB/s and computing takes what it took here."""
+        seconds = max(self.block_seconds, self.copied_bytes / (rate * 1e9))
+        return self.fps * self.block_seconds / seconds if seconds else 0.0
+
+
+class PretendedCard(PlainResidency):
+    """A device with so many bytes, for devices that have no counters."""
+
+    def __init__(self, available: int) -> None:
+        super().__init__()
+        self._available = available
+
+    def available_bytes(self, device: torch.device) -> int | None:
+        """As given."""
+        return self._available
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=tuple(SIZES), default="14B")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--caps", default="7.4,11.4,15.4,23.4", help="GiB, the card without a context and a desktop")
+    parser.add_argument("--resolutions", default="", help="one for all caps; otherwise the largest that is usual there")
+    parser.add_argument("--blocks", type=int, default=20)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(Path(folder), options)
+        benchmark.run()
+    if options.json:
+        print(json.dumps(benchmark.summary()))
+
+
+class Benchmark:
+    """One run of the program."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.recipe = write_pipeline(folder, SIZES[options.size], self.device)
+        self.results: list[tuple[Case, Figures]] = []
+        self._pictures: dict[tuple[int, int], torch.Tensor] = {}
+
+    def run(self) -> None:
+        """Everything resident at each size, then each cap; prints each as soon as it is measured."""
+        on_card = self.device.type == "cuda"
+        if on_card:
+            caps = [float(cap) for cap in self.options.caps.split(",")]
+            cases = [Case(cap, *self._size(cap)) for cap in caps]
+            whole = [Case(None, *size) for size in dict.fromkeys((case.width, case.height) for case in cases)]
+            cases = [*whole, *cases]
+        else:
+            cases = [Case(None, 96, 96), Case(0.0, 96, 96)]
+        for case in cases:
+            figures = self._measure(case)
+            self.results.append((case, figures))
+            if not self.options.json:
+                print(line(case, figures), flush=True)
+
+    def _size(self, cap: float) -> tuple[int, int]:
+        text = self.options.resolutions or ("576x320" if cap < 10 else "832x480")
+        width, height = (int(side) for side in text.split("x"))
+        return width, height
+
+    def _measure(self, case: Case) -> Figures:
+        try:
+            return self._stream(case)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            return Figures(failed=str(error).splitlines()[0][:300])
+        finally:
+            release_materialised()
+            if self.device.type == "cuda":
+                torch.cuda.set_per_process_memory_fraction(1.0)
+            torch._dynamo.reset()
+            release_cached_memory(self.device)
+
+    def _stream(self, case: Case) -> Figures:
+        settings = StreamSettings(width=case.width, height=case.height, blocks=self.options.blocks)
+        pipeline = self._materialise(case, settings)
+        if self.device.type == "cuda":
+            settings = replace(settings, memory_gb=0.0 if case.cap is None else cap_bytes(case.cap) / 1e9)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        pipeline.check_fit(settings)
+        times, pictures, bytes_after, copied = [], [], [], []
+        with Session(pipeline, settings) as session:
+            for _ in range(settings.blocks):
+                before = copied_bytes(pipeline)
+                began = time.perf_counter()
+                block = session.run_block("random weights")
+                times.append(time.perf_counter() - began)
+                pictures.append(block.frames)
+                copied.append(copied_bytes(pipeline) - before)
+                bytes_after.append(allocated(self.device))
+        return self._figures(case, pipeline, times, pictures, bytes_after, copied)
+
+    def _materialise(self, case: Case, settings: StreamSettings) -> BuiltInPipeline:
+        residency = PlainResidency()
+        if self.device.type == "cuda" and case.cap is not None:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(case.cap * GIB / total, self.device)
+        pipeline = materialise(self.recipe, residency=residency)
+        assert isinstance(pipeline, BuiltInPipeline)
+        if self.device.type != "cuda" and case.cap is not None:
+            least = pipeline._estimate(self.recipe.quantization, settings).least
+            pipeline.residency = PretendedCard(least)
+        return pipeline
+
+    def _figures(
+        self,
+        case: Case,
+        pipeline: BuiltInPipeline,
+        times: list[float],
+        pictures: list[torch.Tensor],
+        bytes_after: list[int],
+        copied: list[int],
+    ) -> Figures:
+        made, size = torch.cat(pictures), (case.width, case.height)
+        if case.cap is None:
+            self._pictures[size] = made
+        steady = slice(STEADY, None)
+        seconds = sum(times[steady]) / len(times[steady])
+        streamer = streamer_of(pipeline.pipe.transformer)
+        total = pipeline._store.components["transformer"].bytes
+        host, slots = (streamer.host_bytes, streamer.slot_bytes) if streamer is not None else (0, 0)
+        per_block = sum(copied[steady]) // len(copied[steady])
+        known = self._pictures.get(size)
+        return Figures(
+            layers_streamed=0 if streamer is None else len(streamer.streamed),
+            resident_weight_bytes=total - host,
+            streamed_weight_bytes=slots,
+            copied_bytes=per_block,
+            fps=sum(len(part) for part in pictures[steady]) / sum(times[steady]),
+            block_seconds=seconds,
+            peak_bytes=torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else None,
+            growth_bytes=bytes_after[-1] - bytes_after[STEADY],
+            bus_rate=per_block / seconds / 1e9,
+            same_pictures=None if known is None else torch.equal(made, known),
+            notices=tuple(text for text in pipeline.describe()["notices"] if "streamed from" in text),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """One object: the last case in short, and all of them."""
+        streamed = self.results[-1][1]
+        return {
+            "pictures_equal": streamed.same_pictures,
+            "resident_weight_bytes": streamed.resident_weight_bytes,
+            "streamed_weight_bytes": streamed.streamed_weight_bytes,
+            "layers_streamed": streamed.layers_streamed,
+            "cases": [asdict(case) | asdict(figures) for case, figures in self.results],
+        }
+
+
+def write_pipeline(folder: Path, size: ModelSize, device: torch.device) -> Recipe:
+    """Write a pipeline of random weights; the recipe that loads it."""
+    if size.name == "tiny":
+        write_tiny_model(folder, layers=8)
+        return Recipe(str(folder), device=device.type)
+    write_tiny_model(folder)
+    transformer = build_transformer(size, device, torch.bfloat16, replace_linear=layer_replacement("fp8-tensor", size))
+    file = save_quantized_transformer(transformer, folder / "transformer.safetensors")
+    del transformer
+    build_vae(size, torch.device("cpu"), torch.float16).save_pretrained(folder / "vae")
+    release_cached_memory(device)
+    encoder = build_text_encoder(size, device, torch.bfloat16)
+    encoder.save_pretrained(folder / "text_encoder")
+    del encoder
+    release_cached_memory(device)
+    return Recipe(str(file), components=str(folder), device=device.type, compile=COMPILE_TRANSFORMER)
+
+
+def copied_bytes(pipeline: BuiltInPipeline) -> int:
+    """Bytes copied to slots so far, by all components."""
+    streamers: list[LayerStreamer | None] = [
+        streamer_of(module) for module in (pipeline.pipe.transformer, pipeline.pipe.text_encoder) if module is not None
+    ]
+    return sum(streamer.copied_bytes for streamer in streamers if streamer is not None)
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of tensors on a CUDA device; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def cap_bytes(cap: float) -> int:
+    """Bytes that the stream may take of a cap in GiB: its overhead is not torch's, and so not under the cap."""
+    return int(cap * GIB) + DEVICE_OVERHEAD
+
+
+def line(case: Case, figures: Figures) -> str:
+    """One case as a line."""
+    name = "resident" if case.cap is None else f"{case.cap:g} GiB"
+    if figures.failed:
+        return f"{name:>9} {case.width}x{case.height}: {figures.failed}"
+    peak = "" if figures.peak_bytes is None else f", peak {figures.peak_bytes / GIB:.2f} GiB"
+    buses = "".join(f", {figures.fps_on(rate):.2f} on {bus}" for bus, rate in BUSES.items())
+    return (
+        f"{name:>9} {case.width}x{case.height}: {figures.fps:.2f} fps, {figures.layers_streamed} layers streamed{peak}"
+        f", growth {figures.growth_bytes}, {figures.copied_bytes / 1e9:.2f} GB a block at {figures.bus_rate:.1f} GB/s"
+        f"{buses}, same pictures: {figures.same_pictures}"
+    )
+
+
+if __name__ == "__main__":
+    main()
