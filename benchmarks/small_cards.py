@@ -185,7 +185,7 @@ class Benchmark:
         residency = PlainResidency()
         if self.device.type == "cuda" and case.cap is not None:
             total = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(case.cap * GIB / total, self.device)
+            torch.cuda.set_per_process_memory_fraction(case.cap * GIB / total)
         pipeline = materialise(self.recipe, residency=residency)
         assert isinstance(pipeline, BuiltInPipeline)
         if self.device.type != "cuda" and case.cap is not None:
