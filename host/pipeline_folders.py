@@ -37,7 +37,7 @@ class PipelineFolder:
 
 @dataclass(frozen=True)
 class _Listing:
-    """The names in one folder; links count as what they lead to, and dangling ones as files."""
+    """The names in one folder; links count as what they lead to, and broken ones as files."""
 
     folders: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
@@ -62,9 +62,8 @@ def find_pipeline_folders(root: Path) -> dict[str, PipelineFolder]:
         root: such as `models/diffusers`; it need not exist, and is not itself taken for a pipeline.
     """
     found: dict[str, PipelineFolder] = {}
-    if os.path.isdir(root):
-        for name, folder in _search(root, (), 0, frozenset()):
-            found.setdefault("/".join(name), folder)
+    for name, folder in _search(root, (), 0, frozenset()):
+        found.setdefault("/".join(name), folder)
     return found
 
 
@@ -127,6 +126,8 @@ def _read_folder(folder: Path) -> tuple[_Listing, tuple[int, int] | None]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 (folders if _leads_to_folder(entry) else files).add(entry.name)
+    except FileNotFoundError:
+        return _Listing(), None
     except OSError as error:
         _warn_unreadable(folder, str(error))
         return _Listing(), None
@@ -135,11 +136,14 @@ def _read_folder(folder: Path) -> tuple[_Listing, tuple[int, int] | None]:
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()
+        if entry.is_dir():
+            return True
+        if entry.is_symlink():
+            Path(entry.path).stat()
     except OSError as error:
-        # A link to itself, or into a folder that may not be entered.
+        # A dangling link, one to itself, or one into a folder that may not be entered.
         _warn_unreadable(Path(entry.path), str(error))
-        return False
+    return False
 
 
 @lru_cache(maxsize=256)
