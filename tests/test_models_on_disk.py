@@ -102,6 +102,7 @@ def test_folders_of_components_only_are_no_models(host, roots):
     root = roots[0] / "diffusers"
     make_folder(root / "whole", "transformer", "vae", "text_encoder", "tokenizer")
     make_folder(root / "parts/wan", "vae", "text_encoder")
+    make_folder(root / "parts/wan/vae/older", "transformer")
     make_folder(root / "words", "tokenizer")
     make_folder(root / "other", "scheduler")
     make_folder(root / "modular").mkdir()
@@ -147,25 +148,25 @@ def test_files_are_listed_where_comfyui_lists_them(host, roots, folder_paths):
 
 def test_the_hub_caches_main_snapshot_is_listed_under_the_repositorys_name(host, roots):
     root = roots[1] / "diffusers"
-    cache = root / "models--krea--realtime.14b"
+    cache = root / "models--wan--realtime.14b"
     old, main, new = (make_snapshot(cache, commit, "transformer", "vae") for commit in ("1aa", "2bb", "3cc"))
     make_snapshot(root / "models--legacy", "4dd", "vae")
-    make_folder(root / "models--krea--realtime.14b/.no_exist/1aa", "transformer")
+    make_folder(root / "models--wan--realtime.14b/.no_exist/1aa", "transformer")
     for age, snapshot in enumerate((new, old, main)):
         os.utime(snapshot, (1e9 - age, 1e9 - age))
     assert found(host) == {
-        "diffusers/krea/realtime.14b": new,
         "diffusers/legacy": root / "models--legacy/snapshots/4dd",
+        "diffusers/wan/realtime.14b": new,
     }
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("2bb")
-    assert found(host)["diffusers/krea/realtime.14b"] == main
+    assert found(host)["diffusers/wan/realtime.14b"] == main
     # Another branch was downloaded, and of this one a config only.
     (cache / "refs/main").write_text("5ee")
     make_snapshot(cache, "5ee").mkdir()
-    assert found(host)["diffusers/krea/realtime.14b"] == new
-    plain = make_folder(root / "krea/realtime.14b", "vae")
-    assert found(host)["diffusers/krea/realtime.14b"] == plain
+    assert found(host)["diffusers/wan/realtime.14b"] == new
+    plain = make_folder(root / "wan/realtime.14b", "vae")
+    assert found(host)["diffusers/wan/realtime.14b"] == plain
 
 
 def test_the_users_own_hub_cache_is_not_offered(host, roots, tmp_path, monkeypatch):
