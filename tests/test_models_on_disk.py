@@ -102,7 +102,6 @@ def test_folders_of_components_only_are_no_models(host, roots):
     root = roots[0] / "diffusers"
     make_folder(root / "whole", "transformer", "vae", "text_encoder", "tokenizer")
     make_folder(root / "parts/wan", "vae", "text_encoder")
-    make_folder(root / "parts/wan/vae/older", "transformer")
     make_folder(root / "words", "tokenizer")
     make_folder(root / "other", "scheduler")
     make_folder(root / "modular").mkdir()
@@ -113,7 +112,7 @@ def test_folders_of_components_only_are_no_models(host, roots):
 
 def test_a_folder_that_somebody_called_vae_hides_no_pipelines_beside_it(host, roots):
     root = roots[0] / "diffusers"
-    make_folder(root / "wan/vae", "config")
+    make_folder(root / "wan/vae/older", "transformer")
     make_folder(root / "wan/krea", "transformer")
     assert host.pipeline_folders() == ["diffusers/wan/krea"]
 
