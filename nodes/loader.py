@@ -41,7 +41,8 @@ class LoadStreamingPipeline(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        folders = host.pipeline_folders()
+        folders = host.diffusers_folders()
+        pipelines = [name for name, folder in folders.items() if folder.has_model]
         return io.Schema(
             node_id="StreamBlocksLoadPipeline",
             display_name="Load Streaming Pipeline",
@@ -53,7 +54,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[MINI_MODEL, TINY_MODEL, *folders, *host.transformer_files(), HUB_MODEL],
+                    options=[MINI_MODEL, TINY_MODEL, *pipelines, *host.transformer_files(), HUB_MODEL],
                     default=MINI_MODEL,
                     tooltip=(
                         "A folder in models/diffusers, or a single .safetensors or .pt file in models/diffusion_models "

@@ -36,10 +36,30 @@ NODE_CLASS_MAPPINGS = {{}}
 """
 
 
+NESTED, CACHED = "diffusers/wan/tiny", "diffusers/owner/parts"
+
+
+def lay_out_drive(drive: Path, tiny: Path) -> Path:
+    """A second place for models: a transformer in a nested folder, the rest in a hub cache. Returns its config file."""
+    snapshot = drive / "diffusers/models--owner--parts/snapshots/1234"
+    for part in tiny.iterdir():
+        folder = drive / NESTED if part.name == "transformer" else snapshot
+        if part.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / part.name).symlink_to(part, target_is_directory=True)
+    # The same name as in the first place, which is taken.
+    (drive / "vae/wan").mkdir(parents=True)
+    (drive / "vae/wan/wan_2.1_vae.safetensors").write_text("not a VAE")
+    config = drive / "extra_model_paths.yaml"
+    config.write_text(f"drive:\n  base_path: {drive}\n  diffusers: diffusers\n  vae: vae\n")
+    return config
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[ComfyUIServer]:
     if not comfyui_found():
         pytest.skip("real ComfyUI not found: set COMFYUI_PATH")
+    extra = ("--extra-model-paths-config", str(lay_out_drive(tmp_path_factory.mktemp("drive"), tiny_folder)))
     sizes = tmp_path_factory.mktemp("packs") / "twin_sizes"
     sizes.mkdir()
     (sizes / "__init__.py").write_text(TWIN_SIZES)
@@ -50,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
         "clip/umt5.safetensors": UMT5,
     }
     packs = {"streamblocks": PACK_ROOT, "twin_sizes": sizes}
-    with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs=packs, models=models) as started:
+    with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs, models, extra_args=extra) as started:
         yield started
 
 
@@ -113,3 +133,15 @@ def test_without_a_text_encoder_it_is_said_what_to_do(server: ComfyUIServer) -> 
 def test_only_listed_files_are_taken(server: ComfyUIServer) -> None:
     with pytest.raises(ComfyUIError, match=r"value_not_in_list"):
         server.run(prompt_for(server, vae="vae/../vae/wan/wan_2.1_vae.safetensors"))
+
+
+def test_folders_of_extra_model_paths_are_listed_and_run(server: ComfyUIServer) -> None:
+    inputs = server.object_info()["StreamBlocksLoadPipeline"]["input"]
+    models, components = (inputs["required"][name][1]["options"] for name in ("model", "components"))
+    assert NESTED in models and NESTED in components
+    assert CACHED not in models and CACHED in components
+    assert inputs["optional"]["vae"][1]["options"].count("vae/wan/wan_2.1_vae.safetensors") == 1
+
+    prompt = prompt_for(server, model=NESTED, components=CACHED, vae="from the components")
+    prompt["sample"]["inputs"] |= {"blocks": 1}
+    assert pictures(server, prompt)[0].shape == (9, 32, 32, 3)
