@@ -15,11 +15,11 @@ from ..families.model_family import ComponentOptions, ModelSources
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
-from .foreign import load_foreign_pipeline
+from .foreign import ForeignPipeline, load_foreign_pipeline
 from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
-from .pipelines import BuiltInPipeline, ForeignPipeline, StreamPipeline, attention_choice
-from .recipe import BUILT_IN_BLOCKS, Recipe, is_hub_id
+from .pipelines import BuiltInPipeline, StreamPipeline, attention_choice
+from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
 
 # Hub id, revision and components to the folder they are in.
@@ -99,13 +99,20 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)
-    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras)
+    averaged = recipe.weights == AVERAGED_WEIGHTS
+    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras, averaged)
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
     sources = _local_sources(recipe, fetch)
     family = recognise_family(sources.transformer)
     store = ComponentStore(family.components(sources, options), device, residency)
-    tokenizer = None if sources.text_encoder is None else family.load_tokenizer(sources)
-    return BuiltInPipeline(recipe, family=family, store=store, tokenizer=tokenizer, device=device, residency=residency)
+    return BuiltInPipeline(
+        recipe,
+        family=family,
+        store=store,
+        load_tokenizer=partial(family.load_tokenizer, sources),
+        device=device,
+        residency=residency,
+    )
 
 
 def _local_sources(recipe: Recipe, fetch: Fetch) -> ModelSources:
@@ -116,18 +123,26 @@ def _local_sources(recipe: Recipe, fetch: Fetch) -> ModelSources:
     """
     model = _local_model(recipe, fetch)
     parts = _local_parts(recipe, model, fetch)
-    vae = parts if recipe.vae is None else _existing_file("vae", recipe.vae)
-    if recipe.text_encoder is not None:
-        text_encoder: Path | None = _existing_file("text_encoder", recipe.text_encoder)
-    else:
-        text_encoder = parts if parts is not None and (parts / "text_encoder").is_dir() else None
+    vae, text_encoder = (_place_of(name, recipe, model, parts) for name in ("vae", "text_encoder"))
     if vae is None:
         raise CheckpointError(
             f"model {recipe.model!r} holds only the transformer: choose files under 'vae' and 'text_encoder', or a "
             "diffusers folder under 'components' for VAE, text encoder and tokenizer."
         )
-    places = dict.fromkeys(place for place in (text_encoder, parts, model) if place is not None)
+    tokenizer = None if recipe.tokenizer is None else _existing_file("tokenizer", recipe.tokenizer)
+    places = dict.fromkeys(place for place in (tokenizer, text_encoder, parts, model) if place is not None)
     return ModelSources(model, vae, text_encoder, tuple(places))
+
+
+def _place_of(name: str, recipe: Recipe, model: Path, parts: Path | None) -> Path | None:
+    """Where the component `name` is: where the user said, among `parts`, or beside the transformer in its file."""
+    chosen: str | None = getattr(recipe, name)
+    if chosen is not None:
+        return _existing_file(name, chosen)
+    if parts is not None:
+        # A folder without a VAE is reported when it is read.
+        return parts if name == "vae" or (parts / name).is_dir() else None
+    return model if name in recognise_family(model).parts_in(model) else None
 
 
 def _existing_file(name: str, place: str) -> Path:
