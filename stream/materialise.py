@@ -129,8 +129,9 @@ def _local_sources(recipe: Recipe, fetch: Fetch) -> ModelSources:
             f"model {recipe.model!r} holds only the transformer: choose files under 'vae' and 'text_encoder', or a "
             "diffusers folder under 'components' for VAE, text encoder and tokenizer."
         )
-    tokenizer = None if recipe.tokenizer is None else _existing_file("tokenizer", recipe.tokenizer)
-    places = dict.fromkeys(place for place in (tokenizer, text_encoder, parts, model) if place is not None)
+    if recipe.tokenizer is not None:
+        return ModelSources(model, vae, text_encoder, (_existing_file("tokenizer", recipe.tokenizer),))
+    places = dict.fromkeys(place for place in (text_encoder, parts, model) if place is not None)
     return ModelSources(model, vae, text_encoder, tuple(places))
 
 

@@ -1,6 +1,7 @@
 """Parts of a pipeline in the files and nestings that other programs write: all-in-one, prefixed, PyTorch's, EMA."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.stream.hub import HubFile, _files_of
 from streamblocks.stream.materialise import materialise
+from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import AVERAGED_WEIGHTS, REPOSITORY_BLOCKS, TRAINED_WEIGHTS, Recipe
 
 from wan_loading import load_text_encoder, load_vae
@@ -91,6 +93,9 @@ def test_the_tokenizer_is_only_needed_where_a_prompt_is_encoded(expected, tmp_pa
     with pytest.raises(CheckpointError, match=r"there is no tokenizer in .*under 'tokenizer'") as raised:
         short(recipe)
     assert "\n" not in str(raised.value)
+    # One that was chosen is not passed over for another.
+    with pytest.raises(CheckpointError, match=r"there is no tokenizer in \S*vae\.safetensors: "):
+        short(replace(FILES, tokenizer=str(VAE)))
     # CLIPSave writes the tokenizer into a file of its own.
     save_file({"spiece_model": load_file(UMT5)["spiece_model"]}, tmp_path / "alone.safetensors")
     for place in (UMT5, tmp_path / "alone.safetensors"):
@@ -112,7 +117,8 @@ def test_a_folder_of_pytorch_files_makes_the_stream_of_its_weights(tmp_path, exp
         if component != "transformer":
             torch.save(state, folder / component / f"{stem}.bin")
             continue
-        names, shards = sorted(state), {}
+        names = sorted(state)
+        shards: dict[str, str] = {}
         for index, part in enumerate((names[::2], names[1::2]), 1):
             shard = f"{stem}-{index:05}-of-00002.bin"
             torch.save({name: state[name] for name in part}, folder / component / shard)
@@ -155,8 +161,10 @@ def trained(tmp_path):
 def test_averaged_or_trained_weights_are_a_choice(trained, file, weights, factor):
     folder, weight = trained
     recipe = Recipe(str(folder / file), vae=str(VAE), weights=weights, dtype="float32")
-    loaded = materialise(recipe).transformer()
-    assert torch.equal(loaded.blocks[1].ffn.net[0].proj.weight, weight.float() * factor)
+    pipeline = materialise(recipe)
+    assert isinstance(pipeline, BuiltInPipeline)
+    loaded = pipeline.transformer().get_parameter("blocks.1.ffn.net.0.proj.weight")
+    assert torch.equal(loaded, weight.float() * factor)
 
 
 def test_choices_that_are_none_are_refused():
