@@ -124,10 +124,13 @@ def test_a_config_says_block_window_and_sink(config, frames, context, sink):
     assert (preset.frames_per_block, preset.context_frames, preset.sink_frames) == (frames, context, sink)
 
 
-@pytest.mark.parametrize("config", [{"num_frames_per_block": 0}, {"num_frame_per_block": "3"}, {"sink_size": -3}])
+@pytest.mark.parametrize(
+    "config", [{"num_frames_per_block": 0}, {"num_frame_per_block": "3"}, {"sink_size": -3}, {"local_attn_size": "12"}]
+)
 def test_a_config_that_cannot_be_is_named(config):
-    with pytest.raises(CheckpointError, match="give whole numbers, at least one frame"):
-        chosen("wan/model", 12, local_attn_size=12, **config)
+    (name,) = config
+    with pytest.raises(CheckpointError, match=rf"has .*{name} .* in its config, allowed are whole numbers"):
+        chosen("wan/model", 12, **config)
 
 
 def test_the_mini_models_own_settings_are_its_videos():
@@ -199,7 +202,7 @@ def tiny(tmp_path_factory):
 def test_each_preset_streams(tiny, preset):
     """The passes of the transformer, block by block, and the pictures of each."""
     small = StreamChoices(width=32, height=32, blocks=3).complete(preset)
-    seen = []
+    seen: list[int] = []
     with Session(materialise(Recipe(str(tiny))), small, on_pass=seen.append) as session:
         for block in range(3):
             seen.clear()
@@ -219,7 +222,7 @@ def test_only_a_block_without_a_past_takes_the_first_list(tiny):
         session.run_block("waves")
         values = session._state.values
         start = {"stream_position": 3, "current_denoised_latents": values["current_denoised_latents"].clone()}
-    seen = []
+    seen: list[int] = []
     with Session(pipeline, settings, on_pass=seen.append, start_from=start) as session:
         session.run_block("waves")
     # The context and one step.

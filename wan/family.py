@@ -77,6 +77,7 @@ class CausalWan21(ModelFamily):
                 dtype=options.dtype,
                 quantization=quantization,
                 loras=options.loras,
+                averaged=options.averaged,
                 prepare=prepare_transformer,
             ),
             "vae": vae_component(sources.vae, dtype=options.vae_dtype, prepare=speed_up_vae),
@@ -99,6 +100,19 @@ class CausalWan21(ModelFamily):
         from .checkpoints.tokenizer import find_tokenizer
 
         return find_tokenizer(sources.tokenizers)
+
+    def parts_in(self, file: Path) -> frozenset[str]:
+        """See `ModelFamily`."""
+        from .checkpoints.all_in_one import parts_in
+
+        return parts_in(file)
+
+    def notices(self, transformer: Component) -> tuple[str, ...]:
+        """See `causality_notice`."""
+        from .checkpoints.causality import causality_notice
+
+        notice = causality_notice(transformer.weights)
+        return () if notice is None else (notice,)
 
     def text_shape(self, transformer: Component) -> tuple[int, int]:
         """As many tokens as prompts are padded to, and the width of UMT5's output."""

@@ -11,6 +11,7 @@ from ...checkpoints.checkpoint_files import CheckpointError
 from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
+from .all_in_one import VAE_NAMES, take_part
 
 _ORIGINAL_MARKS = ("decoder.head.0.gamma", "conv2.weight")
 _DIFFUSERS_MARKS = ("decoder.norm_out.gamma", "post_quant_conv.weight")
@@ -25,7 +26,7 @@ def recognise_vae_file(path: Path) -> ComponentWeights:
     Raises:
         CheckpointError: the file cannot be read, or holds something else.
     """
-    sources = _diffusers_names(path, read_checkpoint(path).tensors)
+    sources = _diffusers_names(path, take_part(path, read_checkpoint(path).tensors, VAE_NAMES)[1])
     norm, convolution = (sources[mark].shape for mark in _DIFFUSERS_MARKS)
     if len(norm) != 4 or len(convolution) != 5:
         raise CheckpointError(
