@@ -80,6 +80,7 @@ class StreamDefaults:
         kv_policy: how the past is remembered.
         context_frames: latent frames of the past that a block sees.
         frames_per_block: latent frames per block.
+        sink_frames: of the context, how many stay the stream's first ones.
     """
 
     width: int
@@ -90,6 +91,7 @@ class StreamDefaults:
     kv_policy: str
     context_frames: int
     frames_per_block: int
+    sink_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,11 @@ class ModelFamily(ABC):
         memory_facts: names of its blocks' stages and advice on their state, for the memory timeline.
     """
 
-    name: ClassVar[str]
+    name: str
     transformer_classes: ClassVar[tuple[str, ...]]
     vae_class: ClassVar[str]
-    geometry: ClassVar[LatentGeometry]
-    defaults: ClassVar[StreamDefaults]
+    geometry: LatentGeometry
+    defaults: StreamDefaults
     memory_facts: ClassVar[PipelineFacts]
 
     @abstractmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..families.model_family import ModelFamily
-from ..wan.family import CAUSAL_WAN_21
+from ..wan.family import CAUSAL_WAN_21, CAUSAL_WAN_22_5B
 
-FAMILIES: tuple[ModelFamily, ...] = (CAUSAL_WAN_21,)
+FAMILIES: tuple[ModelFamily, ...] = (CAUSAL_WAN_21, CAUSAL_WAN_22_5B)
 
 
 def recognise_family(model: Path) -> ModelFamily:

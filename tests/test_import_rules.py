@@ -26,7 +26,7 @@ ALLOWED = {
         "memory",
     },
     "wan.checkpoints": {"wan.transformer", "checkpoints", "ops"},
-    "wan.steps": {"wan.geometry", "wan.transformer", "wan.vae", "families.kv_policies"},
+    "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops"},
     "families": {"checkpoints", "ops", "memory.pipeline_facts"},

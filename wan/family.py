@@ -1,21 +1,23 @@
-"""The causal models of Wan 2.1: Krea Realtime 14B, Self-Forcing and its relatives."""
+"""The causal models of Wan: those of 2.1 (Krea Realtime 14B, Self-Forcing and its relatives), and of 2.2's 5B."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..families.kv_policies import RECOMPUTE
+from ..families.kv_policies import RECOMPUTE, ROLLING
 from ..families.model_family import (
     AttentionChoice,
     ComponentOptions,
+    LatentGeometry,
     ModelFamily,
     ModelSources,
     StreamDefaults,
 )
 from .checkpoints.transformer_configs import TRANSFORMER_CLASSES, diffusers_config
-from .geometry import WAN_21_GEOMETRY
+from .geometry import WAN_21_GEOMETRY, WAN_22_GEOMETRY
 from .memory_facts import MEMORY_FACTS
 
 if TYPE_CHECKING:
@@ -28,25 +30,27 @@ if TYPE_CHECKING:
 
 # diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
 
+# Of a config that does not say: diffusers' class has 2.1's as its default.
+_UNWRITTEN_CHANNELS = WAN_21_GEOMETRY.channels
 
-class CausalWan21(ModelFamily):
-    """Text to video in blocks of latent frames; sources of the values: Wan 2.1's and Krea Realtime's model cards."""
 
-    name = "causal Wan 2.1"
+@dataclass(frozen=True)
+class CausalWan(ModelFamily):
+    """Text to video in blocks of latent frames: one transformer class and one VAE class, in several sizes.
+
+    Attributes:
+        name: shown to users.
+        geometry: of its latents, by whose channels its files are recognised.
+        defaults: of its streams.
+    """
+
     transformer_classes = TRANSFORMER_CLASSES
     vae_class = "AutoencoderKLWan"
-    geometry = WAN_21_GEOMETRY
     memory_facts = MEMORY_FACTS
-    defaults = StreamDefaults(
-        width=832,
-        height=480,
-        fps=16.0,
-        steps=4,
-        shift=5.0,
-        kv_policy=RECOMPUTE,
-        context_frames=3,
-        frames_per_block=3,
-    )
+
+    name: str
+    geometry: LatentGeometry
+    defaults: StreamDefaults
 
     def recognises(self, model: Path) -> bool:
         """Checks the class in a folder's config, or names and shapes in a single file."""
@@ -59,7 +63,7 @@ class CausalWan21(ModelFamily):
         if not config.is_file():
             return False
         facts = diffusers_config(read_json(config))
-        channels = facts.get("in_channels", self.geometry.channels)
+        channels = facts.get("in_channels", _UNWRITTEN_CHANNELS)
         return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
 
     def components(self, sources: ModelSources, options: ComponentOptions) -> dict[str, Component]:
@@ -158,8 +162,47 @@ class CausalWan21(ModelFamily):
     ) -> dict[str, str]:
         """See `ModelFamily`."""
         from .kernel_report import report_kernels
+        from .vae.residual_blocks import takes_fused_passes
 
-        return report_kernels(pipe, device, components["transformer"].dtype, components["vae"].dtype)
+        transformer, vae = components["transformer"], components["vae"]
+        return report_kernels(
+            pipe,
+            device,
+            dtype=transformer.dtype,
+            vae_dtype=vae.dtype,
+            fused_vae=takes_fused_passes(vae.config),
+        )
 
 
-CAUSAL_WAN_21 = CausalWan21()
+# Values: the model cards of Wan 2.1 and Krea Realtime.
+CAUSAL_WAN_21 = CausalWan(
+    name="causal Wan 2.1",
+    geometry=WAN_21_GEOMETRY,
+    defaults=StreamDefaults(
+        width=832,
+        height=480,
+        fps=16.0,
+        steps=4,
+        shift=5.0,
+        kv_policy=RECOMPUTE,
+        context_frames=3,
+        frames_per_block=3,
+    ),
+)
+# Size and fps: Wan 2.2's README and `wan/configs/wan_ti2v_5B.py`. The others: LongLive 2.0, `configs/inference.yaml` of
+# github.com/NVlabs/LongLive (7860ad9), whose window of 32 latent frames includes the block of 8.
+CAUSAL_WAN_22_5B = CausalWan(
+    name="causal Wan 2.2 5B",
+    geometry=WAN_22_GEOMETRY,
+    defaults=StreamDefaults(
+        width=1280,
+        height=704,
+        fps=24.0,
+        steps=4,
+        shift=5.0,
+        kv_policy=ROLLING,
+        context_frames=24,
+        frames_per_block=8,
+        sink_frames=8,
+    ),
+)
