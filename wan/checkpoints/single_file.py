@@ -206,9 +206,7 @@ def diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, s
     for variant, marks in _VARIANTS.items():
         mark = next((mark for mark in marks if any(mark in name for name in sources)), None)
         if mark is not None:
-            raise CheckpointError(
-                f"{path} is {variant} ({mark.strip('.')}): give a text-to-video transformer of Wan."
-            )
+            raise CheckpointError(f"{path} is {variant} ({mark.strip('.')}): give a text-to-video transformer of Wan.")
     if _DIFFUSERS_MARK in sources:
         return {name: name for name in sources}
     if _ORIGINAL_MARK not in sources:

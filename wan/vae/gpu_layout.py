@@ -26,7 +26,7 @@ def speed_up_vae(vae: AutoencoderKLWan) -> None:
     if not takes_fused_passes(vae.config):
         return
     # Compiles the kernel's variants for the encoder now, rather than in the third block of a running stream.
-    encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64), device=device))
+    encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64)))
     if NORM_SILU.why_not(device) is None:
         fuse_decoder(vae)
 
