@@ -80,11 +80,11 @@ def test_mean_and_deviation_of_latents_are_comfyuis(path, name):
         pytest.skip(f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
     classes = {node.name: node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef)}
     statistics = LatentStatistics.of(load_vae(path, device=CPU, dtype=FP32))
-    expected = {
-        node.targets[0].attr: ast.literal_eval(node.value.func.value.args[0])
-        for node in ast.walk(classes[name])
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") in ("latents_mean", "latents_std")
-    }
+    expected: dict[str, list[float]] = {}
+    for node in ast.walk(classes[name]):
+        match node:
+            case ast.Assign([ast.Attribute(attr=attribute)], ast.Call(ast.Attribute(ast.Call(args=[values])))):
+                expected[attribute] = ast.literal_eval(values)
     assert statistics.mean.flatten().tolist() == pytest.approx(expected["latents_mean"])
     assert statistics.std.flatten().tolist() == pytest.approx(expected["latents_std"])
 

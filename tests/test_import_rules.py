@@ -25,7 +25,7 @@ ALLOWED = {
         "ops",
         "memory",
     },
-    "wan.checkpoints": {"wan.transformer", "checkpoints", "ops"},
+    "wan.checkpoints": {"wan.geometry", "wan.transformer", "checkpoints", "ops"},
     "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops"},

@@ -104,9 +104,10 @@ def test_pictures_of_an_unfinished_latent_frame_are_held_back_and_not_lost(vae):
     cache = EncoderCache.for_vae(vae)
     latents = encode_pixel_frames(vae, pictures[:, :, :11], cache)
     assert latents.shape[2] == 3
-    assert torch.equal(cache.held, pictures[:, :, 9:11])
+    held = cache.held
+    assert held is not None and torch.equal(held, pictures[:, :, 9:11])
     # A view would keep all the pictures in memory.
-    assert cache.held.untyped_storage().nbytes() == cache.held.numel() * 4
+    assert held.untyped_storage().nbytes() == held.numel() * 4
     none = encode_pixel_frames(vae, pictures[:, :, 11:], cache)
     side = 32 // vae.config.scale_factor_spatial
     assert none.shape == (1, vae.config.z_dim, 0, side, side * 3 // 2)
