@@ -1,8 +1,8 @@
 """Save a quantized Wan transformer as one safetensors file in the format of ComfyUI's own quantized checkpoints.
 
 Wan's names, projections unfused, `comfy_format`'s keys, and the header fields `config` (by which ComfyUI recognises a
-model of Wan 2.1 as causal and reads sizes that differ from the published ones) and `streamblocks` (diffusers' config and
-how activations are quantized, which this pack reads).
+model of Wan 2.1 as causal and reads sizes that differ from the published ones) and `streamblocks` (diffusers' config
+and how activations are quantized, which this pack reads).
 """
 
 from __future__ import annotations
