@@ -151,7 +151,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=[FROM_COMPONENTS, *host.vae_files()],
                     default=FROM_COMPONENTS,
                     optional=True,
-                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors, or the 5B's wan2.2_vae.",
+                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors (5B: wan2.2_vae).",
                 ),
                 io.Combo.Input(
                     "text_encoder",
