@@ -140,11 +140,11 @@ class ModelFamily(ABC):
         memory_facts: names of its blocks' stages and advice on their state, for the memory timeline.
     """
 
-    name: ClassVar[str]
+    name: str
     transformer_classes: ClassVar[tuple[str, ...]]
     vae_class: ClassVar[str]
-    geometry: ClassVar[LatentGeometry]
-    presets: ClassVar[tuple[StreamPreset, ...]]
+    geometry: LatentGeometry
+    presets: tuple[StreamPreset, ...]
     memory_facts: ClassVar[PipelineFacts]
 
     @abstractmethod

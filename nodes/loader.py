@@ -79,7 +79,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     default=FROM_MODEL,
                     tooltip=(
                         "Where VAE, text encoder and tokenizer come from, unless 'vae' and 'text_encoder' below name "
-                        "files of their own: a diffusers folder of Wan 2.1."
+                        "files of their own: a diffusers folder of Wan."
                     ),
                 ),
                 io.Combo.Input(
@@ -147,7 +147,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=[FROM_COMPONENTS, *host.vae_files()],
                     default=FROM_COMPONENTS,
                     optional=True,
-                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors.",
+                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors (5B: wan2.2_vae).",
                 ),
                 io.Combo.Input(
                     "text_encoder",

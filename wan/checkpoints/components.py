@@ -31,6 +31,7 @@ from .single_file import diffusers_names, recognise_single_file
 from .text_encoder_file import recognise_text_encoder_file
 from .transformer_building import build_transformer, check_complete
 from .transformer_configs import TRANSFORMER_CLASSES, diffusers_config
+from .vae_configs import complete_vae_config
 from .vae_file import recognise_vae_file
 from .wrapper_names import find_prefix, strip_wrappers
 
@@ -181,9 +182,8 @@ def transformer_weights(source: Path, *, averaged: bool = True) -> ComponentWeig
 
 def _vae_weights(source: Path) -> ComponentWeights:
     if not source.is_dir():
-        file = recognise_vae_file(source)
-        return replace(file, config=with_defaults(AutoencoderKLWan, file.config))
-    config = with_defaults(AutoencoderKLWan, _config(source, "vae", (VAE_CLASS,)))
+        return recognise_vae_file(source)
+    config = complete_vae_config(_config(source, "vae", (VAE_CLASS,)))
     return ComponentWeights(source, config, _folder_sources(source, "vae", AutoencoderKLWan))
 
 
