@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Streams a video headless: runs an example workflow through the pack's own nodes, in an embedded ComfyUI host.
-#   bash run.sh [--fp8 | --int8] [--blocks N] [--prompt "..."] [--model NAME] [--seed N] [--out output/stream.mp4]
+#   bash run.sh [--fp8 | --int8] [--blocks N] [--prompt "..."] [--seed N] [--out stream.mp4]
+#               [--models DIR] [--model NAME] [--vae NAME] [--text-encoder NAME] [--lora NAME[:STRENGTH]]...
+# DIR is a ComfyUI models folder. A NAME is what the loader lists, such as vae/wan_2.1_vae.safetensors, or a path, which
+# is linked into the models folder. More options: --help.
 set -euo pipefail
-cd "$(dirname "$0")"
+root="$(cd "$(dirname "$0")" && pwd)"
 workflow=text_to_video_stream
 for argument in "$@"; do
   case $argument in --fp8 | --int8) workflow=quantized_stream ;; esac
 done
-bash tools/make_venv.sh
-exec .venv/bin/python tools/run_workflow.py "example_workflows/$workflow.json" "$@"
+bash "$root/tools/make_venv.sh"
+exec "$root/.venv/bin/python" "$root/tools/run_workflow.py" "$root/example_workflows/$workflow.json" "$@"

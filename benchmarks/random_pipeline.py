@@ -107,6 +107,10 @@ class RandomPipeline:
         """Those of the transformer."""
         return block_masks_of(self.pipe.transformer)
 
+    def explain_not_finite(self) -> str | None:
+        """Nothing: the weights are random numbers, and finite."""
+        return None
+
     def release(self) -> None:
         """Delete every component."""
         for name in ("transformer", "vae", "text_encoder"):

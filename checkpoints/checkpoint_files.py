@@ -1,4 +1,4 @@
-"""Which safetensors files hold a component."""
+"""Which files of a folder hold a component."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ from pathlib import Path
 from typing import Any
 
 PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-_INDEX_SUFFIX = ".safetensors.index.json"
+# Of a component's files, the first kind that is there counts.
+_SUFFIXES = (".safetensors", ".bin")
+_INDEX = ".index.json"
 # What diffusers and transformers call a component's main files; other names are variants (`fp16`, `ema`).
-_MAIN_STEMS = ("diffusion_pytorch_model", "model")
+_MAIN_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file or key and says what to do."""
-
-
-def refuse_pickled(path: Path) -> None:
-    """Raise CheckpointError when `path`, a file of a component folder, has the suffix of a pickled checkpoint."""
-    if path.suffix.lower() in PICKLED_SUFFIXES:
-        raise CheckpointError(
-            f"{path} is a pickled checkpoint, and the components of a folder are read from .safetensors files only: "
-            "download those of the same repository; a transformer may also be chosen as a single file."
-        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,23 +33,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def list_component_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component folder: the shards its index names, or its single file.
+    """The weights of a component folder: the shards its index names, or its single file.
 
-    Raises CheckpointError for an absent or empty folder, a missing shard, shards without an index, several
-    candidate files, or a folder that holds pickled weights only.
+    PyTorch's files count where there is no safetensors file.
+
+    Raises CheckpointError for an absent or empty folder, a missing shard, shards without an index, or several
+    candidate files.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: give a component folder of a diffusers pipeline.")
-    indexes = sorted(folder.glob(f"*{_INDEX_SUFFIX}"))
-    if indexes:
-        index = _main_file(indexes, _INDEX_SUFFIX)
-        return _shards(index)
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return [_single_file(files)]
-    for path in sorted(folder.iterdir()):
-        refuse_pickled(path)
-    raise CheckpointError(f"{folder} holds no .safetensors file: download the component again.")
+    for suffix in _SUFFIXES:
+        indexes = sorted(folder.glob(f"*{suffix}{_INDEX}"))
+        if indexes:
+            return _shards(_main_file(indexes, f"{suffix}{_INDEX}"))
+        files = sorted(folder.glob(f"*{suffix}"))
+        if files:
+            return [_single_file(files, suffix)]
+    raise CheckpointError(f"{folder} holds no {' or '.join(_SUFFIXES)} file: download the component again.")
 
 
 def _main_file(files: Sequence[Path], suffix: str) -> Path:
@@ -68,13 +61,13 @@ def _main_file(files: Sequence[Path], suffix: str) -> Path:
     return candidates[0]
 
 
-def _single_file(files: Sequence[Path]) -> Path:
+def _single_file(files: Sequence[Path], suffix: str) -> Path:
     if any(_SHARD.search(path.stem) for path in files):
         raise CheckpointError(
-            f"{files[0].parent} holds shards such as {files[0].name} but no *{_INDEX_SUFFIX}: "
+            f"{files[0].parent} holds shards such as {files[0].name} but no *{suffix}{_INDEX}: "
             "download the index file too."
         )
-    return _main_file(files, ".safetensors")
+    return _main_file(files, suffix)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -86,7 +79,6 @@ def _shards(index: Path) -> list[Path]:
     for name in sorted({str(value) for value in weight_map.values()}):
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {name!r}, but shards must be in its folder: download it again.")
-        refuse_pickled(Path(name))
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index.parent} lacks the shard {name}, which {index.name} names: download it.")
         files.append(index.parent / name)

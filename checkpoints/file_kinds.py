@@ -63,5 +63,6 @@ def find_file_kind(path: Path) -> FileKind:
 def _gguf(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a GGUF file, whose quantized blocks are not read here: take the .safetensors or .pt file of the "
-        "same model, and quantize it to FP8 or INT8 with a Quantize Pipeline node."
+        "same model, and quantize it to FP8 or INT8 with a Quantize Pipeline node; a GGUF text encoder can feed the "
+        "sampler's conditioning through its own loader and CLIP Text Encode."
     )

@@ -8,7 +8,7 @@ swap, and kills the process when a mapped file is truncated. The format (https:/
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..ops.weight_filling import row_chunks
-from .checkpoint_files import CheckpointError, refuse_pickled
+from .checkpoint_files import CheckpointError
 from .file_bytes import open_file, read_into
 from .row_sources import RowChunk, RowSource
 
@@ -118,24 +118,6 @@ def read_header(file: Path) -> FileHeader:
     if max(ends, default=start) != size:
         raise _incomplete(file, f"it has {size} bytes and its tensors end at {max(ends, default=start)}")
     return FileHeader(tensors, metadata)
-
-
-def index_tensors(files: Iterable[Path]) -> dict[str, RowSource]:
-    """Every tensor in `files` by key, from the headers only.
-
-    Raises CheckpointError for a pickled, truncated or corrupt file and for a key that two files hold.
-    """
-    tensors: dict[str, RowSource] = {}
-    for file in files:
-        refuse_pickled(file)
-        for key, tensor in read_header(file).tensors.items():
-            if key in tensors:
-                raise CheckpointError(
-                    f"{key} is in both {tensors[key].file.name} and {file.name} of {file.parent}: keep "
-                    "one of the two files."
-                )
-            tensors[key] = tensor
-    return tensors
 
 
 def _stored_tensor(file: Path, key: str, entry: Any, start: int) -> StoredTensor:  # noqa: ANN401

@@ -104,6 +104,7 @@ class ComponentOptions:
         quantization: of the components that it names; None for none.
         attention: how attention is computed.
         loras: on the transformer, one after another.
+        averaged: of a training checkpoint with both, take the exponential moving average of the weights.
     """
 
     dtype: torch.dtype
@@ -111,6 +112,7 @@ class ComponentOptions:
     quantization: QuantizationSpec | None
     attention: AttentionChoice
     loras: tuple[LoraChoice, ...] = ()
+    averaged: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,11 @@ class ModelFamily(ABC):
         memory_facts: names of its blocks' stages and advice on their state, for the memory timeline.
     """
 
-    name: ClassVar[str]
+    name: str
     transformer_classes: ClassVar[tuple[str, ...]]
     vae_class: ClassVar[str]
-    geometry: ClassVar[LatentGeometry]
-    presets: ClassVar[tuple[StreamPreset, ...]]
+    geometry: LatentGeometry
+    presets: tuple[StreamPreset, ...]
     memory_facts: ClassVar[PipelineFacts]
 
     @abstractmethod
@@ -168,6 +170,17 @@ class ModelFamily(ABC):
     @abstractmethod
     def load_tokenizer(self, sources: ModelSources) -> Any:  # noqa: ANN401
         """The tokenizer of the text encoder; raises CheckpointError when there is none or it cannot be loaded."""
+
+    @abstractmethod
+    def parts_in(self, file: Path) -> frozenset[str]:
+        """Which of "vae" and "text_encoder" a single file holds beside the transformer, by its header.
+
+        Raises CheckpointError for a file that cannot be read.
+        """
+
+    @abstractmethod
+    def notices(self, transformer: Component) -> tuple[str, ...]:
+        """Sentences on what to expect of a model that loads and runs, and that was not made for streams."""
 
     @abstractmethod
     def text_shape(self, transformer: Component) -> tuple[int, int]:

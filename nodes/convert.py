@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from .. import host
 from ..stream.file_stamp import stamp_files
+from ..stream.recipe import AVERAGED_WEIGHTS, WEIGHT_CHOICES
 from .byte_progress import ByteProgress
 
 _BAR_STEPS = 100
-_AVERAGED, _TRAINED = "generator_ema", "generator"
 
 
 class ConvertCheckpoint(io.ComfyNode):
@@ -44,8 +44,8 @@ class ConvertCheckpoint(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weights",
-                    options=[_AVERAGED, _TRAINED],
-                    default=_AVERAGED,
+                    options=list(WEIGHT_CHOICES),
+                    default=AVERAGED_WEIGHTS,
                     tooltip=(
                         "Of a training checkpoint that holds both: the moving average of the weights, which the makers "
                         "use, or the weights as trained. Of other files, what they hold."
@@ -79,5 +79,5 @@ class ConvertCheckpoint(io.ComfyNode):
             bar.update(_BAR_STEPS * done // max(total, 1))
             text.show(f"writing {path.name}", done, total)
 
-        convert_checkpoint(source, path, averaged=weights == _AVERAGED, on_progress=on_progress)
+        convert_checkpoint(source, path, averaged=weights == AVERAGED_WEIGHTS, on_progress=on_progress)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from comfy_api.latest import io
 
 from .. import host
@@ -13,26 +9,25 @@ from ..memory.cleanup import parse_state_rules
 from ..stream.file_stamp import stamp_files
 from ..stream.recipe import (
     ATTENTION_BACKENDS,
+    AVERAGED_WEIGHTS,
     BUILT_IN_BLOCKS,
     COMPILE_CHOICES,
     COMPILE_NOTHING,
     DTYPES,
     REPOSITORY_BLOCKS,
+    WEIGHT_CHOICES,
     Recipe,
-    is_hub_id,
 )
 from ..stream.remote_code import REMOTE_CODE_VARIABLE, check_remote_code_allowed
+from .model_choice import HUB_MODEL, MINI_MODEL, TINY_MODEL, model_path
 
 RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
 
-MINI_MODEL = "mini (in the pack: coloured shapes at 64x64)"
-TINY_MODEL = "tiny random model (made on the spot, to try the nodes)"
-_MINI_FOLDER = Path(__file__).resolve().parent.parent / "models" / "mini"
-HUB_MODEL = "hub id below"
 # Saved workflows contain these labels.
 BLOCK_LABELS = {"built-in causal Wan": BUILT_IN_BLOCKS, "the repository's own": REPOSITORY_BLOCKS}
 FROM_MODEL = "from the model"
 FROM_COMPONENTS = "from the components"
+FROM_TEXT_ENCODER = "from the text encoder"
 
 
 class LoadStreamingPipeline(io.ComfyNode):
@@ -41,7 +36,8 @@ class LoadStreamingPipeline(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        folders = host.pipeline_folders()
+        folders = host.diffusers_folders()
+        pipelines = [name for name, folder in folders.items() if folder.has_model]
         return io.Schema(
             node_id="StreamBlocksLoadPipeline",
             display_name="Load Streaming Pipeline",
@@ -53,7 +49,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[MINI_MODEL, TINY_MODEL, *folders, *host.transformer_files(), HUB_MODEL],
+                    options=[MINI_MODEL, TINY_MODEL, *pipelines, *host.transformer_files(), HUB_MODEL],
                     default=MINI_MODEL,
                     tooltip=(
                         "A folder in models/diffusers, or a single .safetensors or .pt file in models/diffusion_models "
@@ -83,7 +79,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     default=FROM_MODEL,
                     tooltip=(
                         "Where VAE, text encoder and tokenizer come from, unless 'vae' and 'text_encoder' below name "
-                        "files of their own: a diffusers folder of Wan 2.1."
+                        "files of their own: a diffusers folder of Wan."
                     ),
                 ),
                 io.Combo.Input(
@@ -151,7 +147,7 @@ class LoadStreamingPipeline(io.ComfyNode):
                     options=[FROM_COMPONENTS, *host.vae_files()],
                     default=FROM_COMPONENTS,
                     optional=True,
-                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors.",
+                    tooltip="A VAE of its own, from models/vae, such as wan_2.1_vae.safetensors (5B: wan2.2_vae).",
                 ),
                 io.Combo.Input(
                     "text_encoder",
@@ -162,6 +158,29 @@ class LoadStreamingPipeline(io.ComfyNode):
                         "A text encoder of its own, from models/text_encoders, such as "
                         "umt5_xxl_fp8_e4m3fn_scaled.safetensors, which holds its tokenizer too. Not needed when the "
                         "sampler gets a conditioning."
+                    ),
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=list(WEIGHT_CHOICES),
+                    default=AVERAGED_WEIGHTS,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Of a training checkpoint that holds both: the moving average of the weights, which the makers "
+                        "use, or the weights as trained. Of other files, what they hold."
+                    ),
+                ),
+                io.Combo.Input(
+                    "tokenizer",
+                    options=[FROM_TEXT_ENCODER, *folders, *host.text_encoder_files()],
+                    default=FROM_TEXT_ENCODER,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "For a text encoder file without a tokenizer: a file in models/text_encoders that holds one, "
+                        "such as another umt5 file, or a diffusers folder. By default it is looked for in the text "
+                        "encoder's file, then in 'components'."
                     ),
                 ),
             ],
@@ -177,14 +196,15 @@ class LoadStreamingPipeline(io.ComfyNode):
         components: str | None,
         vae: str | None = None,
         text_encoder: str | None = None,
+        tokenizer: str | None = None,
         **_: object,
     ) -> str:
-        """Run again when the files of the chosen model, components, VAE or text encoder changed.
+        """Run again when the files of the chosen model, components, VAE, text encoder or tokenizer changed.
 
         ComfyUI passes None for a connected input. Its files are checked when this node runs, which happens when the
         input's value changes.
         """
-        names = (model, components, vae, text_encoder)
+        names = (model, components, vae, text_encoder, tokenizer)
         paths = [host.resolve_model(name) for name in names if name is not None and "/" in name]
         return " ".join(stamp_files(path) for path in paths)
 
@@ -204,9 +224,11 @@ class LoadStreamingPipeline(io.ComfyNode):
         state_rules: str,
         vae: str = FROM_COMPONENTS,
         text_encoder: str = FROM_COMPONENTS,
+        weights: str = AVERAGED_WEIGHTS,
+        tokenizer: str = FROM_TEXT_ENCODER,
     ) -> io.NodeOutput:
         """Make the recipe."""
-        path = _model_path(model, hub_id.strip())
+        path = model_path(model, hub_id.strip())
         blocks = BLOCK_LABELS[blocks_from]
         if blocks != BUILT_IN_BLOCKS and model in (MINI_MODEL, TINY_MODEL):
             raise ValueError(
@@ -216,9 +238,11 @@ class LoadStreamingPipeline(io.ComfyNode):
         if trust_remote_code and blocks != BUILT_IN_BLOCKS:
             check_remote_code_allowed(path)
         parts = None if components == FROM_MODEL else host.resolve_model(components)
-        vae_file, text_file = (
-            None if name == FROM_COMPONENTS else host.resolve_model(name) for name in (vae, text_encoder)
+        vae_file, text_file, tokenizer_place = (
+            None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
+            for name in (vae, text_encoder, tokenizer)
         )
+        places = (path, parts, vae_file, text_file, tokenizer_place)
         return io.NodeOutput(
             Recipe(
                 model=path,
@@ -231,43 +255,10 @@ class LoadStreamingPipeline(io.ComfyNode):
                 attention_backend=attention_backend,
                 compile=compile,
                 state_rules=parse_state_rules(state_rules),
-                stamp=" ".join(stamp_files(place) for place in (path, parts, vae_file, text_file) if place is not None),
+                stamp=" ".join(stamp_files(place) for place in places if place is not None),
                 vae=vae_file,
                 text_encoder=text_file,
+                weights=weights,
+                tokenizer=tokenizer_place,
             )
         )
-
-
-def _model_path(model: str, hub_id: str) -> str:
-    if model == MINI_MODEL:
-        return str(_MINI_FOLDER)
-    if model == TINY_MODEL:
-        return str(_tiny_model_folder())
-    if model != HUB_MODEL:
-        return host.resolve_model(model)
-    if not hub_id:
-        raise ValueError(f"hub_id is empty: with model '{HUB_MODEL}', give a repository such as owner/name.")
-    if not is_hub_id(hub_id):
-        raise ValueError(
-            f"hub_id is {hub_id!r}: give a Hugging Face repository such as owner/name; put a folder on this "
-            "machine into models/diffusers, then choose it under 'model'."
-        )
-    return hub_id
-
-
-def _tiny_model_folder() -> Path:
-    return Path(_tiny_model_home().name)
-
-
-@cache
-def _tiny_model_home() -> TemporaryDirectory[str]:
-    """A folder with the tiny model, written once by this process, and deleted when it ends.
-
-    Not in ComfyUI's temp folder: what lies there, a page may have uploaded.
-    """
-    # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
-    from ..wan.tiny_model import write_tiny_model
-
-    home = TemporaryDirectory(prefix="streamblocks_tiny_model_")
-    write_tiny_model(Path(home.name))
-    return home

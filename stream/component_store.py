@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.component import Component
+from ..checkpoints.finite_weights import explain_bad_weight
 from .layer_streaming import stream_layers, streamer_of
 from .residency import Residency, is_on_device
 
@@ -77,6 +78,11 @@ class ComponentStore:
     def are_resident(self, names: Iterable[str]) -> bool:
         """Whether these components are loaded and on the device."""
         return all_on_device([self._modules.get(name) for name in names], self._device)
+
+    def explain_bad_weight(self) -> str | None:
+        """Which tensor of a loaded component is not finite, and what to do; None when all are finite."""
+        explained = (explain_bad_weight(self.components[name], module) for name, module in self._modules.items())
+        return next((text for text in explained if text is not None), None)
 
     def exchange(self, component: Component) -> None:
         """Put a component in the place of the one of its name, whose module is let go of before another is read."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from .recipe import is_hub_id
 
 # Weights, configs, tokenizers, and the code of a repository with blocks of its own.
-_SUFFIXES = frozenset({".safetensors", ".json", ".model", ".txt", ".py"})
+_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".model", ".txt", ".py"})
 
 
 def stamp_files(model: str) -> str:

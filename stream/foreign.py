@@ -1,20 +1,102 @@
-"""Load a diffusers modular repository that brings its own blocks."""
+"""A diffusers modular repository that brings its own blocks."""
 
 from __future__ import annotations
 
 import json
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.modular_pipelines import ModularPipeline
+from diffusers.modular_pipelines import ModularPipeline, PipelineState
+from torch import nn
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from ..families.stream_preset import StreamPreset
+from ..memory.pipeline_facts import UNKNOWN_PIPELINE
+from .component_store import LoadCallback, all_on_device, ignore_load
 from .hub import fetch_file, refuse_folder_as_hub_id
+from .known_families import FAMILIES
 from .recipe import Recipe, is_hub_id
 from .remote_code import check_remote_code_allowed
+from .residency import Residency
+from .settings import StreamSettings
 
 _MODULAR_CONFIG = "modular_config.json"
 _MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
+
+
+class ForeignPipeline:
+    """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md."""
+
+    def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
+        self.recipe = recipe
+        self.pipe = pipe
+        self.device = device
+        self.residency = residency
+        self.memory_facts = UNKNOWN_PIPELINE
+        self.on_load: LoadCallback = ignore_load
+
+    def own_preset(self) -> StreamPreset:
+        """What foreign blocks need is not known; their inputs have the names and values of the first family's."""
+        return FAMILIES[0].presets[0]
+
+    def check_settings(self, settings: StreamSettings) -> None:
+        """Which sizes foreign blocks take is not known; their own text encoder step takes a prompt."""
+        if settings.embeds_given:
+            raise ValueError(
+                f"a conditioning is connected, and the blocks of {self.recipe.model} encode the prompt themselves: "
+                "disconnect it and write the prompt."
+            )
+
+    def start(self, settings: StreamSettings) -> dict[str, Any]:
+        """`frame_cache_context`, a deque of the length in the repository's config; empty if the config has none."""
+        length = self.pipe.config.get("frame_cache_len")
+        return {} if length is None else {"frame_cache_context": deque(maxlen=length)}
+
+    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
+        """Nothing: `check_settings` refuses them."""
+        return {}
+
+    def make_generator(self, seed: int) -> torch.Generator:
+        """A generator on the pipeline's device, which foreign blocks may require."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def check_fit(self, settings: StreamSettings) -> None:
+        """Do nothing: what foreign blocks allocate is unknown."""
+
+    def encode_prompt(self, state: PipelineState, prompt: str) -> None:
+        """Do nothing: the repository's own text encoder step runs inside the call."""
+
+    def bring_components(self, settings: StreamSettings) -> None:
+        """Move all components that are modules to the device; what the blocks allocate is unknown."""
+        self.residency.bring(self._modules(), self.device, working_bytes=0)
+
+    def is_resident(self) -> bool:
+        """Whether all components that are modules are on the device."""
+        return all_on_device(self._modules().values(), self.device)
+
+    def held_masks(self) -> Mapping[str, object]:
+        """Return nothing: the masks of foreign blocks are unknown."""
+        return {}
+
+    def release(self) -> None:
+        """Delete every component."""
+        self.residency.release()
+        for name in self.pipe.component_names:
+            setattr(self.pipe, name, None)
+
+    def explain_not_finite(self) -> str | None:
+        """Nothing: where foreign weights came from is unknown."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return nothing: foreign blocks are not quantized here."""
+        return {}
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}
 
 
 def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torch.dtype) -> ModularPipeline:

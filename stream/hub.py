@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -53,7 +53,8 @@ class HubRepository:
         name: owner/name.
         revision: as requested; None for the default branch.
         commit: of the revision, 40 hex digits.
-        files: those that the wanted components need: configs, safetensors and tokenizer files only.
+        files: those that the wanted components need: configs, tokenizers and weights, PyTorch's only where there are
+            no others.
     """
 
     name: str
@@ -116,17 +117,24 @@ def find_repository(
         CheckpointError: no such repository, no network, no permission, or no file of these components.
     """
     refuse_folder_as_hub_id(repository)
-    patterns = [f"{component}/{name}" for component in components for name in ("*.json", "*.safetensors", "*.model")]
     with _explained(repository):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     found = [HubFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
-    files = [file for file in found if any(fnmatch(file.path, pattern) for pattern in patterns)]
+    files = [file for component in components for file in _files_of(component, found)]
     if not files or info.sha is None:
         raise CheckpointError(
             f"hub repository {repository!r} has no files in {', '.join(components)}: give one in diffusers' layout."
         )
     # Small files first: a wrong config is found before gigabytes are downloaded.
     return HubRepository(repository, revision, info.sha, tuple(sorted(files, key=lambda file: (file.size, file.path))))
+
+
+def _files_of(component: str, found: Sequence[HubFile]) -> list[HubFile]:
+    def matching(pattern: str) -> list[HubFile]:
+        return [file for file in found if fnmatch(file.path, f"{component}/{pattern}")]
+
+    weights = matching("*.safetensors") or matching("*.bin")
+    return [*matching("*.json"), *matching("*.model"), *weights]
 
 
 def find_cached_folder(repository: str, revision: str | None) -> Path | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..families.model_family import ModelFamily
 from ..families.stream_preset import StreamPreset
-from ..wan.family import CAUSAL_WAN_21
+from ..wan.family import CAUSAL_WAN_21, CAUSAL_WAN_22_5B
 
-FAMILIES: tuple[ModelFamily, ...] = (CAUSAL_WAN_21,)
+FAMILIES: tuple[ModelFamily, ...] = (CAUSAL_WAN_21, CAUSAL_WAN_22_5B)
 
 
 def recognise_family(model: Path) -> ModelFamily:

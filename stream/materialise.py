@@ -11,20 +11,22 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.checkpoint_files import CheckpointError
-from ..families.model_family import ComponentOptions, ModelSources
+from ..families.model_family import ComponentOptions, ModelFamily, ModelSources
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
-from .foreign import load_foreign_pipeline
+from .foreign import ForeignPipeline, load_foreign_pipeline
 from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
-from .pipelines import BuiltInPipeline, ForeignPipeline, StreamPipeline, attention_choice
-from .recipe import BUILT_IN_BLOCKS, Recipe, is_hub_id
+from .pipelines import BuiltInPipeline, StreamPipeline, attention_choice
+from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
 
 # Hub id, revision and components to the folder they are in.
 Fetch = Callable[[str, str | None, Sequence[str]], Path]
 
+# Those that may be a file of their own.
+_ALONE = ("vae", "text_encoder")
 SHARED_COMPONENTS = ("vae", "text_encoder", "tokenizer")
 
 _lock = threading.Lock()
@@ -99,35 +101,60 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
         return ForeignPipeline(recipe, pipe, device, residency)
-    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras)
+    averaged = recipe.weights == AVERAGED_WEIGHTS
+    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras, averaged)
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
-    sources = _local_sources(recipe, fetch)
-    family = recognise_family(sources.transformer)
+    model = _local_model(recipe, fetch)
+    family = recognise_family(model)
+    sources = _local_sources(recipe, model, family, fetch)
     store = ComponentStore(family.components(sources, options), device, residency)
-    tokenizer = None if sources.text_encoder is None else family.load_tokenizer(sources)
-    return BuiltInPipeline(recipe, family=family, store=store, tokenizer=tokenizer, device=device, residency=residency)
+    return BuiltInPipeline(
+        recipe,
+        family=family,
+        store=store,
+        load_tokenizer=partial(family.load_tokenizer, sources),
+        device=device,
+        residency=residency,
+    )
 
 
-def _local_sources(recipe: Recipe, fetch: Fetch) -> ModelSources:
+def _local_sources(recipe: Recipe, model: Path, family: ModelFamily, fetch: Fetch) -> ModelSources:
     """Where everything is on this disk; what the user named on the hub is fetched.
 
     Raises CheckpointError when something is not there, or nothing was named for the VAE. Without a text encoder a
     stream is possible whose prompt comes as embeddings.
     """
-    model = _local_model(recipe, fetch)
     parts = _local_parts(recipe, model, fetch)
-    vae = parts if recipe.vae is None else _existing_file("vae", recipe.vae)
-    if recipe.text_encoder is not None:
-        text_encoder: Path | None = _existing_file("text_encoder", recipe.text_encoder)
-    else:
-        text_encoder = parts if parts is not None and (parts / "text_encoder").is_dir() else None
+    named = _named_alone(recipe)
+    beside = family.parts_in(model) if parts is None and len(named) < len(_ALONE) else frozenset()
+    vae, text_encoder = (
+        _existing_file(name, getattr(recipe, name)) if name in named else _unnamed_part(name, parts, model, beside)
+        for name in _ALONE
+    )
     if vae is None:
         raise CheckpointError(
             f"model {recipe.model!r} holds only the transformer: choose files under 'vae' and 'text_encoder', or a "
             "diffusers folder under 'components' for VAE, text encoder and tokenizer."
         )
+    if recipe.tokenizer is not None:
+        return ModelSources(model, vae, text_encoder, (_existing_file("tokenizer", recipe.tokenizer),))
     places = dict.fromkeys(place for place in (text_encoder, parts, model) if place is not None)
     return ModelSources(model, vae, text_encoder, tuple(places))
+
+
+def _unnamed_part(name: str, parts: Path | None, model: Path, beside: frozenset[str]) -> Path | None:
+    """Where a component is that the user chose no file for: in the folder `parts`, or in the file of the transformer.
+
+    Args:
+        name: of the component.
+        parts: None where there is no such folder.
+        model: the transformer's file.
+        beside: what else it holds.
+    """
+    if parts is None:
+        return model if name in beside else None
+    # A folder without a VAE is reported when it is read.
+    return parts if name == "vae" or (parts / name).is_dir() else None
 
 
 def _existing_file(name: str, place: str) -> Path:
@@ -139,7 +166,7 @@ def _existing_file(name: str, place: str) -> Path:
 
 def _named_alone(recipe: Recipe) -> set[str]:
     """The components that the user chose a file for."""
-    return {name for name in ("vae", "text_encoder") if getattr(recipe, name) is not None}
+    return {name for name in _ALONE if getattr(recipe, name) is not None}
 
 
 def _local_model(recipe: Recipe, fetch: Fetch) -> Path:

@@ -1,9 +1,8 @@
-"""Pipelines a session can call block by block: built-in ones and foreign modular repositories."""
+"""Pipelines a session can call block by block: what it needs of one, and the built-in ones."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,13 +13,12 @@ from torch import nn
 from ..families.model_family import AttentionChoice, ModelFamily
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
-from ..memory.pipeline_facts import UNKNOWN_PIPELINE, PipelineFacts
+from ..memory.pipeline_facts import PipelineFacts
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
-from .component_store import ComponentStore, LoadCallback, all_on_device, ignore_load
+from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
-from .known_families import FAMILIES
 from .layer_plan import LayerPlan, check_host_memory, plan_layers
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
@@ -73,6 +71,9 @@ class StreamPipeline(Protocol):
     def held_masks(self) -> Mapping[str, object]:
         """Attention masks that the pipeline keeps, for the memory timeline."""
 
+    def explain_not_finite(self) -> str | None:
+        """Why a block may have come out NaN or infinite, and what to do; None when it is not known."""
+
     def describe(self) -> dict[str, Any]:
         """What the user should know about how the pipeline was made, as JSON values."""
 
@@ -87,7 +88,7 @@ class BuiltInPipeline:
         recipe: of the pipeline.
         family: of the model.
         store: of its components.
-        tokenizer: of its text encoder.
+        load_tokenizer: reads that of its text encoder; called when a prompt is to be encoded.
         device: where it computes.
         residency: decides what is on the device.
     """
@@ -98,7 +99,7 @@ class BuiltInPipeline:
         *,
         family: ModelFamily,
         store: ComponentStore,
-        tokenizer: Any,  # noqa: ANN401
+        load_tokenizer: Callable[[], Any],
         device: torch.device,
         residency: Residency,
     ) -> None:
@@ -108,9 +109,9 @@ class BuiltInPipeline:
         self.residency = residency
         self.memory_facts = family.memory_facts
         self.pipe = family.make_pipeline()
-        self.pipe.update_components(tokenizer=tokenizer)
         self._store = store
         self._plans: dict[str, LayerPlan] = {}
+        self._load_tokenizer = load_tokenizer
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
     @property
@@ -127,13 +128,16 @@ class BuiltInPipeline:
         return self.family.choose_preset(self._store.components["transformer"])
 
     def check_settings(self, settings: StreamSettings) -> None:
-        """Sizes must be multiples of the family's step, and a prompt needs a text encoder."""
+        """Sizes must be multiples of the family's step, and a prompt needs a text encoder with a tokenizer."""
         self.family.geometry.check_size(settings.width, settings.height)
-        if not settings.embeds_given and "text_encoder" not in self._store.components:
+        if settings.embeds_given:
+            return
+        if "text_encoder" not in self._store.components:
             raise ValueError(
                 f"the pipeline of {self.recipe.model} has no text encoder: choose one under 'text_encoder' in the "
                 "loader, or connect a conditioning to the sampler."
             )
+        self._bring_tokenizer()
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """Return nothing: the blocks allocate their caches at block 0."""
@@ -203,6 +207,7 @@ class BuiltInPipeline:
         """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""
         if state.get("encoded_prompt") == prompt:
             return
+        self._bring_tokenizer()
         self._load("text_encoder")
         self._store.bring(["text_encoder"], working_bytes=0)
         step = self.pipe.blocks.sub_blocks["text_encoder"]
@@ -224,6 +229,10 @@ class BuiltInPipeline:
         """The masks of the transformer, once it is loaded."""
         return self.family.held_masks(self.pipe.transformer)
 
+    def explain_not_finite(self) -> str | None:
+        """A weight that is not finite, as the file has it."""
+        return self._store.explain_bad_weight()
+
     def describe(self) -> dict[str, Any]:
         """Plan of each quantized component and its speed here, what each LoRA changed, and which GPU kernels run."""
         plans = [component.plan for component in self._store.components.values()]
@@ -234,6 +243,7 @@ class BuiltInPipeline:
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
         notices |= {match.notice for match in loras}
         notices |= {plan.describe() for plan in self._plans.values()}
+        notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,
             "loras": [match.describe() for match in loras],
@@ -266,6 +276,10 @@ class BuiltInPipeline:
         self._store.release()
         for name in (*self._store.components, "tokenizer"):
             setattr(self.pipe, name, None)
+
+    def _bring_tokenizer(self) -> None:
+        if self.pipe.tokenizer is None:
+            self.pipe.update_components(tokenizer=self._load_tokenizer())
 
     def _load(self, name: str) -> nn.Module:
         module = self._store.load(name)
@@ -300,71 +314,3 @@ class BuiltInPipeline:
 def attention_choice(recipe: Recipe) -> AttentionChoice:
     """How attention is computed under a recipe."""
     return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)
-
-
-class ForeignPipeline:
-    """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md."""
-
-    def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
-        self.recipe = recipe
-        self.pipe = pipe
-        self.device = device
-        self.residency = residency
-        self.memory_facts = UNKNOWN_PIPELINE
-        self.on_load: LoadCallback = ignore_load
-
-    def own_preset(self) -> StreamPreset:
-        """What foreign blocks need is not known; their inputs have the names and values of the first family's."""
-        return FAMILIES[0].presets[0]
-
-    def check_settings(self, settings: StreamSettings) -> None:
-        """Which sizes foreign blocks take is not known; their own text encoder step takes a prompt."""
-        if settings.embeds_given:
-            raise ValueError(
-                f"a conditioning is connected, and the blocks of {self.recipe.model} encode the prompt themselves: "
-                "disconnect it and write the prompt."
-            )
-
-    def start(self, settings: StreamSettings) -> dict[str, Any]:
-        """`frame_cache_context`, a deque of the length in the repository's config; empty if the config has none."""
-        length = self.pipe.config.get("frame_cache_len")
-        return {} if length is None else {"frame_cache_context": deque(maxlen=length)}
-
-    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
-        """Nothing: `check_settings` refuses them."""
-        return {}
-
-    def make_generator(self, seed: int) -> torch.Generator:
-        """A generator on the pipeline's device, which foreign blocks may require."""
-        return torch.Generator(self.device).manual_seed(seed)
-
-    def check_fit(self, settings: StreamSettings) -> None:
-        """Do nothing: what foreign blocks allocate is unknown."""
-
-    def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Do nothing: the repository's own text encoder step runs inside the call."""
-
-    def bring_components(self, settings: StreamSettings) -> None:
-        """Move all components that are modules to the device; what the blocks allocate is unknown."""
-        self.residency.bring(self._modules(), self.device, working_bytes=0)
-
-    def is_resident(self) -> bool:
-        """Whether all components that are modules are on the device."""
-        return all_on_device(self._modules().values(), self.device)
-
-    def held_masks(self) -> Mapping[str, object]:
-        """Return nothing: the masks of foreign blocks are unknown."""
-        return {}
-
-    def release(self) -> None:
-        """Delete every component."""
-        self.residency.release()
-        for name in self.pipe.component_names:
-            setattr(self.pipe, name, None)
-
-    def describe(self) -> dict[str, Any]:
-        """Return nothing: foreign blocks are not quantized here."""
-        return {}
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}

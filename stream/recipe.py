@@ -30,6 +30,10 @@ ATTENTION_BACKENDS = (
     "flex",
 )
 
+# What a training checkpoint may hold both of: the moving average of the weights, and the weights as trained.
+AVERAGED_WEIGHTS, TRAINED_WEIGHTS = "generator_ema", "generator"
+WEIGHT_CHOICES = (AVERAGED_WEIGHTS, TRAINED_WEIGHTS)
+
 COMPILE_NOTHING, COMPILE_TRANSFORMER = "off", "transformer"
 COMPILE_CHOICES = (COMPILE_NOTHING, COMPILE_TRANSFORMER)
 
@@ -56,10 +60,14 @@ class Recipe:
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
         loras: put on the transformer one after another, before it is quantized. Built-in blocks only.
-        stamp: changes with the files of `model`, `components`, `vae` and `text_encoder`, so that a replaced checkpoint
-            is loaded anew.
+        stamp: changes with the files of `model`, `components`, `vae`, `text_encoder` and `tokenizer`, so that a
+            replaced checkpoint is loaded anew.
         vae: absolute path of a single file, or of a diffusers folder; None: from `components`. Built-in blocks only.
         text_encoder: like `vae`. Its tokenizer comes from inside the file, or else from `components` or `model`.
+        weights: one of `WEIGHT_CHOICES`, of a training checkpoint that holds both; others have no choice. Built-in
+            blocks only.
+        tokenizer: absolute path of a file that holds one, or of a diffusers folder; None: see `text_encoder`. Built-in
+            blocks only.
     """
 
     model: str
@@ -77,6 +85,8 @@ class Recipe:
     stamp: str = ""
     vae: str | None = None
     text_encoder: str | None = None
+    weights: str = AVERAGED_WEIGHTS
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values that can be checked without disk or device.
@@ -90,11 +100,12 @@ class Recipe:
         for name, place in (("model", self.model), ("components", self.components)):
             if place is not None and not is_hub_id(place) and not Path(place).is_absolute():
                 raise ValueError(f"{name} is {place!r}: give an absolute path, or a hub id such as owner/name.")
-        for name, file in (("vae", self.vae), ("text_encoder", self.text_encoder)):
+        for name, file in (("vae", self.vae), ("text_encoder", self.text_encoder), ("tokenizer", self.tokenizer)):
             if file is not None and not Path(file).is_absolute():
                 raise ValueError(f"{name} is {file!r}: give the absolute path of a file.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("weights", self.weights, WEIGHT_CHOICES)
         _check_choice("compile", self.compile, COMPILE_CHOICES)
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         if self.blocks != BUILT_IN_BLOCKS:
@@ -115,6 +126,8 @@ class Recipe:
             ("components", self.components, None),
             ("vae", self.vae, None),
             ("text_encoder", self.text_encoder, None),
+            ("weights", self.weights, AVERAGED_WEIGHTS),
+            ("tokenizer", self.tokenizer, None),
         ):
             if value != neutral:
                 raise ValueError(
@@ -126,6 +139,16 @@ class Recipe:
     def is_hub_id(self) -> bool:
         """Whether `model` names a hub repository rather than something on this disk."""
         return is_hub_id(self.model)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about the choices themselves."""
+        if self.revision is None or self.is_hub_id:
+            return ()
+        return (
+            f"revision {self.revision!r} has no effect: the model {Path(self.model).name} is on this disk, and only a "
+            "hub repository has revisions.",
+        )
 
 
 def is_hub_id(model: str) -> bool:

@@ -133,7 +133,7 @@ def run_stream(
         notices += _close_all(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
-    notices = [*described.pop("notices", []), *notices]
+    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices]
     return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
 
 

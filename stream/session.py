@@ -202,9 +202,10 @@ class Session:
             what = "pictures"
         else:
             return
+        why = self.pipeline.explain_not_finite() or "try dtype bfloat16 or float32, or another attention backend"
         raise BlockFailedError(
-            f"block {self.next_block} has NaN or infinite {what}: the {self.next_block} blocks before it are "
-            "kept; try dtype bfloat16 or float32, or another attention backend."
+            f"block {self.next_block} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
+            f"{why}."
         )
 
     def _take_frames(self) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from streamblocks.stream.materialise import release_materialised
 from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
+from streamblocks.wan.geometry import WAN_22_GEOMETRY
 from streamblocks.wan.tiny_model import write_tiny_model
 
 from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
@@ -36,6 +37,12 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random pipeline in diffusers' layout; not to be written to."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder_22(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random pipeline with the proportions of Wan 2.2's 5B; not to be written to."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny22", geometry=WAN_22_GEOMETRY)
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 
 LAYOUTS = Path(__file__).resolve().parent / "data/layouts"
 VAE = LAYOUTS / "comfy_wan_vae.safetensors"
+VAE_22 = LAYOUTS / "comfy_wan22_vae.safetensors"
 UMT5 = LAYOUTS / "comfy_umt5.safetensors"
 UMT5_FP8 = LAYOUTS / "comfy_umt5_fp8_scaled.safetensors"
 UMT5_WAN_NAMES = LAYOUTS / "wan_umt5_original_names.safetensors"
 TRANSFORMER = LAYOUTS / "causal_wan.safetensors"
 
 
-def vae_values() -> dict[str, torch.Tensor]:
-    return load_file(LAYOUTS / "comfy_wan_vae_values.safetensors")
+def vae_values(path: Path = VAE) -> dict[str, torch.Tensor]:
+    return load_file(path.with_name(f"{path.stem}_values.safetensors"))
 
 
 def umt5_values() -> tuple[list[str], dict[str, torch.Tensor]]:

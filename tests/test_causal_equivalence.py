@@ -1,8 +1,7 @@
-"""The causal pieces against diffusers' own transformer and VAE."""
+"""The causal pieces against diffusers' own transformer."""
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -21,12 +20,6 @@ from streamblocks.wan.transformer.causal_transformer import (
 from streamblocks.wan.transformer.joined_projections import fuse_self_attention
 from streamblocks.wan.transformer.kv_cache import KVCache, write_block
 from streamblocks.wan.transformer.rope import apply_rotary
-from streamblocks.wan.vae.streaming_vae import (
-    DecoderCache,
-    decode_latent_frame,
-    denormalize_latents,
-    encode_pixel_frame,
-)
 
 from golden_wan import build_golden_transformer, load_golden, relative_error
 
@@ -275,32 +268,3 @@ def test_attention_without_installation_is_named(golden):
     with pytest.raises(ValueError, match="install_causal_attention"):
         causal_attention_of(build_golden_transformer(golden, causal=False))
     install_causal_attention(build_golden_transformer(golden, causal=False), "native")
-
-
-@pytest.fixture(scope="module")
-def vae():
-    torch.manual_seed(0)
-    return AutoencoderKLWan(base_dim=8, z_dim=16).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def test_streaming_decode_equals_decoding_at_once(vae):
-    latents = torch.randn((1, 16, 7, 4, 6), generator=torch.Generator().manual_seed(1))
-    expected = vae.decode(denormalize_latents(vae, latents), return_dict=False)[0]
-    cache = DecoderCache.for_vae(vae)
-    parts = []
-    for index, latent in enumerate(latents.split(1, dim=2)):
-        parts.append(decode_latent_frame(vae, latent, cache))
-        # Another stream on the same VAE, in between, must not disturb this one.
-        if index == 3:
-            vae.decode(torch.randn(1, 16, 2, 4, 6), return_dict=False)
-    assert [part.shape[2] for part in parts] == [1, 4, 4, 4, 4, 4, 4]
-    assert relative_error(torch.cat(parts, dim=2), expected) <= 1e-5
-
-
-@torch.no_grad()
-def test_encoded_frame_is_the_normalised_mode(vae):
-    frame = torch.rand((1, 3, 1, 32, 48), generator=torch.Generator().manual_seed(2)) * 2 - 1
-    latent = encode_pixel_frame(vae, frame)
-    expected = vae.encode(frame).latent_dist.mode()
-    torch.testing.assert_close(denormalize_latents(vae, latent), expected, rtol=1e-4, atol=1e-5)

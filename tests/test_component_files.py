@@ -1,11 +1,12 @@
 """VAE and text encoder as single files, against the values of ComfyUI's own classes."""
 
+import ast
 import json
 
 import pytest
 import torch
 from diffusers.modular_pipelines.wan.encoders import get_t5_prompt_embeds
-from layouts import UMT5, UMT5_FP8, UMT5_WAN_NAMES, VAE, relative_error, umt5_values, vae_values
+from layouts import UMT5, UMT5_FP8, UMT5_WAN_NAMES, VAE, VAE_22, relative_error, umt5_values, vae_values
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -13,8 +14,16 @@ from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.wan.checkpoints.tokenizer import SentencePieceTokenizer, find_tokenizer
 from streamblocks.wan.vae.gpu_layout import speed_up_vae
-from streamblocks.wan.vae.streaming_vae import DecoderCache, LatentStatistics, decode_latent_frame, encode_pixel_frame
+from streamblocks.wan.vae.streaming_vae import (
+    DecoderCache,
+    EncoderCache,
+    LatentStatistics,
+    decode_latent_frame,
+    encode_pixel_frame,
+    encode_pixel_frames,
+)
 
+from comfyui_server import comfyui_path
 from wan_loading import component_of, load_text_encoder, load_vae
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -34,11 +43,14 @@ def changed(path, target, change):
     return target
 
 
-def test_streamed_decoding_is_comfyuis():
-    vae, values = load_vae(VAE, device=CPU, dtype=FP32), vae_values()
+VAES = pytest.mark.parametrize("path", [VAE, VAE_22], ids=["2.1", "2.2"])
+
+
+@VAES
+def test_streamed_decoding_is_comfyuis(path):
+    vae, values = load_vae(path, device=CPU, dtype=FP32), vae_values(path)
     speed_up_vae(vae)
     statistics = LatentStatistics.of(vae)
-    assert statistics.mean.flatten()[:2].tolist() == pytest.approx([-0.7571, -0.7089])
     # The values have no mean and standard deviation applied, which the stream's latents have.
     latents = (values["latents"] - statistics.mean) / statistics.std
     cache = DecoderCache.for_vae(vae)
@@ -46,18 +58,40 @@ def test_streamed_decoding_is_comfyuis():
     assert relative_error(pixels, values["decoded"].clamp(-1, 1)) <= 1e-5
 
 
-def test_encoding_is_comfyuis():
-    vae, values = load_vae(VAE, device=CPU, dtype=FP32), vae_values()
+@VAES
+def test_encoding_is_comfyuis(path):
+    vae, values = load_vae(path, device=CPU, dtype=FP32), vae_values(path)
     with torch.no_grad():
         mean = vae.encode(values["pixels"]).latent_dist.mode()
     assert relative_error(mean, values["encoded_mean"]) <= 1e-5
     statistics = LatentStatistics.of(vae)
     first = encode_pixel_frame(vae, values["pixels"][:, :, :1]) * statistics.std + statistics.mean
     assert relative_error(first, values["encoded_mean"][:, :, :1]) <= 1e-5
+    cache = EncoderCache.for_vae(vae)
+    streamed = torch.cat([encode_pixel_frames(vae, part, cache) for part in values["pixels"].split(2, dim=2)], dim=2)
+    assert relative_error(streamed * statistics.std + statistics.mean, values["encoded_mean"]) <= 1e-5
 
 
-def test_a_vae_file_with_diffusers_names_is_the_same(tmp_path):
-    vae = load_vae(VAE, device=CPU, dtype=FP32)
+@pytest.mark.parametrize(("path", "name"), [(VAE, "Wan21"), (VAE_22, "Wan22")])
+def test_mean_and_deviation_of_latents_are_comfyuis(path, name):
+    """Read from the source: the module itself needs a running ComfyUI."""
+    source = comfyui_path() / "comfy" / "latent_formats.py"
+    if not source.is_file():
+        pytest.skip(f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
+    classes = {node.name: node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef)}
+    statistics = LatentStatistics.of(load_vae(path, device=CPU, dtype=FP32))
+    expected: dict[str, list[float]] = {}
+    for node in ast.walk(classes[name]):
+        match node:
+            case ast.Assign([ast.Attribute(attr=attribute)], ast.Call(ast.Attribute(ast.Call(args=[values])))):
+                expected[attribute] = ast.literal_eval(values)
+    assert statistics.mean.flatten().tolist() == pytest.approx(expected["latents_mean"])
+    assert statistics.std.flatten().tolist() == pytest.approx(expected["latents_std"])
+
+
+@VAES
+def test_a_vae_file_with_diffusers_names_is_the_same(tmp_path, path):
+    vae = load_vae(path, device=CPU, dtype=FP32)
     save_file(vae.state_dict(), tmp_path / "vae.safetensors")
     again = load_vae(tmp_path / "vae.safetensors", device=CPU, dtype=FP32)
     assert dict(again.config) == dict(vae.config)
@@ -142,6 +176,13 @@ def without(name):
     return lambda tensors: tensors.pop(name)
 
 
+def narrowed(name):
+    def change(tensors):
+        tensors[name] = tensors[name][:, :4].contiguous()
+
+    return change
+
+
 def halved(name):
     def change(tensors):
         tensors[name] = tensors[name][: len(tensors[name]) // 2].contiguous()
@@ -155,6 +196,11 @@ def halved(name):
         ("vae", UMT5, None, "holds no VAE of Wan"),
         ("vae", VAE, without("encoder.conv1.weight"), "lacks encoder.conv_in.weight"),
         ("vae", VAE, halved("decoder.upsamples.8.residual.2.weight"), "has wrong shapes, decoder.up_blocks.2.resnets"),
+        ("vae", VAE_22, without("encoder.conv1.weight"), "lacks encoder.conv_in.weight"),
+        ("vae", VAE_22, without("decoder.upsamples.2.upsamples.0.shortcut.bias"), "lacks decoder.up_blocks.2.resnets"),
+        ("vae", VAE_22, halved("encoder.downsamples.1.downsamples.2.time_conv.bias"), "has wrong shapes, encoder.down"),
+        ("vae", VAE_22, halved("conv2.weight"), "gives 24 latent channels, and mean and .* known for 16 and 48: give"),
+        ("vae", VAE_22, narrowed("encoder.conv1.weight"), "takes pictures of 4 channels and gives 12"),
         ("text_encoder", VAE, None, "holds no umt5 text encoder"),
         ("text_encoder", UMT5, without("encoder.block.1.layer.1.layer_norm.weight"), "lacks encoder.block.1"),
         ("text_encoder", UMT5, halved("encoder.block.1.layer.1.DenseReluDense.wi_0.weight"), "has wrong shapes"),

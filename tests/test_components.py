@@ -12,8 +12,8 @@ from torch import nn
 from transformers import UMT5EncoderModel
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError, list_component_files
+from streamblocks.checkpoints.checkpoint_reading import index_tensors
 from streamblocks.checkpoints.row_sources import elements
-from streamblocks.checkpoints.safetensors_reading import index_tensors
 from streamblocks.wan.checkpoints.pipeline_folder import check_pipeline_folder
 from streamblocks.wan.checkpoints.tokenizer import load_tokenizer
 from streamblocks.wan.tiny_model import write_tiny_model

@@ -1,6 +1,7 @@
 """The estimate against the measured peak."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from streamblocks.families.model_family import AttentionChoice, ComponentOptions
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.estimate import check_it_fits, estimate_memory, smaller_choices
+from streamblocks.stream.known_families import recognise_family
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.residency import PlainResidency
@@ -18,7 +20,6 @@ from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.checkpoints.components import transformer_component
 from streamblocks.wan.checkpoints.quantized_checkpoint import save_quantized_transformer
-from streamblocks.wan.family import CAUSAL_WAN_21
 from streamblocks.wan.rehearsal import bytes_per_score
 
 pytestmark = pytest.mark.usefixtures("no_pipeline")
@@ -35,18 +36,25 @@ FORMATS = {
 
 def estimate(folder, settings, dtype, spec=None, attention=NATIVE):
     options = ComponentOptions(dtype, torch.float32, spec, attention)
-    components = CAUSAL_WAN_21.components(ModelSources.in_folder(folder), options)
-    return estimate_memory(CAUSAL_WAN_21, components, settings, attention, torch.device("cpu"))
+    family = recognise_family(folder)
+    components = family.components(ModelSources.in_folder(folder), options)
+    return estimate_memory(family, components, settings, attention, torch.device("cpu"))
 
 
 RECOMPUTE = StreamSettings(width=128, height=96, steps=2)
 ROLLING = StreamSettings(width=96, height=96, steps=2, kv_policy="rolling", context_frames=6, sink_frames=1)
-CASES = {name: (spec, RECOMPUTE) for name, spec in FORMATS.items()} | {"rolling": (None, ROLLING)}
+CASES = {name: ("tiny_folder", spec, RECOMPUTE) for name, spec in FORMATS.items()} | {
+    "rolling": ("tiny_folder", None, ROLLING),
+    # As many tokens as above, so that the stream needs more than encoding the prompt.
+    "recompute of the second family": ("tiny_folder_22", None, replace(RECOMPUTE, width=256, height=192)),
+    "rolling of the second family": ("tiny_folder_22", None, replace(ROLLING, width=192, height=192)),
+}
 
 
-@pytest.mark.parametrize(("spec", "settings"), CASES.values(), ids=CASES.keys())
-def test_within_ten_percent_of_the_measured_peak(tiny_folder, spec, settings):
+@pytest.mark.parametrize(("folder", "spec", "settings"), CASES.values(), ids=CASES.keys())
+def test_within_ten_percent_of_the_measured_peak(request, folder, spec, settings):
     """What `check_fit` compares with the card: the larger of encoding the prompt and, without its encoder, the rest."""
+    tiny_folder = request.getfixturevalue(folder)
     recipe = Recipe(model=str(tiny_folder), quantization=spec, dtype="bfloat16")
     expected = estimate(tiny_folder, settings, torch.bfloat16, spec)
     pipeline = materialise(recipe)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A room is a folder, host.py, or a room within a room; each lists what it may import.
+# A room is a folder, or a room within a room; each lists what it may import.
 ALLOWED = {
     "": {"nodes"},
     "nodes": {"stream", "memory", "host", "wan.tiny_model", "families", "ops.quantization"},
@@ -27,8 +27,8 @@ ALLOWED = {
         "ops",
         "memory",
     },
-    "wan.checkpoints": {"wan.transformer", "families", "checkpoints", "ops"},
-    "wan.steps": {"wan.geometry", "wan.transformer", "wan.vae", "families.kv_policies", "families.step_list"},
+    "wan.checkpoints": {"wan.geometry", "wan.transformer", "families", "checkpoints", "ops"},
+    "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies", "families.step_list"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops"},
     "families": {"checkpoints", "ops", "memory.pipeline_facts"},
@@ -121,7 +121,7 @@ def test_the_rules_have_no_circle():
 def test_every_file_of_the_pack_has_a_room():
     """So that every module of a new folder is covered by a rule."""
     looked_at = {module_of(path) for path in FILES}
-    assert {"host", "__init__", "nodes.loader", "tools.run_workflow", "tools.train_mini.scenes"} <= looked_at
+    assert {"host.progress", "__init__", "nodes.loader", "tools.run_workflow", "tools.train_mini.scenes"} <= looked_at
     # Tests and benchmarks may import anything, and untracked files are not part of the pack.
     skipped = {"tests", "benchmarks"}
     folders = {path.parent for path in ROOT.glob("*/*.py") if not path.parent.name.startswith(".")}

@@ -23,7 +23,7 @@ from streamblocks.ops.kernels.kernel import ALL, SWITCH_VARIABLE, TRIALS, Kernel
 from streamblocks.ops.kernels.norm_silu_launch import NORM_SILU, NormVariant
 from streamblocks.ops.kernels.register import KERNELS, describe_kernels
 from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
-from streamblocks.wan.kernel_report import NOT_ASKED_FOR, report_kernels
+from streamblocks.wan.kernel_report import NOT_ASKED_FOR, OTHER_VAE, report_kernels
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, SelfAttentionPass
@@ -360,11 +360,14 @@ def test_a_compiled_layer_holds_a_launch_and_no_break(traced):
 
 def test_the_report_of_a_pipeline(cards, transformer):
     pipe = make_causal_wan_pipeline()
-    report = report_kernels(pipe, CPU, torch.float32, torch.float32)
+    report = report_kernels(pipe, CPU, dtype=torch.float32, vae_dtype=torch.float32, fused_vae=True)
     assert report == dict.fromkeys(NAMES, "needs CUDA, this is cpu")
     pipe.update_components(transformer=transformer)
-    report = report_kernels(pipe, SECOND_CARD, torch.bfloat16, torch.float16)
+    dtypes = {"dtype": torch.bfloat16, "vae_dtype": torch.float16}
+    report = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=True)
     assert report == dict.fromkeys(NAMES, "runs") | {"gelu_quantization": NOT_ASKED_FOR}
+    of_another_vae = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=False)
+    assert of_another_vae == report | {"norm_silu": OTHER_VAE}
 
 
 @ON_TWO_CARDS

@@ -124,10 +124,13 @@ def test_a_config_says_block_window_and_sink(config, frames, context, sink):
     assert (preset.frames_per_block, preset.context_frames, preset.sink_frames) == (frames, context, sink)
 
 
-@pytest.mark.parametrize("config", [{"num_frames_per_block": 0}, {"num_frame_per_block": "3"}, {"sink_size": -3}])
+@pytest.mark.parametrize(
+    "config", [{"num_frames_per_block": 0}, {"num_frame_per_block": "3"}, {"sink_size": -3}, {"local_attn_size": "12"}]
+)
 def test_a_config_that_cannot_be_is_named(config):
-    with pytest.raises(CheckpointError, match="give whole numbers, at least one frame"):
-        chosen("wan/model", 12, local_attn_size=12, **config)
+    (name,) = config
+    with pytest.raises(CheckpointError, match=rf"has .*{name} .* in its config, allowed are whole numbers"):
+        chosen("wan/model", 12, **config)
 
 
 def test_the_mini_models_own_settings_are_its_videos():

@@ -63,7 +63,7 @@ path.rename(target)
 folder = host.models / "diffusers" / "tiny"
 folder.parent.mkdir(exist_ok=True)
 import importlib, shutil
-shutil.copytree(importlib.import_module(PACK + ".nodes.loader")._tiny_model_folder(), folder)
+shutil.copytree(importlib.import_module(PACK + ".nodes.model_choice").tiny_model_folder(), folder)
 loader |= {{"model": "diffusion_models/saved.safetensors", "components": "diffusers/tiny"}}
 quantize["format"] = "none"
 again = run(keep_frames="all")[0][1]

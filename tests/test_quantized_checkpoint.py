@@ -243,10 +243,12 @@ for name, module in patcher.model.diffusion_model.named_modules():
         weights[name] = weight.data.dequantize().float().contiguous()
 import comfy.sample
 from comfy_extras.nodes_ar_video import SamplerARVideo
-sampler = SamplerARVideo.execute(num_frame_per_block=3).result[0]
+causal = type(patcher.model).__name__ == "WAN21_CausalAR"
+sampler = SamplerARVideo.execute(num_frame_per_block=3).result[0] if causal else comfy.samplers.sampler_object("euler")
 generator = torch.Generator().manual_seed(0)
 text = torch.randn(1, 8, patcher.model.diffusion_model.text_embedding[0].in_features, generator=generator)
-noise = torch.randn(1, 16, 6, 4, 6, generator=generator)
+channels = patcher.model.diffusion_model.patch_embedding.in_channels
+noise = torch.randn(1, channels, 6, 4, 6, generator=generator)
 conditioning, sigmas = [[text, {}]], torch.tensor([1.0, 0.9, 0.6, 0.0])
 with torch.no_grad():
     weights["sampled"] = comfy.sample.sample_custom(
@@ -258,9 +260,18 @@ save_file(weights, result, {"model": type(patcher.model).__name__})
 
 
 @pytest.mark.skipif(not comfyui_found(), reason=f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
-@pytest.mark.parametrize("spec", [SCHEMES[0], INT8_ROWS, INT8_TENSOR], ids=["fp8", "int8 per row", "int8 per tensor"])
-def test_the_real_comfyui_reads_and_samples_our_files(tiny_folder, tmp_path, spec):
-    saved = _load(tiny_folder, spec)
+@pytest.mark.parametrize(
+    ("tiny", "spec", "model"),
+    [
+        ("tiny_folder", SCHEMES[0], "WAN21_CausalAR"),
+        ("tiny_folder", INT8_ROWS, "WAN21_CausalAR"),
+        ("tiny_folder", INT8_TENSOR, "WAN21_CausalAR"),
+        ("tiny_folder_22", SCHEMES[0], "WAN22"),
+    ],
+    ids=["fp8", "int8 per row", "int8 per tensor", "fp8 of 2.2"],
+)
+def test_the_real_comfyui_reads_and_samples_our_files(request, tmp_path, tiny, spec, model):
+    saved = _load(request.getfixturevalue(tiny), spec)
     path = save_quantized_transformer(saved, tmp_path / "ours.safetensors")
     result = tmp_path / "weights.safetensors"
     root = comfyui_path()
@@ -271,10 +282,10 @@ def test_the_real_comfyui_reads_and_samples_our_files(tiny_folder, tmp_path, spe
     )
     assert run.returncode == 0, run.stderr[-2000:]
     with safe_open(result, "pt") as opened:
-        assert opened.metadata()["model"] == "WAN21_CausalAR"
+        assert opened.metadata()["model"] == model
     theirs = load_file(result)
     sampled = theirs.pop("sampled")
-    assert sampled.shape == (1, 16, 6, 4, 6)
+    assert sampled.shape == (1, saved.config.in_channels, 6, 4, 6)
     assert torch.isfinite(sampled).all() and sampled.std() > 0.1
     plan = plan_for(path, "transformer", torch.bfloat16, None)
     assert len(theirs) == len(plan.quantized_names) + 2 * 2  # q, k and v instead of qkv, in two layers

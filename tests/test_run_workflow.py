@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import av
 import pytest
+from layouts import LAYOUTS, TRANSFORMER, UMT5, VAE
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
@@ -42,3 +44,44 @@ def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = run(tmp_path, "--set", "StreamBlocksSampler.speed=2")
     assert done.returncode == 1
     assert "StreamBlocksSampler has no input speed; it has " in done.stderr
+
+
+def test_models_and_loras_are_taken_by_name_and_by_path(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    # An older name of models/text_encoders, as ComfyUI still takes it.
+    for place, twin in (("vae/wan/vae.safetensors", VAE), ("clip/umt5.safetensors", UMT5)):
+        (models / place).parent.mkdir(parents=True)
+        (models / place).symlink_to(twin)
+    names = ["--vae", "vae/wan/vae.safetensors", "--text-encoder", "text_encoders/umt5.safetensors"]
+    loras = [f"{LAYOUTS / 'lora_peft.safetensors'}:0.5", str(LAYOUTS / "lora_kohya.safetensors")]
+    options = ["--models", str(models), "--model", str(TRANSFORMER), *names, "--lora", loras[0], "--lora", loras[1]]
+    done = run(tmp_path, *options, "--width", "32", "--height", "32", "--steps", "2", "--blocks", "1")
+    assert done.returncode == 0, done.stderr
+    assert "5 nodes in " in done.stdout
+    # Of each component the end, and what came after ten seconds of silence.
+    said = [line for line in done.stdout.splitlines() if ": loading " in line]
+    assert sum(": 100 % of " in line for line in said) == 3 <= len(said) <= 6
+    assert (models / "loras/lora_peft.safetensors").is_symlink()
+    with av.open(str(tmp_path / "stream.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 9
+        prompt = json.loads(video.metadata["prompt"])
+    chosen = [node["inputs"] for node in prompt.values() if node["class_type"] == "StreamBlocksLora"]
+    assert [(inputs["lora"], inputs["strength"]) for inputs in chosen] == [
+        ("lora_peft.safetensors", 0.5),
+        ("lora_kohya.safetensors", 1.0),
+    ]
+
+
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path, "--vae", str(VAE), "--lora", "gone.safetensors:0.5")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("--lora is 'gone.safetensors', which is neither a name that ")
+    assert "Traceback" not in done.stderr and "loading" not in done.stdout
+    assert not list((tmp_path / "host").rglob(VAE.name))
+
+
+def test_a_models_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    done = run(tmp_path, "--models", str(tmp_path / "typo"))
+    assert done.returncode == 1
+    assert f"--models is '{tmp_path / 'typo'}', which is not a folder" in done.stderr
+    assert not (tmp_path / "typo").exists()

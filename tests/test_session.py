@@ -371,7 +371,7 @@ def test_unknown_models_and_devices_are_named(tiny_folder, tmp_path):
     with pytest.raises(CheckpointError, match="lacks the sub-folder transformer"):
         materialise(Recipe(model=str(tmp_path / "empty")))
     (tmp_path / "model.pt").write_bytes(b"pickle")
-    with pytest.raises(CheckpointError, match="holds only the transformer"):
+    with pytest.raises(CheckpointError, match="so it is not opened"):
         materialise(Recipe(model=str(tmp_path / "model.pt")))
     with pytest.raises(CheckpointError, match=r"model\.pt"):
         materialise(Recipe(model=str(tmp_path / "model.pt"), components=str(tiny_folder)))

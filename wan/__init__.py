@@ -1,1 +1,1 @@
-"""The built-in causal Wan pipeline: diffusers modular blocks that make Wan 2.1 a stream."""
+"""The built-in causal Wan pipeline: diffusers modular blocks that make Wan a stream."""

@@ -1,21 +1,24 @@
-"""The causal models of Wan 2.1: Krea Realtime 14B, Self-Forcing and its relatives."""
+"""The causal models of Wan: those of 2.1 (Krea Realtime 14B, Self-Forcing and its relatives), and of 2.2's 5B."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..families.model_family import (
     AttentionChoice,
     ComponentOptions,
+    LatentGeometry,
     ModelFamily,
     ModelSources,
 )
+from ..families.stream_preset import StreamPreset
 from .checkpoints.transformer_configs import TRANSFORMER_CLASSES, diffusers_config
-from .geometry import WAN_21_GEOMETRY
+from .geometry import WAN_21_GEOMETRY, WAN_22_GEOMETRY
 from .memory_facts import MEMORY_FACTS
-from .presets import UNNAMED, WAN_21_PRESETS
+from .presets import UNNAMED, WAN_21_PRESETS, WAN_22_PRESETS
 
 if TYPE_CHECKING:
     import torch
@@ -24,20 +27,30 @@ if TYPE_CHECKING:
     from ..checkpoints.component import Component
     from ..checkpoints.lora_choice import LoraChoice
     from ..checkpoints.tensor_writing import PlannedFile
-    from ..families.stream_preset import StreamPreset
 
 # diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
 
+# Of a config that does not say: diffusers' class has 2.1's as its default.
+_UNWRITTEN_CHANNELS = WAN_21_GEOMETRY.channels
 
-class CausalWan21(ModelFamily):
-    """Text to video in blocks of latent frames; sources of the values: Wan 2.1's and Krea Realtime's model cards."""
 
-    name = "causal Wan 2.1"
+@dataclass(frozen=True)
+class CausalWan(ModelFamily):
+    """Text to video in blocks of latent frames: one transformer class and one VAE class, in several sizes.
+
+    Attributes:
+        name: shown to users.
+        geometry: of its latents, by whose channels its files are recognised.
+        presets: of its models.
+    """
+
     transformer_classes = TRANSFORMER_CLASSES
     vae_class = "AutoencoderKLWan"
-    geometry = WAN_21_GEOMETRY
     memory_facts = MEMORY_FACTS
-    presets = WAN_21_PRESETS
+
+    name: str
+    geometry: LatentGeometry
+    presets: tuple[StreamPreset, ...]
 
     def recognises(self, model: Path) -> bool:
         """Checks the class in a folder's config, or names and shapes in a single file."""
@@ -50,7 +63,7 @@ class CausalWan21(ModelFamily):
         if not config.is_file():
             return False
         facts = diffusers_config(read_json(config))
-        channels = facts.get("in_channels", self.geometry.channels)
+        channels = facts.get("in_channels", _UNWRITTEN_CHANNELS)
         return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
 
     def components(self, sources: ModelSources, options: ComponentOptions) -> dict[str, Component]:
@@ -77,6 +90,7 @@ class CausalWan21(ModelFamily):
                 dtype=options.dtype,
                 quantization=quantization,
                 loras=options.loras,
+                averaged=options.averaged,
                 prepare=prepare_transformer,
             ),
             "vae": vae_component(sources.vae, dtype=options.vae_dtype, prepare=speed_up_vae),
@@ -99,6 +113,19 @@ class CausalWan21(ModelFamily):
         from .checkpoints.tokenizer import find_tokenizer
 
         return find_tokenizer(sources.tokenizers)
+
+    def parts_in(self, file: Path) -> frozenset[str]:
+        """See `ModelFamily`."""
+        from .checkpoints.all_in_one import parts_in
+
+        return parts_in(file)
+
+    def notices(self, transformer: Component) -> tuple[str, ...]:
+        """See `causality_notice`."""
+        from .checkpoints.causality import causality_notice
+
+        notice = causality_notice(transformer.weights)
+        return () if notice is None else (notice,)
 
     def text_shape(self, transformer: Component) -> tuple[int, int]:
         """As many tokens as prompts are padded to, and the width of UMT5's output."""
@@ -155,8 +182,17 @@ class CausalWan21(ModelFamily):
     ) -> dict[str, str]:
         """See `ModelFamily`."""
         from .kernel_report import report_kernels
+        from .vae.residual_blocks import takes_fused_passes
 
-        return report_kernels(pipe, device, components["transformer"].dtype, components["vae"].dtype)
+        transformer, vae = components["transformer"], components["vae"]
+        return report_kernels(
+            pipe,
+            device,
+            dtype=transformer.dtype,
+            vae_dtype=vae.dtype,
+            fused_vae=takes_fused_passes(vae.config),
+        )
 
 
-CAUSAL_WAN_21 = CausalWan21()
+CAUSAL_WAN_21 = CausalWan(name="causal Wan 2.1", geometry=WAN_21_GEOMETRY, presets=WAN_21_PRESETS)
+CAUSAL_WAN_22_5B = CausalWan(name="causal Wan 2.2 5B", geometry=WAN_22_GEOMETRY, presets=WAN_22_PRESETS)

@@ -10,10 +10,11 @@ from ..ops.kernels.kernel import KernelName
 from ..ops.kernels.register import RUNS, describe_kernels
 
 NOT_ASKED_FOR = "not used here: it runs for FP8 layers with a scale per row after a GELU, in a compiled transformer"
+OTHER_VAE = "not used here: diffusers' own decoder runs, this VAE's is built otherwise than the one it is for"
 
 
 def report_kernels(
-    pipe: ModularPipeline, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype
+    pipe: ModularPipeline, device: torch.device, *, dtype: torch.dtype, vae_dtype: torch.dtype, fused_vae: bool
 ) -> dict[str, str]:
     """ "runs" or the reason why not, by the kernel's name.
 
@@ -22,18 +23,21 @@ def report_kernels(
         device: of its components.
         dtype: of the transformer.
         vae_dtype: of the VAE.
+        fused_vae: whether the VAE has the decoder that `fuse_decoder` replaces.
     """
     transformer = getattr(pipe, "transformer", None)
-    if transformer is None:
-        return describe_kernels(device, dtype=dtype, vae_dtype=vae_dtype)
-    config = transformer.config
+    config = None if transformer is None else transformer.config
     told = describe_kernels(
         device,
         dtype=dtype,
         vae_dtype=vae_dtype,
-        heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
+        heads=config and config.num_attention_heads,
+        head_dim=config and config.attention_head_dim,
     )
+    if told[KernelName.NORM_SILU.value] == RUNS and not fused_vae:
+        told[KernelName.NORM_SILU.value] = OTHER_VAE
+    if transformer is None:
+        return told
     asked = any(isinstance(module, FP8Linear) and module.gelu_kernel is not None for module in transformer.modules())
     if told[KernelName.GELU_QUANTIZATION.value] == RUNS and not asked:
         told[KernelName.GELU_QUANTIZATION.value] = NOT_ASKED_FOR

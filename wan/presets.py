@@ -127,7 +127,7 @@ LONGLIVE_2 = replace(
     frames_per_block=8,
     sink_frames=8,
     files=("longlive",),
-    source="github.com/NVlabs/LongLive, configs/inference.yaml of 2.0: window 32, sink 8, 1280x704 at 24 a second",
+    source="github.com/NVlabs/LongLive (7860ad9), configs/inference.yaml: window 32, sink 8, 1280x704 at 24 a second",
     note="LongLive 2.0's marks for scene cuts (a sink per shot, a jump in time) are not used here.",
 )
 

@@ -183,7 +183,7 @@ class MetaRehearsal:
             sink_frames=inputs["sink_frames"],
         )
         cache.commit(context * cache.tokens_per_frame)
-        pictures = frame_cache_length(context)
+        pictures = frame_cache_length(vae, context)
         return {
             "stream_position": context + block,
             "kv_cache": cache,

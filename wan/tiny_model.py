@@ -1,8 +1,9 @@
 """A complete Wan pipeline folder of a few megabytes with seeded random weights.
 
 It has diffusers' layout (`model_index.json`, `tokenizer/`, `text_encoder/`, `transformer/`, `vae/`,
-`scheduler/`) and Wan's proportions in time and space (16 latent channels, 8x in space, 4x in time), so
-that every path of the pack can be run on a CPU in seconds. The pictures mean nothing, but they vary.
+`scheduler/`) and the proportions in time and space of Wan 2.1 (16 latent channels, 8x in space, 4x in time) or of 2.2's
+5B (48 channels, 16x, 4x), so that every path of the pack can be run on a CPU in seconds. The pictures mean nothing, but
+they vary.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from ..families.model_family import LatentGeometry
 from .checkpoints.preset_choice import SETTINGS_FILE
+from .checkpoints.vae_configs import PUBLISHED_STATISTICS, complete_vae_config
+from .geometry import WAN_21_GEOMETRY
 
 TEXT_DIM = 48
 TEXT_LENGTH = 512
@@ -35,8 +39,10 @@ _GAINS = {"decoder.conv_out.weight": 0.6}
 _QUERY_GAIN = 0.3
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
-    """Write the tiny pipeline into `folder` (made if absent) and return `folder`.
+def write_tiny_model(
+    folder: Path, *, seed: int = 0, layers: int = 2, geometry: LatentGeometry = WAN_21_GEOMETRY
+) -> Path:
+    """Write the tiny pipeline of latents of `geometry`, one of Wan's, into `folder` (made if absent); returns `folder`.
 
     `layers` are those of the transformer, and of the text encoder. The same seed writes the same bytes. torch's global
     random state does not change.
@@ -46,8 +52,8 @@ def write_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
         components: dict[str, Any] = {
             "tokenizer": _tokenizer(),
             "text_encoder": _text_encoder(layers),
-            "transformer": _transformer(layers),
-            "vae": _vae(),
+            "transformer": _transformer(layers, geometry.channels),
+            "vae": _vae() if geometry == WAN_21_GEOMETRY else _residual_vae(),
             "scheduler": UniPCMultistepScheduler(
                 prediction_type="flow_prediction",
                 use_flow_sigmas=True,
@@ -113,13 +119,13 @@ def _text_encoder(layers: int) -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval()
 
 
-def _transformer(layers: int) -> WanTransformer3DModel:
+def _transformer(layers: int, channels: int) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=32,
-        in_channels=16,
-        out_channels=16,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=TEXT_DIM,
         freq_dim=32,
         ffn_dim=128,
@@ -136,6 +142,24 @@ def _vae() -> AutoencoderKLWan:
         dim_mult=[1, 2, 4, 4],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
+    ).eval()
+
+
+def _residual_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        **complete_vae_config(
+            {
+                "base_dim": 8,
+                "decoder_base_dim": 8,
+                "z_dim": 48,
+                "num_res_blocks": 1,
+                "is_residual": True,
+                "in_channels": 12,
+                "out_channels": 12,
+                "patch_size": 2,
+                **PUBLISHED_STATISTICS[48],
+            }
+        )
     ).eval()
 
 

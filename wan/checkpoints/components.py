@@ -15,13 +15,13 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
+from ...checkpoints.checkpoint_reading import index_tensors
 from ...checkpoints.component import Component, Prepare, prepare_nothing
 from ...checkpoints.lora_choice import LoraChoice
 from ...checkpoints.lora_rows import unchanged
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
-from ...checkpoints.safetensors_reading import index_tensors
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
 from .layer_presets import PRESETS
@@ -31,6 +31,7 @@ from .single_file import diffusers_names, recognise_single_file
 from .text_encoder_file import recognise_text_encoder_file
 from .transformer_building import build_transformer, check_complete
 from .transformer_configs import TRANSFORMER_CLASSES, diffusers_config
+from .vae_configs import complete_vae_config
 from .vae_file import recognise_vae_file
 from .wrapper_names import find_prefix, strip_wrappers
 
@@ -45,18 +46,19 @@ def transformer_component(
     dtype: torch.dtype,
     quantization: QuantizationSpec | None = None,
     loras: Sequence[LoraChoice] = (),
+    averaged: bool = True,
     prepare: Prepare = prepare_nothing,
 ) -> Component:
     """The transformer of a pipeline folder or of a single file, self-attention fused.
 
     Parameters are `dtype`; for a 16-bit `dtype` those that diffusers keeps in float32 (norms, time embedder,
     modulation) are float32. Weights that are stored quantized stay in their stored format, but for layers which one of
-    `loras` changes: these are quantized again. Raises CheckpointError for anything but a Wan text-to-video transformer,
-    and for LoRAs that do not belong to it.
+    `loras` changes: these are quantized again. `averaged`: see `transformer_weights`. Raises CheckpointError for
+    anything but a Wan text-to-video transformer, and for LoRAs that do not belong to it.
     """
     component = Component(
         name="transformer",
-        weights=transformer_weights(source),
+        weights=transformer_weights(source, averaged=averaged),
         dtype=dtype,
         build=_build_transformer,
         keep_fp32=keep_fp32_parts(WanTransformer3DModel, dtype),
@@ -182,9 +184,8 @@ def transformer_weights(source: Path, *, averaged: bool = True) -> ComponentWeig
 
 def _vae_weights(source: Path) -> ComponentWeights:
     if not source.is_dir():
-        file = recognise_vae_file(source)
-        return replace(file, config=with_defaults(AutoencoderKLWan, file.config))
-    config = with_defaults(AutoencoderKLWan, _config(source, "vae", (VAE_CLASS,)))
+        return recognise_vae_file(source)
+    config = complete_vae_config(_config(source, "vae", (VAE_CLASS,)))
     return ComponentWeights(source, config, _folder_sources(source, "vae", AutoencoderKLWan))
 
 

@@ -11,10 +11,10 @@ from ...checkpoints.checkpoint_files import CheckpointError, read_json
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...families.kv_policies import ROLLING
 from ...families.stream_preset import StreamPreset
+from .transformer_configs import frames_per_block
 
 SETTINGS_FILE = "streaming.json"
-# As the training code of these models and of its relatives call it in a transformer's config.
-_BLOCK_KEYS = ("num_frames_per_block", "num_frame_per_block")
+# As the training code of these models calls them in a transformer's config.
 _WINDOW_KEY, _SINK_KEY = "local_attn_size", "sink_size"
 
 
@@ -46,14 +46,14 @@ def choose_preset(
 
 def _with_config(preset: StreamPreset, config: Mapping[str, Any], path: Path) -> StreamPreset:
     """The preset with the block, window and sink of the transformer's config, where it has them."""
-    frames = next((config[key] for key in _BLOCK_KEYS if config.get(key) is not None), preset.frames_per_block)
+    frames = frames_per_block(path, config) or preset.frames_per_block
     # The makers' window includes the block; -1 is one without bounds.
     window = config.get(_WINDOW_KEY) or -1
     sink = config.get(_SINK_KEY) or 0
-    if not all(isinstance(value, int) for value in (frames, window, sink)) or frames < 1 or sink < 0:
+    if type(window) is not int or type(sink) is not int or sink < 0:
         raise CheckpointError(
-            f"the config of {path} has frames per block {frames!r}, {_WINDOW_KEY} {window!r} and {_SINK_KEY} {sink!r}: "
-            "give whole numbers, at least one frame."
+            f"{path} has {_WINDOW_KEY} {window!r} and {_SINK_KEY} {sink!r} in its config, allowed are whole numbers: "
+            "correct the config, or download it again."
         )
     if frames == preset.frames_per_block and window <= frames:
         return preset

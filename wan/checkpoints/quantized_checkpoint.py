@@ -1,8 +1,8 @@
 """Save a quantized Wan transformer as one safetensors file in the format of ComfyUI's own quantized checkpoints.
 
-Wan's names, projections unfused, `comfy_format`'s keys, and the header fields `config` (by which ComfyUI recognises the
-model as causal and reads sizes that differ from the published ones) and `streamblocks` (diffusers' config and
-how activations are quantized, which this pack reads).
+Wan's names, projections unfused, `comfy_format`'s keys, and the header fields `config` (by which ComfyUI recognises a
+model of Wan 2.1 as causal and reads sizes that differ from the published ones) and `streamblocks` (diffusers' config
+and how activations are quantized, which this pack reads).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ...checkpoints.tensor_writing import PlannedTensor, write_tensors
 from ...ops.fp8_linear import FP8Linear
 from ...ops.int8 import is_int8
 from ...ops.quantization import QuantizationSpec
+from ..geometry import WAN_22_GEOMETRY
 from ..transformer.joined_projections import fused_rows
 from .original_names import original_name
 from .single_file import HEAD_DIM, OWN_METADATA_KEY
@@ -150,7 +151,7 @@ def file_metadata(config: Mapping[str, Any], spec: QuantizationSpec | None) -> d
     own = {"config": config, **({"quantization": spec.as_dict()} if spec is not None else {})}
     return {
         "format": "pt",
-        "config": json.dumps({"transformer": {"causal_ar": True, **_unusual_sizes(config)}}),
+        "config": json.dumps({"transformer": {**_causal_mark(config), **_unusual_sizes(config)}}),
         OWN_METADATA_KEY: json.dumps(own),
     }
 
@@ -163,6 +164,11 @@ def _spec(layers: Mapping[str, _QuantizedLayer]) -> QuantizationSpec:
         some.activations,
         some.fast_accumulation,
     )
+
+
+def _causal_mark(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ComfyUI knows a causal model by; its class for the latents of Wan 2.2's 5B fails with the mark."""
+    return {} if config["in_channels"] == WAN_22_GEOMETRY.channels else {"causal_ar": True}
 
 
 def _unusual_sizes(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _VARIANTS = {
     "a camera-control transformer": ("control_adapter.",),
 }
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})$")
-_KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B"}
+_KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B", (3072, 30, 14336): "5B"}
 
 
 @dataclass(frozen=True)
@@ -206,9 +206,7 @@ def diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, s
     for variant, marks in _VARIANTS.items():
         mark = next((mark for mark in marks if any(mark in name for name in sources)), None)
         if mark is not None:
-            raise CheckpointError(
-                f"{path} is {variant} ({mark.strip('.')}): give a text-to-video transformer of Wan 2.1."
-            )
+            raise CheckpointError(f"{path} is {variant} ({mark.strip('.')}): give a text-to-video transformer of Wan.")
     if _DIFFUSERS_MARK in sources:
         return {name: name for name in sources}
     if _ORIGINAL_MARK not in sources:

@@ -16,7 +16,8 @@ from ...checkpoints.comfy_format import gather_quantized
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import QuantizedRows, RowSource
-from .tokenizer import TOKENIZER_KEY
+from .all_in_one import TEXT_ENCODER_NAMES, take_part
+from .tokenizer import is_tokenizer
 
 _EMBEDDING = "shared.weight"
 _LAYER = re.compile(r"encoder\.block\.(\d+)\.")
@@ -44,8 +45,9 @@ def recognise_text_encoder_file(path: Path) -> ComponentWeights:
         CheckpointError: the file cannot be read, is quantized in another format, or holds something else.
     """
     header = read_checkpoint(path)
-    tensors = {name: tensor for name, tensor in header.tensors.items() if name != TOKENIZER_KEY}
-    gathered = gather_quantized(path, header, tensors)
+    beside = {name: tensor for name, tensor in header.tensors.items() if not is_tokenizer(name)}
+    prefix, tensors = take_part(path, beside, TEXT_ENCODER_NAMES)
+    gathered = gather_quantized(path, header, tensors, prefix)
     named = {_transformers_name(name): _in_full_precision(source) for name, source in gathered.items()}
     sources = without_tied(named, dict(UMT5EncoderModel._tied_weights_keys))
     return ComponentWeights(path, _config_from_shapes(path, sources), sources)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from ...checkpoints.checkpoint_files import CheckpointError
 from ...checkpoints.checkpoint_reading import read_checkpoint
-from ...checkpoints.row_sources import read_whole
+from ...checkpoints.row_sources import RowSource, read_whole
 from .pipeline_folder import check_pipeline_folder
 
 TOKENIZER_KEY = "spiece_model"
@@ -71,6 +71,11 @@ class SentencePieceTokenizer:
         return ids if limit is None or len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
+def is_tokenizer(name: str) -> bool:
+    """Whether the tensor called `name` is a tokenizer, in a text encoder's file or one with other parts too."""
+    return name == TOKENIZER_KEY or name.endswith(f".{TOKENIZER_KEY}")
+
+
 def find_tokenizer(places: Sequence[Path]) -> PreTrainedTokenizerBase | SentencePieceTokenizer:
     """The tokenizer of the first place that has one, without touching the network and without running its code.
 
@@ -83,11 +88,14 @@ def find_tokenizer(places: Sequence[Path]) -> PreTrainedTokenizerBase | Sentence
     for place in places:
         if (place / "tokenizer").is_dir():
             return load_tokenizer(place)
-        if place.is_file() and TOKENIZER_KEY in read_checkpoint(place).tensors:
-            return _tokenizer_inside(place)
+        if place.is_file():
+            inside = [tensor for name, tensor in read_checkpoint(place).tensors.items() if is_tokenizer(name)]
+            if inside:
+                return _tokenizer_inside(inside[0])
     raise CheckpointError(
         f"there is no tokenizer in {' or '.join(map(str, places))}: choose a text encoder file that holds its own "
-        f"({TOKENIZER_KEY}), as ComfyUI's umt5 files do, or under 'components' a folder with a sub-folder tokenizer."
+        f"({TOKENIZER_KEY}), as ComfyUI's umt5 files do, or under 'tokenizer' such a file or a folder that has a "
+        "sub-folder tokenizer."
     )
 
 
@@ -102,11 +110,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _tokenizer_inside(file: Path) -> SentencePieceTokenizer:
-    stored = read_checkpoint(file).tensors[TOKENIZER_KEY]
+def _tokenizer_inside(stored: RowSource) -> SentencePieceTokenizer:
     try:
         return SentencePieceTokenizer(read_whole(stored).numpy().tobytes())
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{file} holds a tokenizer ({TOKENIZER_KEY}) that cannot be read ({error}): download it again."
+            f"{stored.file} holds a tokenizer ({stored.key}) that cannot be read ({error}): download it again."
         ) from error

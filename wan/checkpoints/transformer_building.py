@@ -13,16 +13,21 @@ from ...checkpoints.component import empty_weights
 from ...checkpoints.module_loading import NOTHING_JOINED, check_slots
 from ...checkpoints.module_slots import find_slots
 from ...checkpoints.row_sources import RowSource
+from .transformer_configs import FRAMES_PER_BLOCK_KEYS
 
 _FIRST_LAYER = "blocks.0."
 
 
 def build_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
-    """The transformer of `config`; entries that diffusers' class does not take are left out."""
+    """The transformer of `config`; of entries that diffusers' class does not take, its config keeps frames per block.
+
+    So a file that is written from the loaded transformer has them too.
+    """
     taken = inspect.signature(WanTransformer3DModel.__init__).parameters
     model: WanTransformer3DModel = WanTransformer3DModel.from_config(
         {key: value for key, value in config.items() if key in taken}
     )
+    model.register_to_config(**{key: config[key] for key in FRAMES_PER_BLOCK_KEYS if key in config})
     return model
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from ...checkpoints.checkpoint_files import CheckpointError
 
 # diffusers' own; FastVideo's and its relatives'; the makers' own training code, which has Wan's terms in its configs.
 TRANSFORMER_CLASSES = (
@@ -13,6 +16,8 @@ TRANSFORMER_CLASSES = (
     "CausalWanTransformer",
     "WanModel",
 )
+# What causal classes call the latent frames of a block: FastVideo's and the makers' word.
+FRAMES_PER_BLOCK_KEYS = ("num_frames_per_block", "num_frame_per_block")
 # Wan's words for what diffusers' config says, from Wan's `wan/modules/model.py`.
 _WANS_WORDS = {"num_heads": "num_attention_heads", "in_dim": "in_channels", "out_dim": "out_channels"}
 # Width and width of the feed-forward layers to layers: 1.3B and 14B of Wan 2.1, 5B of Wan 2.2.
@@ -25,6 +30,24 @@ def diffusers_config(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     renamed = {_WANS_WORDS.get(key, key): value for key, value in config.items() if key != "qk_norm"}
     return {**renamed, "attention_head_dim": int(config.get("dim", 2048)) // int(config["num_heads"])}
+
+
+def frames_per_block(path: Path, config: Mapping[str, Any]) -> int | None:
+    """Latent frames per block that the transformer in `path` was trained with; None if its config does not say.
+
+    Raises:
+        CheckpointError: the config says something other than a number from 1 on.
+    """
+    key = next((key for key in FRAMES_PER_BLOCK_KEYS if config.get(key) is not None), None)
+    if key is None:
+        return None
+    frames = config[key]
+    if type(frames) is not int or frames < 1:
+        raise CheckpointError(
+            f"{path} has {key} {frames!r} in its config, allowed are whole numbers from 1: correct the config, or "
+            "download it again."
+        )
+    return frames
 
 
 def published_layers(width: int, ffn_dim: int) -> int | None:

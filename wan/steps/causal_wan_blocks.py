@@ -46,7 +46,7 @@ class DenoiseBlocks(SequentialPipelineBlocks):
 
 
 class CausalWanBlocks(SequentialPipelineBlocks):
-    """Causal Wan 2.1 text-to-video, one block of latent frames per call."""
+    """Causal Wan text-to-video, one block of latent frames per call."""
 
     model_name = MODEL_NAME
     block_classes: ClassVar = [EncodePromptStep, BeforeDenoiseBlocks, DenoiseBlocks, DecodeBlockStep]
@@ -55,7 +55,7 @@ class CausalWanBlocks(SequentialPipelineBlocks):
     @property
     def description(self) -> str:
         """What the pipeline does."""
-        return "Block-autoregressive Wan 2.1: each call makes the next few latent frames of a stream."
+        return "Block-autoregressive Wan: each call makes the next few latent frames of a stream."
 
     @property
     def outputs(self) -> list[OutputParam]:

@@ -10,16 +10,15 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from ...families.kv_policies import RECOMPUTE, ROLLING, check_kv_policy
-from ..geometry import WAN_21_GEOMETRY
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
 
 
-def frame_cache_length(context_frames: int) -> int:
-    """Pixel frames that `context_frames` latent frames stand for: 1 + (context - 1) * 4."""
-    return WAN_21_GEOMETRY.pixel_frames(context_frames, from_the_start=True)
+def frame_cache_length(vae: AutoencoderKLWan, context_frames: int) -> int:
+    """Pixel frames that `context_frames` latent frames stand for, 1 + (context - 1) * 4 for Wan's VAEs."""
+    return 1 + (context_frames - 1) * int(vae.config.scale_factor_temporal)
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,15 @@ class Recompute:
         context = past.latents[:, :, -frames:]
         if past.position == frames:
             return context
+        reach = frame_cache_length(vae, frames)
         if not past.pictures:
             raise ValueError(
                 f"frame_cache_context holds no pictures: a block at stream_position {past.position} with {frames} "
-                f"context frames needs the last {frame_cache_length(frames)} pictures; give them with the latents."
+                f"context frames needs the last {reach} pictures; give them with the latents."
             )
-        if len(past.pictures) < frame_cache_length(frames):
+        if len(past.pictures) < reach:
             return context
-        oldest = past.pictures[-frame_cache_length(frames)].unsqueeze(2)
+        oldest = past.pictures[-reach].unsqueeze(2)
         first = encode_pixel_frame(vae, oldest, past.statistics).to(context.device)
         return torch.cat([first, context[:, :, 1:]], dim=2)
 

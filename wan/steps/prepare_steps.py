@@ -189,7 +189,8 @@ class PrepareCachesStep(ModularPipelineBlocks):
             block_state.crossattn_cache = allocate_cross_cache(components.transformer, text_tokens=text_tokens)
         if block_state.decoder_cache is None:
             block_state.decoder_cache = DecoderCache.for_vae(components.vae)
-        pictures, length = block_state.frame_cache_context, frame_cache_length(block_state.context_frames)
+        pictures = block_state.frame_cache_context
+        length = frame_cache_length(components.vae, block_state.context_frames)
         if getattr(pictures, "maxlen", None) != length:
             # Pictures given by the caller may be in a list, or in a deque of another length.
             block_state.frame_cache_context = deque(pictures or (), maxlen=length)
@@ -277,7 +278,7 @@ class PrepareNoiseStep(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """The noise."""
-        return [OutputParam("latents", type_hint=torch.Tensor, description="[1, 16, frames, height/8, width/8]")]
+        return [OutputParam("latents", type_hint=torch.Tensor, description="[1, channels, frames, rows, columns]")]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""

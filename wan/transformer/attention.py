@@ -199,7 +199,7 @@ def install_causal_attention(transformer: WanTransformer3DModel, backend: str = 
     """Give every layer our class and cached processors, and the transformer an offsettable RoPE; no weight changes.
 
     Args:
-        transformer: any size of Wan 2.1 text-to-video.
+        transformer: any size of Wan text-to-video.
         backend: name of a diffusers attention backend, such as "native" or "flash".
 
     Returns:

@@ -1,4 +1,4 @@
-"""The encoder of Wan's VAE for a single picture, computed channels-last with fused norms.
+"""The encoder of Wan 2.1's VAE for a single picture, computed channels-last with fused norms.
 
 The first frame of a video has two frames of zeros before it, so each causal convolution is a 2-D one with its last tap:
 a third of the multiplications. `recompute` encodes one picture a block this way.

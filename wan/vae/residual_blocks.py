@@ -1,8 +1,8 @@
-"""Parts of Wan's VAE on [frames, height, width, channels] that fused encoder and decoder share."""
+"""Parts of Wan 2.1's VAE on [frames, height, width, channels] that fused encoder and decoder share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ Features = list[torch.Tensor | str | None]
 
 # Adds up the sum, norms it and convolves; returns the convolution without its bias.
 NormedConvolution = Callable[[WanRMS_norm, WanCausalConv3d, PendingSum], torch.Tensor]
+
+
+def takes_fused_passes(config: Mapping[str, Any]) -> bool:
+    """Whether fused encoder and decoder compute the VAE of this config: the blocks of Wan 2.2's have shortcuts."""
+    return not config["is_residual"]
 
 
 def apply_residual_block(block: WanResidualBlock, value: PendingSum, convolve: NormedConvolution) -> PendingSum:

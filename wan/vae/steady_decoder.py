@@ -1,4 +1,4 @@
-"""The decoder of Wan's VAE for a running stream, computed channels-last with fused norms.
+"""The decoder of Wan 2.1's VAE for a running stream, computed channels-last with fused norms.
 
 The same computation as diffusers' `WanDecoder3d`, which still decodes the first two latent frames of a stream, other
 VAEs, and on other devices. From the third frame on, every convolution has two cached frames and this module is used:
@@ -37,6 +37,7 @@ from .residual_blocks import (
     apply_residual_block,
     from_diffusers,
     spatial_padding,
+    takes_fused_passes,
     to_diffusers,
 )
 
@@ -48,7 +49,7 @@ DecoderForward = Callable[..., torch.Tensor]
 
 def fuse_decoder(vae: AutoencoderKLWan) -> None:
     """Make the VAE's decoder use this module for steady latent frames. VAEs of another architecture are not changed."""
-    if vae.config.is_residual or vae.decoder.training:
+    if vae.decoder.training or not takes_fused_passes(vae.config):
         return
     vae.decoder.forward = _SteadyForward(vae.decoder, vae.decoder.forward)
 

@@ -1,8 +1,8 @@
-"""Decode a stream of latents with `AutoencoderKLWan`, block after block, with the result of decoding them all at once.
+"""Decode and encode a stream with `AutoencoderKLWan`, block after block, with the result of doing it all at once.
 
 Wan's VAE is causal in time: each convolution looks back two frames. diffusers keeps those frames in lists on
-the model and clears them on every `decode`; here the list belongs to the stream and is passed to the decoder,
-so nothing is patched and several streams can share one VAE.
+the model and clears them on every `decode` and `encode`; here the lists belong to the stream and are passed to decoder
+and encoder, so nothing is patched and several streams can share one VAE.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from torch import nn
 
 from .picture_encoder import encode_first_frame
+from .residual_blocks import Features, takes_fused_passes
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,41 @@ class DecoderCache:
     """
 
     statistics: LatentStatistics
-    features: list[torch.Tensor | str | None] = field(default_factory=list)
+    features: Features = field(default_factory=list)
     latent_frames: int = 0
 
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
         """An empty cache for the start of a stream."""
-        convolutions = [module for module in vae.decoder.modules() if isinstance(module, WanCausalConv3d)]
-        remembering = sum(convolution.kernel_size[0] > 1 for convolution in convolutions)
-        return cls(LatentStatistics.of(vae), features=[None] * remembering)
+        return cls(LatentStatistics.of(vae), features=_empty_features(vae.decoder))
+
+
+@dataclass
+class EncoderCache:
+    """What the encoder's causal convolutions keep of the past, and pictures that are no whole latent frame yet.
+
+    Attributes:
+        statistics: of the VAE's latents.
+        features: one entry per convolution over several frames: None, or a tensor
+            [batch, channels, <=2, height, width].
+        held: pictures that wait for others, [batch, 3, frames, height, width]; None where there are none.
+        latent_frames: how many latent frames were encoded.
+    """
+
+    statistics: LatentStatistics
+    features: Features = field(default_factory=list)
+    held: torch.Tensor | None = None
+    latent_frames: int = 0
+
+    @classmethod
+    def for_vae(cls, vae: AutoencoderKLWan) -> EncoderCache:
+        """An empty cache for the start of a stream."""
+        return cls(LatentStatistics.of(vae), features=_empty_features(vae.encoder))
+
+
+def _empty_features(coder: nn.Module) -> Features:
+    convolutions = [module for module in coder.modules() if isinstance(module, WanCausalConv3d)]
+    return [None] * sum(convolution.kernel_size[0] > 1 for convolution in convolutions)
 
 
 @torch.no_grad()
@@ -75,8 +103,8 @@ def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: Deco
         cache: of the stream.
 
     Returns:
-        Pixels in -1..1, the VAE's dtype, [batch, 3, F, 8 * height, 8 * width]; F is 1 for the first latent
-        frame of a stream and 4 for every other.
+        Pixels in -1..1, the VAE's dtype, [batch, 3, F, S * height, S * width]; F is 1 for the first latent
+        frame of a stream and 4 for every other; S is 8 for Wan 2.1's VAE and 16 for 2.2's.
     """
     z = vae.post_quant_conv(denormalize_latents(vae, latent, cache.statistics))
     first = cache.latent_frames == 0
@@ -99,16 +127,60 @@ def encode_pixel_frame(
         statistics: of the VAE's latents; None reads them from its config.
 
     Returns:
-        Float32 latents as the transformer works on them [batch, z_dim, 1, height / 8, width / 8]; the mode of
-        the distribution, so that a stream is reproducible.
+        Float32 latents as the transformer works on them [batch, z_dim, 1, height / S, width / S], S as
+        `decode_latent_frame` says; the mode of the distribution, so that a stream is reproducible.
     """
     pixels = frame.to(vae_device(vae), vae_dtype(vae))
-    if pixels.shape[0] == 1 and not vae.config.is_residual:
+    if pixels.shape[0] == 1 and takes_fused_passes(vae.config):
         latent = encode_first_frame(vae, pixels).chunk(2, dim=1)[0]
     else:
         latent = vae.encode(pixels).latent_dist.mode()
-    known = (statistics or LatentStatistics.of(vae)).to(latent.device)
-    return (latent.float() - known.mean) / known.std
+    return _normalize_latents(latent, statistics or LatentStatistics.of(vae))
+
+
+@torch.no_grad()
+def encode_pixel_frames(vae: AutoencoderKLWan, frames: torch.Tensor, cache: EncoderCache) -> torch.Tensor:
+    """Encode the next pictures of a video; `cache` moves on.
+
+    The first latent frame is made from one picture and every other from the next 4, so pictures that are no whole
+    latent frame are held back until the others come.
+
+    Args:
+        vae: Wan's VAE.
+        frames: [batch, 3, any number, height, width] in -1..1, on any device.
+        cache: of the video.
+
+    Returns:
+        Float32 latents as the transformer works on them [batch, z_dim, latent frames, height / S, width / S], S as
+        `decode_latent_frame` says, perhaps no latent frame; the mode of the distribution.
+    """
+    waiting = frames if cache.held is None else torch.cat([cache.held.to(frames), frames], dim=2)
+    batch, _, _, height, width = frames.shape
+    scale = vae.config.scale_factor_spatial
+    nothing = torch.empty((batch, vae.config.z_dim, 0, height // scale, width // scale), device=vae_device(vae))
+    latents = [nothing]
+    while waiting.shape[2] >= (needed := vae.config.scale_factor_temporal if cache.latent_frames else 1):
+        latents.append(_encode_next(vae, waiting[:, :, :needed], cache))
+        waiting = waiting[:, :, needed:]
+    # Cloned: a view would keep all pictures of this call.
+    cache.held = waiting.clone() if waiting.shape[2] else None
+    return torch.cat(latents, dim=2)
+
+
+def _encode_next(vae: AutoencoderKLWan, pictures: torch.Tensor, cache: EncoderCache) -> torch.Tensor:
+    """The latent frame of as many pictures as one is made from."""
+    pixels = pictures.to(vae_device(vae), vae_dtype(vae))
+    if vae.config.patch_size is not None:
+        pixels = patchify(pixels, patch_size=vae.config.patch_size)
+    encoded = vae.quant_conv(vae.encoder(pixels, feat_cache=cache.features, feat_idx=[0]))
+    cache.latent_frames += 1
+    return _normalize_latents(encoded.chunk(2, dim=1)[0], cache.statistics)
+
+
+def _normalize_latents(latents: torch.Tensor, statistics: LatentStatistics) -> torch.Tensor:
+    """The inverse of `denormalize_latents`, in float32."""
+    known = statistics.to(latents.device)
+    return (latents.float() - known.mean) / known.std
 
 
 def denormalize_latents(

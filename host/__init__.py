@@ -1,0 +1,53 @@
+"""All that talks to ComfyUI, by subject; nothing else but the nodes' schemas imports it."""
+
+from .execution import blocked_output, throw_if_cancelled
+from .files_made import is_trimmed, new_output_file, new_temp_file, temp_folder, video_from_file, workflow_metadata
+from .model_management import (
+    ComfyResidency,
+    WholeModelPatcher,
+    default_device,
+    device_names,
+    other_models,
+    unload_all_models,
+)
+from .models_on_disk import (
+    diffusers_folders,
+    lora_files,
+    new_transformer_file,
+    pipeline_folders,
+    resolve_lora,
+    resolve_model,
+    text_encoder_files,
+    transformer_files,
+    vae_files,
+)
+from .pipeline_folders import PipelineFolder
+from .progress import StreamProgress
+
+__all__ = [
+    "ComfyResidency",
+    "PipelineFolder",
+    "StreamProgress",
+    "WholeModelPatcher",
+    "blocked_output",
+    "default_device",
+    "device_names",
+    "diffusers_folders",
+    "is_trimmed",
+    "lora_files",
+    "new_output_file",
+    "new_temp_file",
+    "new_transformer_file",
+    "other_models",
+    "pipeline_folders",
+    "resolve_lora",
+    "resolve_model",
+    "temp_folder",
+    "text_encoder_files",
+    "throw_if_cancelled",
+    "transformer_files",
+    "unload_all_models",
+    "vae_files",
+    "video_from_file",
+    "workflow_metadata",
+]

