@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from layouts import users_files
 from PIL import Image
 
 from chromium_page import ComfyPage
@@ -27,17 +28,22 @@ Node = tuple[str, tuple[int, int], int, dict[str, Any]]
 # A wire: from node and output, to node and input; nodes by their number below, slots by name.
 Wire = tuple[int, str, int, str]
 
-# Seconds on a CPU with the mini model that comes with the pack, and the same video each time.
+# Seconds on a CPU with the mini model that comes with the pack, and the same video each time. Sizes, steps and the like
+# come from the model.
 SMALL_AND_SHORT = {
     "prompt": "a red circle moves right",
     # One in which shapes move through the middle of the picture.
     "seed": 6,
     "control_after_generate": "fixed",
     "blocks": 5,
-    "width": 64,
-    "height": 64,
-    "fps": 8,
 }
+# Files as ComfyUI's users have them; the test lays their twins out.
+SINGLE_FILES = {
+    "model": "diffusion_models/self_forcing_dmd.pt",
+    "vae": "vae/wan_2.1_vae.safetensors",
+    "text_encoder": "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+}
+FOX = "a red fox runs through fresh snow, morning light, handheld camera, its breath visible in the cold air"
 
 TEXT_TO_VIDEO: tuple[list[Node], list[Wire]] = (
     [
@@ -56,7 +62,19 @@ QUANTIZED: tuple[list[Node], list[Wire]] = (
     ],
     [(0, "pipeline", 1, "pipeline"), (1, "pipeline", 2, "pipeline"), (2, "video", 3, "video")],
 )
-WORKFLOWS = {"text_to_video_stream": TEXT_TO_VIDEO, "quantized_stream": QUANTIZED}
+FROM_SINGLE_FILES: tuple[list[Node], list[Wire]] = (
+    [
+        ("StreamBlocksLoadPipeline", (60, 120), 420, SINGLE_FILES),
+        ("StreamBlocksSampler", (540, 120), 420, {"prompt": FOX}),
+        ("StreamBlocksSaveStream", (1020, 120), 420, {}),
+    ],
+    [(0, "pipeline", 1, "pipeline"), (1, "video", 2, "video")],
+)
+WORKFLOWS = {
+    "text_to_video_stream": TEXT_TO_VIDEO,
+    "quantized_stream": QUANTIZED,
+    "single_files": FROM_SINGLE_FILES,
+}
 
 BUILD = """
 async ([nodes, wires]) => {
@@ -114,7 +132,7 @@ def main() -> None:
     EXAMPLES.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as base,
-        ComfyUIServer(Path(base), packs={"streamblocks": ROOT}) as server,
+        ComfyUIServer(Path(base) / "comfyui", packs={"streamblocks": ROOT}, models=users_files(Path(base))) as server,
         ComfyPage(server.url, height=1000) as page,
     ):
         for name, (nodes, wires) in WORKFLOWS.items():

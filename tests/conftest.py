@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from layouts import users_files
 
 from streamblocks.stream.materialise import release_materialised
 from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
@@ -29,7 +30,8 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI
     """A real ComfyUI with this pack in it, started once for all tests that ask for it."""
     if not comfyui_found():
         pytest.skip(f"real ComfyUI not found at {comfyui_path()}: set COMFYUI_PATH")
-    with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs={PACK_FOLDER: PACK_ROOT}) as server:
+    models = users_files(tmp_path_factory.mktemp("files"))
+    with ComfyUIServer(tmp_path_factory.mktemp("comfyui"), packs={PACK_FOLDER: PACK_ROOT}, models=models) as server:
         yield server
 
 

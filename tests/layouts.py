@@ -29,5 +29,16 @@ def umt5_values() -> tuple[list[str], dict[str, torch.Tensor]]:
         return json.loads(file.metadata()["prompts"]), load_file(path)
 
 
+def users_files(folder: Path) -> dict[str, Path]:
+    """Files by their places in `models/`, named as published; the transformer's is a training checkpoint's `.pt`."""
+    checkpoint = folder / "self_forcing_dmd.pt"
+    torch.save({"generator_ema": load_file(TRANSFORMER)}, checkpoint)
+    return {
+        "diffusion_models/self_forcing_dmd.pt": checkpoint,
+        "vae/wan_2.1_vae.safetensors": VAE,
+        "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors": UMT5_FP8,
+    }
+
+
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
