@@ -125,6 +125,8 @@ class Benchmark:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.recipe = write_pipeline(folder, SIZES[options.size], self.device)
         self.results: list[tuple[Case, Figures]] = []
         self._pictures: dict[tuple[int, int], torch.Tensor] = {}
@@ -242,7 +244,7 @@ def write_pipeline(folder: Path, size: ModelSize, device: torch.device) -> Recip
     """Write a pipeline of random weights; the recipe that loads it."""
     if size.name == "tiny":
         write_tiny_model(folder, layers=8)
-        return Recipe(str(folder), device=device.type)
+        return Recipe(str(folder), device=str(device))
     write_tiny_model(folder)
     transformer = build_transformer(size, device, torch.bfloat16, replace_linear=layer_replacement("fp8-tensor", size))
     file = save_quantized_transformer(transformer, folder / "transformer.safetensors")
@@ -253,7 +255,7 @@ def write_pipeline(folder: Path, size: ModelSize, device: torch.device) -> Recip
     encoder.save_pretrained(folder / "text_encoder")
     del encoder
     release_cached_memory(device)
-    return Recipe(str(file), components=str(folder), device=device.type, compile=COMPILE_TRANSFORMER)
+    return Recipe(str(file), components=str(folder), device=str(device), compile=COMPILE_TRANSFORMER)
 
 
 def copied_bytes(pipeline: BuiltInPipeline) -> int:

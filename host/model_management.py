@@ -10,8 +10,7 @@ import comfy.model_patcher
 import torch
 from torch import nn
 
-from ..memory.tensor_bytes import module_bytes
-from ..stream.residency import move_module
+from ..stream.residency import is_on_device, move_module, resident_bytes
 
 
 def default_device() -> torch.device:
@@ -46,7 +45,7 @@ class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def loaded_size(self) -> int:
         """Bytes of the module on the load device: all or none."""
-        return self.model_size() if self.current_loaded_device() == self.load_device else 0
+        return self.model_size() if is_on_device(self.model, self.load_device) else 0
 
     def current_loaded_device(self) -> torch.device:
         """Where the module's weights are."""
@@ -104,6 +103,16 @@ class ComfyResidency:
         patchers = [self._patcher(name, module, device) for name, module in components.items()]
         comfy.model_management.load_models_gpu(patchers, memory_required=working_bytes, force_full_load=True)
 
+    def offload(self, name: str, module: nn.Module) -> None:
+        """Unload one component, as ComfyUI does when it needs the memory."""
+        patcher = self._patchers.get(name)
+        loaded = comfy.model_management.current_loaded_models
+        for entry in [entry for entry in loaded if entry.model is patcher]:
+            entry.model_unload()
+            loaded.remove(entry)
+        move_module(module, torch.device("cpu"))
+        comfy.model_management.soft_empty_cache()
+
     def forget(self, name: str) -> None:
         """Take the patcher of one component off ComfyUI's list, without moving weights that are about to be deleted."""
         patcher = self._patchers.pop(name, None)
@@ -118,8 +127,8 @@ class ComfyResidency:
     def _patcher(self, name: str, module: nn.Module, device: torch.device) -> WholeModelPatcher:
         patcher = self._patchers.get(name)
         if patcher is None or patcher.model is not module:
-            # ComfyUI counts quantized tensors at their logical size.
-            size = module_bytes(module)
-            patcher = WholeModelPatcher(module, load_device=device, offload_device=torch.device("cpu"), size=size)
+            patcher = WholeModelPatcher(module, load_device=device, offload_device=torch.device("cpu"))
             self._patchers[name] = patcher
+        # ComfyUI counts quantized tensors at their logical size, and streamed layers as if they were on the device.
+        patcher.size = resident_bytes(module)
         return patcher

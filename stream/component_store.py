@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from ..checkpoints.component import Component
 from ..checkpoints.finite_weights import explain_bad_weight
 from .layer_streaming import stream_layers, streamer_of
-from .residency import Residency, is_on_device
+from .residency import Residency, is_on_device, resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,13 @@ class ComponentStore:
     Attributes:
         components: as given, or exchanged since.
         on_load: called after each tensor is loaded.
+        budget: bytes of the device that weights and working memory may take; None for as much as there is.
     """
 
     def __init__(self, components: Mapping[str, Component], device: torch.device, residency: Residency) -> None:
         self.components = components
         self.on_load: LoadCallback = ignore_load
+        self.budget: int | None = None
         self._device = device
         self._residency = residency
         self._modules: dict[str, nn.Module] = {}
@@ -58,6 +60,7 @@ class ComponentStore:
         if name not in self._modules:
             component = self.components[name]
             away = sum(component.layer_bytes[index] for index in self._streamed.get(name, ()))
+            self._make_way([name], component.bytes - away)
             self._residency.make_room(component.bytes - away, self._device)
             self._modules[name] = self._read(component)
             # Immediately: the residency cannot evict weights that are not registered with it.
@@ -67,6 +70,7 @@ class ComponentStore:
     def bring(self, names: Iterable[str], working_bytes: int) -> None:
         """Move loaded components to the device, with `working_bytes` left free for caches and activations."""
         modules = {name: self._modules[name] for name in names}
+        self._make_way(modules, sum(resident_bytes(module) for module in modules.values()) + working_bytes)
         self._residency.bring(modules, self._device, working_bytes)
 
     @property
@@ -94,6 +98,15 @@ class ComponentStore:
         """Release all modules."""
         self._residency.release()
         self._modules.clear()
+
+    def _make_way(self, names: Collection[str], needed: int) -> None:
+        """Offload other components until `needed` bytes and what stays are within the budget."""
+        if self.budget is None:
+            return
+        others = [(name, module) for name, module in self._modules.items() if name not in names]
+        held = [(name, module) for name, module in others if is_on_device(module, self._device)]
+        while held and needed + sum(resident_bytes(module) for _, module in held) > self.budget:
+            self._residency.offload(*held.pop())
 
     def _read(self, component: Component) -> nn.Module:
         if component.plan.spec is not None:

@@ -175,6 +175,7 @@ class BuiltInPipeline:
         others = ((text, self._estimate(spec, changed)) for text, spec, changed in choices)
         estimate = self._estimate(self.recipe.quantization, settings)
         check_it_fits(estimate, available, settings, others)
+        self._store.budget = available - estimate.overhead if settings.memory_gb else None
         self._plan_layers(estimate, available)
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:

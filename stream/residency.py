@@ -44,6 +44,9 @@ class Residency(Protocol):
     def bring(self, components: Mapping[str, nn.Module], device: torch.device, working_bytes: int) -> None:
         """Put `components` on `device`, with `working_bytes` left free for caches and activations."""
 
+    def offload(self, name: str, module: nn.Module) -> None:
+        """Move one component off the device; `bring` brings it back."""
+
     def forget(self, name: str) -> None:
         """Forget one component, which is about to be deleted."""
 
@@ -73,6 +76,12 @@ class PlainResidency:
         self._evict_unless_free(missing + working_bytes, device, keep=components)
         for component in components.values():
             move_module(component, device)
+
+    def offload(self, name: str, module: nn.Module) -> None:
+        """Move it to the CPU, and give its memory back."""
+        device = next(module.parameters()).device
+        move_module(module, torch.device("cpu"))
+        release_cached_memory(device)
 
     def forget(self, name: str) -> None:
         """Forget one component."""

@@ -111,6 +111,33 @@ def test_a_budget_is_kept_where_more_is_free(deep):
         pipeline.check_fit(too_small)
 
 
+class WatchedCard(SmallCard):
+    """Notes what is offloaded."""
+
+    def __init__(self, available):
+        super().__init__(available)
+        self.offloaded = []
+
+    def offload(self, name, module):
+        self.offloaded.append(name)
+        super().offload(name, module)
+
+
+def test_under_a_budget_the_text_encoder_goes_before_the_rest_comes(deep):
+    card = WatchedCard(10**12)
+    pipeline = materialise(Recipe(str(deep)), residency=card)
+    assert isinstance(pipeline, BuiltInPipeline)
+    small = StreamSettings(width=96, height=96, steps=1)
+    estimate = pipeline._estimate(None, small)
+    for bytes_granted, offloaded in ((estimate.needed, ["text_encoder"]), (2 * estimate.needed, [])):
+        settings = StreamSettings(width=96, height=96, steps=1, memory_gb=bytes_granted / 1e9 + 1e-6)
+        pipeline.check_fit(settings)
+        card.offloaded.clear()
+        with Session(pipeline, settings) as session:
+            session.run_block(f"waves {bytes_granted}")
+        assert card.offloaded[:1] == offloaded
+
+
 def test_a_budget_on_a_cpu_is_refused(deep):
     pipeline = materialise(Recipe(str(deep)))
     with pytest.raises(ValueError, match="memory_gb is 8 and the device is cpu, whose memory is not managed: leave it"):
