@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +18,22 @@ from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
 
 # The tensors here are tiny: more threads only wait for each other, for minutes on a busy machine.
 torch.set_num_threads(1)
+# So do those of the programs that tests start: two such programs spend most of their time in OpenMP's busy waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PACK_ROOT = Path(__file__).resolve().parent.parent
 # Nothing may depend on the name of the folder: users clone, copy and rename it. Without a space: ComfyUI 0.33 asks
 # aiohttp for a route with the space quoted and then compares it unquoted, so no pack's page files would be found.
 PACK_FOLDER = "my-stream.pack.v2"
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collection pass over what the imports made: half a million objects, dozens of times in some tests.
+
+    What tests make comes later, and is collected and counted as ever.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
