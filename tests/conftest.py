@@ -36,6 +36,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Otherwise libraries that look for leaks at exit would report all of it."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUIServer]:
     """A real ComfyUI with this pack in it, started once for all tests that ask for it."""
