@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 from streamblocks.stream.materialise import release_materialised
 from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
@@ -54,6 +55,16 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random pipeline in diffusers' layout; not to be written to."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sharded_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny transformer in several shards, in a pipeline folder of its own; not to be written to."""
+    folder = tmp_path_factory.mktemp("sharded")
+    transformer = WanTransformer3DModel.from_pretrained(tiny_folder / "transformer")
+    transformer.save_pretrained(folder / "transformer", max_shard_size="100KB")
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
+    return folder
 
 
 @pytest.fixture
