@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoints.component import Component
 from ..families.model_family import AttentionChoice, ModelFamily
+from ..memory.byte_text import format_gb
 from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationSpec
 from .settings import StreamSettings
@@ -101,12 +102,13 @@ def check_it_fits(
     """
     if estimate.needed <= available:
         return
-    fitting = next((f"{text} needs {_gb(other.needed)}" for text, other in others if other.needed <= available), None)
+    fits = (f"{text} needs {format_gb(other.needed)}" for text, other in others if other.needed <= available)
+    fitting = next(fits, None)
     advice = fitting or "nothing smaller fits either; choose a smaller width and height or another device"
     raise MemoryError(
-        f"this model at {settings.width}x{settings.height} needs {_gb(estimate.needed)} (weights "
-        f"{_gb(estimate.transformer + estimate.vae)}, caches and activations {_gb(estimate.streaming)}), "
-        f"{_gb(available)} are free: {advice}."
+        f"this model at {settings.width}x{settings.height} needs {format_gb(estimate.needed)} (weights "
+        f"{format_gb(estimate.transformer + estimate.vae)}, caches and activations {format_gb(estimate.streaming)}), "
+        f"{format_gb(available)} are free: {advice}."
     )
 
 
@@ -149,7 +151,3 @@ def _dequantized_bytes(component: Component, device: torch.device) -> int:
         return 0
     sizes = [torch.Size(layer.shape).numel() for layer in component.plan.layers if layer.quantized]
     return max(sizes, default=0) * component.dtype.itemsize
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
