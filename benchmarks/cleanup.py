@@ -153,7 +153,7 @@ def build(options: argparse.Namespace, device: torch.device) -> RandomPipeline:
     return RandomPipeline(size, PipelineOptions(device, dtype), layer_replacement(weight_format, size))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), help="default: 14B on CUDA, else tiny")
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.blocks <= FIRST_STEADY_BLOCK:
         parser.error(f"--blocks is {options.blocks}: at least {FIRST_STEADY_BLOCK + 1} are needed.")
     device = device_of(options.device)

@@ -233,9 +233,9 @@ def load_peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    options = parse_options(__doc__ or "")
+    options = parse_options(__doc__ or "", arguments)
     benchmark = Benchmark(options, device_of(options.device), time.monotonic() + options.time_budget)
     benchmark.run()
     print(f"\n{configurations_table(benchmark.report['configurations'])}", flush=True)

@@ -223,14 +223,14 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=_names, default=["14B", "1.3B"])
     parser.add_argument("--formats", type=_names, default=list(SPECS))
     parser.add_argument("--resolutions", type=_names, default=["576x320", "832x480", "1280x720"])
     parser.add_argument("--contexts", type=_names, default=["3", "6"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     # Casting on the meta device is meant here.
     diffusers_logging.set_verbosity_error()
     print("| " + " | ".join(_COLUMNS) + " |")

@@ -84,6 +84,7 @@ class StreamOutcome:
 def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutcome]:
     """Outcomes in the order of `jobs`, made by as many processes of one thread each."""
     if workers == 1:
+        _use_one_thread()
         yield from map(make_stream, jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:

@@ -7,9 +7,12 @@ the allocator's own (`torch.cuda.max_memory_allocated`), on a CPU the bytes of a
 files are the system's cache and do not count.
 
 Then the same transformer is loaded from one `.safetensors` and from one `.pt`, and the process's resident set is shown,
-as Linux counts it (`/proc/self/status`, its peak reset through `/proc/self/clear_refs`): what loading added, and its
-peak. On a CPU the model itself is in it. With `--hollow-14b` only that is measured, as FP8, for files of the 14B's size
-whose weights are holes on the disk: 15 GB of memory are enough.
+as Linux counts it (`/proc/self/status`, its peak reset through `/proc/self/clear_refs`): what loading added, of that
+the anonymous pages and those of mapped files, and its peak. On a CPU the model itself is in it. With `--hollow-14b`
+only that is measured, as FP8, for files of the 14B's size whose weights are holes on the disk: 17 GB of memory are
+enough.
+Beside other work, set OMP_NUM_THREADS=1: OpenMP's threads wait busily for one another, which takes ten times as long
+where they have no core of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import json
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +45,8 @@ from streamblocks.stream.convert import convert_checkpoint
 from streamblocks.wan.checkpoints.components import transformer_component
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# Fields of `_STATUS`, and what they are called here.
+_RESIDENT = {"VmRSS": "rss", "RssAnon": "anonymous", "RssFile": "mapped"}
 SLACK_BYTES = 64 * 2**20
 DTYPE = torch.bfloat16
 # The 14B's proportions at a third of its width; layers are added until the model is large enough.
@@ -131,19 +137,19 @@ def load_files(paths: Sequence[Path], device: torch.device, formats: Sequence[st
     ]
 
 
-def resident(load: Callable[[], torch.nn.Module]) -> dict[str, int]:
-    """Bytes that the module of `load` has, and by which the resident set grew: when it is loaded, and at most."""
+def resident(load: Callable[[], torch.nn.Module]) -> dict[str, float]:
+    """Bytes of the module of `load`, by which the resident set grew when it is loaded, and at most; seconds."""
     gc.collect()
     # What was freed must not be there to be used again: it would not count.
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR_REFS.write_text("5")
-    before = _status_bytes("VmRSS")
+    before = {name: _status_bytes(name) for name in _RESIDENT}
+    began = time.perf_counter()
     module = load()
-    return {
-        "model_bytes": module_bytes(module),
-        "added_rss_bytes": _status_bytes("VmRSS") - before,
-        "peak_rss_bytes": _status_bytes("VmHWM") - before,
-    }
+    seconds = time.perf_counter() - began
+    added = {f"added_{name}_bytes": _status_bytes(field) - before[field] for field, name in _RESIDENT.items()}
+    peak = _status_bytes("VmHWM") - before["VmRSS"]
+    return {"model_bytes": module_bytes(module), **added, "peak_rss_bytes": peak, "seconds": seconds}
 
 
 def _status_bytes(name: str) -> int:
@@ -188,7 +194,9 @@ def table(result: dict[str, Any]) -> str:
 def _file_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{file['file']:18} {file['format']:5} model {file['model_bytes'] / 1e6:8.1f} MB, RSS grew by "
-        f"{file['added_rss_bytes'] / 1e6:8.1f} MB, at most by {file['peak_rss_bytes'] / 1e6:8.1f} MB"
+        f"{file['added_rss_bytes'] / 1e6:8.1f} MB (anonymous {file['added_anonymous_bytes'] / 1e6:.1f}, of files "
+        f"{file['added_mapped_bytes'] / 1e6:.1f}), at most by {file['peak_rss_bytes'] / 1e6:8.1f} MB, in "
+        f"{file['seconds']:.0f} s"
         for file in files
     ]
 

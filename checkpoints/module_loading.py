@@ -2,7 +2,8 @@
 
 For each tensor, `sources[name]` gives the rows and the `Destination` of the slot of that name takes them. Memory: the
 module's own tensors, allocated once on their device in their final dtype, plus the rows being copied. No state dict is
-held, and no file is mapped.
+held, and no file is mapped. All of the module's tensors are allocated before the first row is read: rows that come and
+go between them would leave holes in the C library's heap, which a process keeps.
 """
 
 from __future__ import annotations
@@ -67,13 +68,17 @@ def load_weights(
         parts.setdefault(slots[name].target, []).append(name)
     # ComfyUI runs this in inference mode; tensors made in it cannot be modified outside of it (LoRA).
     with torch.inference_mode(False), torch.no_grad():
+        destinations: dict[str, Destination] = {}
         for target, names in parts.items():
-            destination: Destination
             if target in fillings:
-                destination = QuantizedDestination(fillings[target])
+                fillings[target].allocate()
+                destinations[target] = QuantizedDestination(fillings[target])
             else:
                 final = destination_dtype(target, sources[names[0]].dtype, dtype, keep_fp32)
-                destination = PlainDestination(_allocate(module, target, home_of(target) if home_of else device, final))
+                home = device if home_of is None else home_of(target)
+                destinations[target] = PlainDestination(_allocate(module, target, home, final))
+        for target, names in parts.items():
+            destination = destinations.pop(target)
             destination.prepare([sources[name] for name in names])
             for name in names:
                 taken = destination.take(slots[name].start, sources[name])

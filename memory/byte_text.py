@@ -14,6 +14,11 @@ def format_bytes(size: float) -> str:
     return f"{size:.0f} bytes" if float(size).is_integer() else f"{size:.1f} bytes"
 
 
+def format_gb(size: float) -> str:
+    """In GB of 1e9 bytes, as cards and files are sold and listed, to one digit behind the point."""
+    return f"{size / 1e9:.1f} GB"
+
+
 def unit_for(size: float) -> tuple[int, str]:
     """The unit, in bytes and by name, for an axis that ends at `size`: GiB from 1 GiB on, else MiB, else KiB."""
     for unit, name in _UNITS:

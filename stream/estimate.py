@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoints.component import Component
 from ..families.model_family import AttentionChoice, ModelFamily
+from ..memory.byte_text import format_gb
 from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationSpec
 from .layer_plan import least_bytes
@@ -119,12 +120,13 @@ def check_it_fits(
     """
     if estimate.least <= available:
         return
-    fitting = next((f"{text} needs {_gb(other.least)}" for text, other in others if other.least <= available), None)
+    fits = (f"{text} needs {format_gb(other.least)}" for text, other in others if other.least <= available)
+    fitting = next(fits, None)
     advice = fitting or "nothing smaller fits either; choose a smaller width and height or another device"
     raise MemoryError(
-        f"this model at {settings.width}x{settings.height} needs at least {_gb(estimate.least)}, its layers streamed "
-        f"from RAM (weights {_gb(estimate.transformer_least + estimate.vae)}, caches and activations "
-        f"{_gb(estimate.streaming)}), {_gb(available)} are free: {advice}."
+        f"this model at {settings.width}x{settings.height} needs at least {format_gb(estimate.least)}, its layers "
+        f"streamed from RAM (weights {format_gb(estimate.transformer_least + estimate.vae)}, caches and activations "
+        f"{format_gb(estimate.streaming)}), {format_gb(available)} are free: {advice}."
     )
 
 
@@ -167,7 +169,3 @@ def _dequantized_bytes(component: Component, device: torch.device) -> int:
         return 0
     sizes = [torch.Size(layer.shape).numel() for layer in component.plan.layers if layer.quantized]
     return max(sizes, default=0) * component.dtype.itemsize
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from ..memory.byte_text import format_gb
 from .layer_streaming import SLOTS, spread_evenly
 
 
@@ -35,7 +36,7 @@ class LayerPlan:
         stay, gone = self.layers - len(self.streamed), len(self.streamed)
         return (
             f"{stay} of {self.layers} layers of the {self.component.replace('_', ' ')} stay on the device, {gone} are "
-            f"streamed from {self.host_bytes / 1e9:.1f} GB of RAM."
+            f"streamed from {format_gb(self.host_bytes)} of RAM."
         )
 
 
@@ -84,6 +85,6 @@ def check_host_memory(plans: Iterable[LayerPlan], held: int) -> None:
     free = int(psutil.virtual_memory().available) + held
     if needed > free:
         raise MemoryError(
-            f"the streamed layers need {needed / 1e9:.1f} GB of RAM and {free / 1e9:.1f} GB are free: close other "
+            f"the streamed layers need {format_gb(needed)} of RAM and {format_gb(free)} are free: close other "
             "programs, choose FP8, or give the stream more of the device's memory."
         )

@@ -12,6 +12,7 @@ import torch
 
 from ..checkpoints.checkpoint_files import CheckpointError
 from ..families.model_family import ComponentOptions, ModelFamily, ModelSources
+from ..memory.byte_text import format_gb
 from ..memory.cleanup import release_cached_memory
 from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
@@ -217,7 +218,7 @@ def _fetch(
     least = elements * (1 if quantized else options.dtype.itemsize)
     if available is not None and least > available:
         raise MemoryError(
-            f"the transformer of {name!r} alone needs {least / 1e9:.1f} GB and {available / 1e9:.1f} GB are free: "
+            f"the transformer of {name!r} alone needs {format_gb(least)} and {format_gb(available)} are free: "
             "choose a smaller model, or quantize it; nothing was downloaded."
         )
     return repository.fetch(partial(on_load, f"download of {name}"))

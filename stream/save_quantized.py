@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from ..families.model_family import ModelFamily
+from ..memory.byte_text import format_gb
 from ..memory.error_locals import clearing_error_locals
 from ..memory.tensor_bytes import module_bytes
 from .component_store import ignore_load
@@ -62,8 +63,9 @@ def _check_fit(pipeline: BuiltInPipeline) -> None:
     needed = weights + (0 if pipeline.device.type == "cpu" else DEVICE_OVERHEAD)
     if weights and available is not None and needed > available:
         raise MemoryError(
-            f"the quantized transformer needs {needed / 1e9:.1f} GB of {pipeline.device}, {available / 1e9:.1f} GB are "
-            "free: close programs that use the memory, or set the loader's device to 'cpu' and save from there."
+            f"the quantized transformer needs {format_gb(needed)} of {pipeline.device}, "
+            f"{format_gb(available)} are free: close programs that use the memory, or set the loader's device to 'cpu' "
+            "and save from there."
         )
 
 

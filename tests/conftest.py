@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from layouts import users_files
 
 from streamblocks.stream.materialise import release_materialised
@@ -18,11 +21,27 @@ from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
 
 # The tensors here are tiny: more threads only wait for each other, for minutes on a busy machine.
 torch.set_num_threads(1)
+# So do those of the programs that tests start: two such programs spend most of their time in OpenMP's busy waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PACK_ROOT = Path(__file__).resolve().parent.parent
 # Nothing may depend on the name of the folder: users clone, copy and rename it. Without a space: ComfyUI 0.33 asks
 # aiohttp for a route with the space quoted and then compares it unquoted, so no pack's page files would be found.
 PACK_FOLDER = "my-stream.pack.v2"
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collection pass over what the imports made: half a million objects, dozens of times in some tests.
+
+    What tests make comes later, and is collected and counted as ever.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Otherwise libraries that look for leaks at exit would report all of it."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +64,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_folder_22(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random pipeline with the proportions of Wan 2.2's 5B; not to be written to."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny22", geometry=WAN_22_GEOMETRY)
+
+
+@pytest.fixture(scope="session")
+def sharded_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny transformer in several shards, in a pipeline folder of its own; not to be written to."""
+    folder = tmp_path_factory.mktemp("sharded")
+    transformer = WanTransformer3DModel.from_pretrained(tiny_folder / "transformer")
+    transformer.save_pretrained(folder / "transformer", max_shard_size="100KB")
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
+    return folder
 
 
 @pytest.fixture

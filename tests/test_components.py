@@ -1,7 +1,7 @@
 """Loaded components: the same values as diffusers and transformers, and never a second copy."""
 
 import gc
-from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -16,34 +16,11 @@ from streamblocks.checkpoints.checkpoint_reading import index_tensors
 from streamblocks.checkpoints.row_sources import elements
 from streamblocks.wan.checkpoints.pipeline_folder import check_pipeline_folder
 from streamblocks.wan.checkpoints.tokenizer import load_tokenizer
-from streamblocks.wan.tiny_model import write_tiny_model
 from streamblocks.wan.transformer.joined_projections import fuse_self_attention, fused_rows
 
 from wan_loading import component_bytes, load_text_encoder, load_transformer, load_vae
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def sharded(tiny, tmp_path_factory):
-    """The tiny transformer in several shards, in a pipeline folder of its own."""
-    folder = tmp_path_factory.mktemp("sharded")
-    transformer = WanTransformer3DModel.from_pretrained(tiny / "transformer")
-    transformer.save_pretrained(folder / "transformer", max_shard_size="100KB")
-    assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
-    return folder
-
-
-def _copied(source: Path, target: Path) -> Path:
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
 
 
 def _same_state(ours: nn.Module, theirs: nn.Module) -> None:
@@ -64,11 +41,11 @@ def _velocity(transformer: Any, dtype: torch.dtype = torch.float32) -> torch.Ten
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_vae_and_text_encoder_are_bitwise_those_of_their_makers(tiny, dtype):
-    vae = load_vae(tiny, device="cpu", dtype=dtype)
-    _same_state(vae, AutoencoderKLWan.from_pretrained(tiny / "vae", torch_dtype=dtype))
-    encoder = load_text_encoder(tiny, device="cpu", dtype=dtype)
-    theirs = UMT5EncoderModel.from_pretrained(tiny / "text_encoder", dtype=dtype)
+def test_vae_and_text_encoder_are_bitwise_those_of_their_makers(tiny_folder, dtype):
+    vae = load_vae(tiny_folder, device="cpu", dtype=dtype)
+    _same_state(vae, AutoencoderKLWan.from_pretrained(tiny_folder / "vae", torch_dtype=dtype))
+    encoder = load_text_encoder(tiny_folder, device="cpu", dtype=dtype)
+    theirs = UMT5EncoderModel.from_pretrained(tiny_folder / "text_encoder", dtype=dtype)
     _same_state(encoder, theirs)
     ids = torch.tensor([[70, 3, 71, 1]])
     with torch.no_grad():
@@ -79,9 +56,9 @@ def test_vae_and_text_encoder_are_bitwise_those_of_their_makers(tiny, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_transformer_equals_diffusers_own(tiny, dtype):
-    ours = load_transformer(tiny, device="cpu", dtype=dtype)
-    theirs = WanTransformer3DModel.from_pretrained(tiny / "transformer", torch_dtype=dtype)
+def test_transformer_equals_diffusers_own(tiny_folder, dtype):
+    ours = load_transformer(tiny_folder, device="cpu", dtype=dtype)
+    theirs = WanTransformer3DModel.from_pretrained(tiny_folder / "transformer", torch_dtype=dtype)
     state = ours.state_dict()
     for name, tensor in theirs.state_dict().items():
         fused, rows = fused_rows(ours).get(name, (name, slice(None)))
@@ -94,14 +71,14 @@ def test_transformer_equals_diffusers_own(tiny, dtype):
     assert torch.equal(ours.rope.freqs_cos, theirs.rope.freqs_cos)
 
 
-def test_tied_embeddings_are_one_tensor_whichever_name_is_stored(tiny, tmp_path):
-    expected = load_text_encoder(tiny, device="cpu", dtype=torch.float32)
-    state = load_file(tiny / "text_encoder" / "model.safetensors")
+def test_tied_embeddings_are_one_tensor_whichever_name_is_stored(tiny_folder, tmp_path):
+    expected = load_text_encoder(tiny_folder, device="cpu", dtype=torch.float32)
+    state = load_file(tiny_folder / "text_encoder" / "model.safetensors")
     stored = {"shared.weight", "encoder.embed_tokens.weight"} & state.keys()
     embedding = state[stored.pop()]
     others = {name: tensor for name, tensor in state.items() if tensor is not embedding}
     for case, names in enumerate([["shared"], ["encoder.embed_tokens"], ["shared", "encoder.embed_tokens"]]):
-        folder = _copied(tiny / "text_encoder", tmp_path / str(case) / "text_encoder")
+        folder = copytree(tiny_folder / "text_encoder", tmp_path / str(case) / "text_encoder")
         save_file(others | {f"{name}.weight": embedding.clone() for name in names}, folder / "model.safetensors")
         encoder = load_text_encoder(folder.parent, device="cpu", dtype=torch.float32)
         assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
@@ -111,19 +88,19 @@ def test_tied_embeddings_are_one_tensor_whichever_name_is_stored(tiny, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_component_bytes_is_what_loading_takes(tiny, dtype):
+def test_component_bytes_is_what_loading_takes(tiny_folder, dtype):
     loaders: dict[str, Any] = {"transformer": load_transformer, "vae": load_vae, "text_encoder": load_text_encoder}
     for component, load in loaders.items():
-        state = load(tiny, device="cpu", dtype=dtype)
+        state = load(tiny_folder, device="cpu", dtype=dtype)
         taken = sum(parameter.nbytes for parameter in state.parameters())
-        assert component_bytes(tiny, component, dtype) == taken
+        assert component_bytes(tiny_folder, component, dtype) == taken
 
 
-def test_loading_under_inference_mode_gives_ordinary_tensors(tiny):
+def test_loading_under_inference_mode_gives_ordinary_tensors(tiny_folder):
     torch.manual_seed(7)
     before = torch.get_rng_state()
     with torch.inference_mode():
-        transformer = load_transformer(tiny, device="cpu", dtype=torch.float32)
+        transformer = load_transformer(tiny_folder, device="cpu", dtype=torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
     tensors = [*transformer.parameters(), *transformer.buffers()]
     assert not any(tensor.is_inference() or tensor.is_meta for tensor in tensors)
@@ -148,8 +125,8 @@ def live_bytes():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_loading_never_holds_a_second_copy(tiny, live_bytes, dtype):
-    stored = index_tensors(list_component_files(tiny / "transformer"))
+def test_loading_never_holds_a_second_copy(tiny_folder, live_bytes, dtype):
+    stored = index_tensors(list_component_files(tiny_folder / "transformer"))
     largest = max(elements(tensor) * tensor.dtype.itemsize for tensor in stored.values())
     peaks: list[int] = []
     names: dict[str, int] = {}
@@ -158,16 +135,16 @@ def test_loading_never_holds_a_second_copy(tiny, live_bytes, dtype):
         names[name] = size
         peaks.append(live_bytes())
 
-    transformer = load_transformer(tiny, device="cpu", dtype=dtype, on_tensor=measure)
-    model = component_bytes(tiny, "transformer", dtype)
+    transformer = load_transformer(tiny_folder, device="cpu", dtype=dtype, on_tensor=measure)
+    model = component_bytes(tiny_folder, "transformer", dtype)
     rope = transformer.rope.freqs_cos.nbytes + transformer.rope.freqs_sin.nbytes
     assert model <= max(peaks) - rope + 1024  # the measurement sees the model itself
     assert max(peaks) <= model + rope + largest + 1024
     assert sum(names.values()) == model
 
 
-def test_fusing_a_loaded_transformer_deletes_the_old_projections(tiny):
-    theirs = WanTransformer3DModel.from_pretrained(tiny / "transformer")
+def test_fusing_a_loaded_transformer_deletes_the_old_projections(tiny_folder):
+    theirs = WanTransformer3DModel.from_pretrained(tiny_folder / "transformer")
     expected, size = _velocity(theirs), sum(parameter.nbytes for parameter in theirs.parameters())
     rows = fused_rows(theirs)
     fuse_self_attention(theirs)
@@ -182,20 +159,20 @@ def test_fusing_a_loaded_transformer_deletes_the_old_projections(tiny):
     assert (_velocity(theirs) - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_shards_load_like_the_single_file(tiny, sharded):
+def test_shards_load_like_the_single_file(tiny_folder, sharded_folder):
     _same_state(
-        load_transformer(sharded, device="cpu", dtype=torch.float32),
-        load_transformer(tiny, device="cpu", dtype=torch.float32),
+        load_transformer(sharded_folder, device="cpu", dtype=torch.float32),
+        load_transformer(tiny_folder, device="cpu", dtype=torch.float32),
     )
 
 
-def test_pipeline_folders_are_checked(tiny, tmp_path):
-    check_pipeline_folder(tiny)
+def test_pipeline_folders_are_checked(tiny_folder, tmp_path):
+    check_pipeline_folder(tiny_folder)
     with pytest.raises(CheckpointError, match="not a folder"):
         check_pipeline_folder(tmp_path / "absent")
     with pytest.raises(CheckpointError, match="sub-folders transformer, vae, text_encoder, tokenizer, scheduler"):
         check_pipeline_folder(tmp_path)
-    _copied(tiny / "vae", tmp_path / "vae")
+    copytree(tiny_folder / "vae", tmp_path / "vae")
     with pytest.raises(CheckpointError, match="lacks the sub-folder scheduler:"):
         check_pipeline_folder(tmp_path, ["vae", "scheduler"])
     (tmp_path / "tokenizer").mkdir()
@@ -203,10 +180,10 @@ def test_pipeline_folders_are_checked(tiny, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_another_class_in_the_folder_is_refused(tiny, tmp_path):
-    _copied(tiny / "vae", tmp_path / "transformer")
+def test_another_class_in_the_folder_is_refused(tiny_folder, tmp_path):
+    copytree(tiny_folder / "vae", tmp_path / "transformer")
     with pytest.raises(CheckpointError, match="holds a AutoencoderKLWan, and WanTransformer3DModel"):
         load_transformer(tmp_path, device="cpu", dtype=torch.float32)
-    _copied(tiny / "vae", tmp_path / "text_encoder")
+    copytree(tiny_folder / "vae", tmp_path / "text_encoder")
     with pytest.raises(CheckpointError, match="umt5"):
         load_text_encoder(tmp_path, device="cpu", dtype=torch.float32)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "full_size.py"
+import full_size
+
 BLOCKS = 5
 STEPS = 2
 
@@ -20,19 +19,12 @@ def report(tmp_path_factory):
     """What the program writes for two formats, both policies and one size that cannot work."""
     folder = tmp_path_factory.mktemp("full_size")
     target = folder / "figures.json"
-    command = [sys.executable, str(SCRIPT), "--size", "tiny", "--device", "cpu", "--formats", "bf16,fp8"]
+    command = ["--size", "tiny", "--device", "cpu", "--formats", "bf16,fp8"]
     command += ["--resolutions", "32x32,40x32", "--policies", "recompute,rolling", "--plain", "--plain-blocks", "3"]
     command += ["--blocks", str(BLOCKS), "--steps", str(STEPS), "--text-encoder", "--json", str(target)]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | {"OUT": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(target.read_text()) | {"printed": done.stdout}
+    with redirect_stdout(StringIO()) as printed:
+        full_size.main(command)
+    return json.loads(target.read_text()) | {"printed": printed.getvalue()}
 
 
 def figures(report, **wanted):

@@ -1,29 +1,26 @@
 """The memory benchmarks on the tiny model and the CPU: structure and bytes, no timing."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+import pytest
+from diffusers.utils import logging as diffusers_logging
 
-
-def run(script, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+import cleanup
+import memory_table
 
 
-def test_three_policies_side_by_side_and_the_cost_of_recording():
+@pytest.fixture
+def diffusers_verbosity():
+    """The table's program silences diffusers, which would last."""
+    level = diffusers_logging.get_verbosity()
+    yield
+    diffusers_logging.set_verbosity(level)
+
+
+def test_three_policies_side_by_side_and_the_cost_of_recording(capsys):
     sizes = ["--resolution", "32x32", "--blocks", "3", "--steps", "1"]
-    report = json.loads(run("cleanup.py", "--device", "cpu", "--size", "tiny", "--json", *sizes))
+    cleanup.main(["--device", "cpu", "--size", "tiny", "--json", *sizes])
+    report = json.loads(capsys.readouterr().out)
     assert [one["policy"] for one in report["policies"]] == ["when it pays", "every block", "never"]
     # The same stream: what it holds at once does not depend on when garbage is collected.
     assert len({one["peak"] for one in report["policies"]}) == 1
@@ -31,8 +28,9 @@ def test_three_policies_side_by_side_and_the_cost_of_recording():
     assert all(one["own_ms"] > 0 for one in report["timeline"])
 
 
-def test_the_table_adds_up():
-    text = run("memory_table.py", "--sizes", "tiny", "--resolutions", "832x480", "--contexts", "6")
+def test_the_table_adds_up(capsys, diffusers_verbosity):
+    memory_table.main(["--sizes", "tiny", "--resolutions", "832x480", "--contexts", "6"])
+    text = capsys.readouterr().out
     header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     assert [(row["context"], row["format"]) for row in rows] == [("6", "bf16"), ("6", "fp8"), ("6", "int8")]

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+import quality
+
 FEW = {"captions": 2, "long-captions": 1, "blocks": 6, "change-captions": 1, "format-captions": 1, "workers": 1}
 
 
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "benchmarks/quality.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
+@pytest.mark.usefixtures("no_pipeline")
 def test_all_parts_on_few_streams(tmp_path):
     target, sheets = tmp_path / "figures.json", tmp_path / "sheets"
     few = [f"--{name}={count}" for name, count in FEW.items()]
-    done = run(*few, "--formats", "bf16,fp8", "--json", str(target), "--sheets", str(sheets))
-    assert done.returncode == 0, done.stderr[-2000:]
+    quality.main([*few, "--formats", "bf16,fp8", "--json", str(target), "--sheets", str(sheets)])
     figures = json.loads(target.read_text())
     shares = [figures[f"{aspect}_accuracy"] for aspect in ("color", "shape", "direction")]
     shares += [figures["late_color_accuracy"][policy] for policy in ("recompute", "rolling")]
@@ -42,7 +36,7 @@ def test_all_parts_on_few_streams(tmp_path):
             assert sheet.width >= 16 * 64
 
 
-def test_a_wrong_name_is_named(tmp_path):
-    done = run("--only", "prompts,colors")
-    assert done.returncode == 2
-    assert "--only has 'colors': choose from prompts, long, changes, formats." in done.stderr
+def test_a_wrong_name_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quality.main(["--only", "prompts,colors"])
+    assert "--only has 'colors': choose from prompts, long, changes, formats." in capsys.readouterr().err

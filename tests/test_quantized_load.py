@@ -13,6 +13,7 @@ from streamblocks.memory.tensor_bytes import live_tensor_bytes
 from streamblocks.ops.fp8_linear import FP8Linear
 from streamblocks.ops.int8 import is_int8
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
+from streamblocks.ops.weight_filling import weight_magnitude
 
 from wan_loading import component_bytes, load_text_encoder, load_transformer, plan_for
 
@@ -131,3 +132,30 @@ def test_inf_in_a_file_names_the_layer(tiny_folder, tmp_path, weights):
     save_file(state, file)
     with pytest.raises(ValueError, match=r"blocks\.1\.attn1\.to_qkv holds inf or NaN"):
         load_transformer(tmp_path, device="cpu", dtype=BF16, quantization=QuantizationSpec("fp8", weights))
+
+
+@pytest.mark.parametrize("odd", [0.0, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("granularity", "dim"), [("per row", -1), ("per tensor", (0, 1))])
+def test_the_largest_magnitude_is_torchs_norm(granularity, dim, dtype, odd):
+    values = torch.randn(5, 77, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[2, 6] = odd
+    values[3] = -values[3].abs()
+    expected = torch.linalg.vector_norm(values, ord=float("inf"), dim=dim, keepdim=True, dtype=torch.float32)
+    torch.testing.assert_close(weight_magnitude(values, granularity), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_all_memory_is_allocated_before_the_first_row_is_read(larger):
+    held = []
+    before = live_tensor_bytes()
+    module = load_transformer(
+        larger,
+        device="cpu",
+        dtype=BF16,
+        quantization=QuantizationSpec("fp8"),
+        on_tensor=lambda name, nbytes: held.append(live_tensor_bytes() - before),
+    )
+    whole = live_tensor_bytes() - before
+    # Between two tensors nothing but the rows just read comes and goes.
+    assert min(held) >= 0.99 * whole
+    del module

@@ -3,55 +3,32 @@
 import json
 import pickle
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import nn
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError, list_component_files
 from streamblocks.checkpoints.checkpoint_reading import index_tensors
 from streamblocks.checkpoints.module_loading import load_weights
-from streamblocks.wan.tiny_model import write_tiny_model
 
 from wan_loading import load_transformer, load_vae
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def sharded(tiny, tmp_path_factory):
-    """The tiny transformer in several shards, in a pipeline folder of its own."""
-    folder = tmp_path_factory.mktemp("sharded")
-    transformer = WanTransformer3DModel.from_pretrained(tiny / "transformer")
-    transformer.save_pretrained(folder / "transformer", max_shard_size="100KB")
-    assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
-    return folder
-
-
-def _copied(source: Path, target: Path) -> Path:
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
-
-
-def test_a_missing_shard_is_named(sharded, tmp_path):
-    folder = _copied(sharded / "transformer", tmp_path / "transformer")
+def test_a_missing_shard_is_named(sharded_folder, tmp_path):
+    folder = copytree(sharded_folder / "transformer", tmp_path / "transformer")
     lost = sorted(folder.glob("*.safetensors"))[1]
     lost.unlink()
     with pytest.raises(CheckpointError, match=f"lacks the shard {lost.name}"):
         load_transformer(tmp_path, device="cpu", dtype=torch.float32)
 
 
-def test_shards_without_an_index_are_refused(sharded, tmp_path):
-    folder = _copied(sharded / "transformer", tmp_path / "transformer")
+def test_shards_without_an_index_are_refused(sharded_folder, tmp_path):
+    folder = copytree(sharded_folder / "transformer", tmp_path / "transformer")
     next(folder.glob("*.index.json")).unlink()
     with pytest.raises(CheckpointError, match="index"):
         list_component_files(folder)
@@ -65,8 +42,8 @@ def test_an_index_may_not_leave_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -4], ids=str)
-def test_a_truncated_file_is_named(tiny, tmp_path, kept):
-    folder = _copied(tiny / "vae", tmp_path / "vae")
+def test_a_truncated_file_is_named(tiny_folder, tmp_path, kept):
+    folder = copytree(tiny_folder / "vae", tmp_path / "vae")
     file = folder / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.safetensors is not a complete"):
