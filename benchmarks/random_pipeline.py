@@ -96,6 +96,10 @@ class RandomPipeline:
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Do nothing: `start` has put the embeddings into the state."""
 
+    def stream_more_layers(self) -> bool:
+        """Return False: what does not fit is to be seen."""
+        return False
+
     def bring_components(self, settings: StreamSettings) -> None:
         """Do nothing: they are on the device."""
 

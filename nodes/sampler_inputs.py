@@ -228,4 +228,16 @@ def _later_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Another list for the first block, which has no past to go on. Empty: from the preset.",
         ),
+        io.Float.Input(
+            "memory_gb",
+            default=UNSET,
+            min=UNSET,
+            max=1024.0,
+            step=0.5,
+            optional=True,
+            tooltip=(
+                "GB of the device that the stream may take. Layers that do not fit are streamed from RAM while others "
+                "compute: slower, with the same pictures. 0: what is free, after ComfyUI's other models have left."
+            ),
+        ),
     ]

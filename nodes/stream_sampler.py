@@ -80,6 +80,7 @@ class StreamingBlockSampler(io.ComfyNode):
         frames_per_block: int = UNSET,
         timesteps: str = "",
         first_block_timesteps: str = "",
+        memory_gb: float = UNSET,
     ) -> io.NodeOutput:
         """Stream the video."""
         choices = StreamChoices(
@@ -99,6 +100,7 @@ class StreamingBlockSampler(io.ComfyNode):
             seed=seed,
             cleanup=CleanupPolicy(cleanup),
             reset_compile=reset_compile,
+            memory_gb=float(memory_gb),
             embeds_given=conditioning is not None,
         )
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.

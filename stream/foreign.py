@@ -69,6 +69,10 @@ class ForeignPipeline:
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Do nothing: the repository's own text encoder step runs inside the call."""
 
+    def stream_more_layers(self) -> bool:
+        """Return False: in which order foreign blocks call layers is unknown."""
+        return False
+
     def bring_components(self, settings: StreamSettings) -> None:
         """Move all components that are modules to the device; what the blocks allocate is unknown."""
         self.residency.bring(self._modules(), self.device, working_bytes=0)

@@ -52,16 +52,29 @@ def plan_layers(component: str, total: int, layer_bytes: Sequence[int], budget: 
     Returns:
         None when not even one layer at a time fits.
     """
-    layers = len(layer_bytes)
     # Fewer layers than slots would take as much as if they stayed.
-    for count in (0, *range(SLOTS + 1, layers + 1)):
-        streamed = spread_evenly(count, layers) if count else ()
-        host = sum(layer_bytes[index] for index in streamed)
-        slots = SLOTS * max((layer_bytes[index] for index in streamed), default=0)
-        device = total - host + slots
-        if budget is None or device <= budget:
-            return LayerPlan(component, layers, streamed, device, host)
+    for count in (0, *range(SLOTS + 1, len(layer_bytes) + 1)):
+        plan = _plan(component, total, layer_bytes, count)
+        if budget is None or plan.device_bytes <= budget:
+            return plan
     return None
+
+
+def more_streamed(plan: LayerPlan | None, total: int, layer_bytes: Sequence[int]) -> LayerPlan | None:
+    """`plan` with a tenth of the layers more streamed; None when there is no plan or none are left."""
+    layers = len(layer_bytes)
+    if plan is None or layers <= max(SLOTS, len(plan.streamed)):
+        return None
+    more = len(plan.streamed) + -(-layers // 10)
+    return _plan(plan.component, total, layer_bytes, min(layers, max(SLOTS + 1, more)))
+
+
+def _plan(component: str, total: int, layer_bytes: Sequence[int], count: int) -> LayerPlan:
+    layers = len(layer_bytes)
+    streamed = spread_evenly(count, layers) if count else ()
+    host = sum(layer_bytes[index] for index in streamed)
+    slots = SLOTS * max((layer_bytes[index] for index in streamed), default=0)
+    return LayerPlan(component, layers, streamed, total - host + slots, host)
 
 
 def least_bytes(total: int, layer_bytes: Sequence[int]) -> int:

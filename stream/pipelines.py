@@ -19,7 +19,7 @@ from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
-from .layer_plan import LayerPlan, check_host_memory, plan_layers
+from .layer_plan import LayerPlan, check_host_memory, more_streamed, plan_layers
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
@@ -61,6 +61,9 @@ class StreamPipeline(Protocol):
 
     def check_fit(self, settings: StreamSettings) -> None:
         """Raise MemoryError, before anything is loaded, when a stream with `settings` cannot fit the device."""
+
+    def stream_more_layers(self) -> bool:
+        """Keep fewer layers on the device, which ran out of memory; False when there are none left to stream."""
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move what a block needs to the device, with room for what it allocates."""
@@ -215,6 +218,16 @@ class BuiltInPipeline:
         state.set("prompt", prompt)
         with torch.no_grad():
             step(self.pipe, state)
+
+    def stream_more_layers(self) -> bool:
+        """A tenth of the transformer's layers more."""
+        component = self._store.components["transformer"]
+        plan = more_streamed(self._plans.get("transformer"), component.bytes, component.layer_bytes)
+        if plan is None:
+            return False
+        self._plans["transformer"] = plan
+        self._store.stream_layers("transformer", plan.streamed)
+        return True
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move transformer and VAE to the device, with room for the stream's caches and activations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from .frames import to_uint8_frames
 from .pipelines import StreamPipeline
 from .settings import StreamSettings
 from .state import StreamState
+
+logger = logging.getLogger(__name__)
 
 PassCallback = Callable[[int], None]
 
@@ -130,7 +133,7 @@ class Session:
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
         with self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
-            self._state = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
+            self._state = self._call_pipeline(prompt)
         self._check_finite()
         frames = self._take_frames()
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
@@ -145,6 +148,25 @@ class Session:
         )
         self.next_block += 1
         return block
+
+    def _call_pipeline(self, prompt: str) -> StreamState:
+        """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
+        while True:
+            rewind = self._state.remember()
+            noise = self._generator.get_state()
+            try:
+                return self._call_once(prompt)
+            except torch.OutOfMemoryError as error:
+                if not rewind() or not self.pipeline.stream_more_layers():
+                    raise
+                logger.warning("block %d is made again with more layers streamed: %s", self.next_block, error)
+            self._generator.set_state(noise)
+            release_cached_memory(self.pipeline.device)
+
+    @clearing_error_locals
+    def _call_once(self, prompt: str) -> StreamState:
+        made: StreamState = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
+        return made
 
     def close(self) -> None:
         """Drop all caches and free their memory. Weights stay in the pipeline."""

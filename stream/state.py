@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from diffusers.modular_pipelines import PipelineState
 
 from ..memory.cleanup import DEFAULT_HANDLING, Handling, handling_table, strip_state
+
+
+@runtime_checkable
+class Rewindable(Protocol):
+    """A value of the state that a block changes in place."""
+
+    def remember(self) -> Callable[[], bool]:
+        """Note what it is now; the returned function makes it that again, or says that it cannot."""
 
 
 @dataclass(repr=False)
@@ -53,6 +61,14 @@ class StreamState(PipelineState):
         self.values[key] = value
         if kwargs_type is not None and key not in self.kwargs_mapping.setdefault(kwargs_type, []):
             self.kwargs_mapping[kwargs_type].append(key)
+
+    def remember(self) -> Callable[[], bool]:
+        """Note the state before a block, which a call of the pipeline copies by reference.
+
+        The returned function makes it that again after a failed call; it returns whether that was possible.
+        """
+        rewinds = [value.remember() for value in self.values.values() if isinstance(value, Rewindable)]
+        return lambda: all(rewind() for rewind in rewinds)
 
     def strip(self) -> list[str]:
         """Drop the values that the last block consumed; returns the keys dropped."""

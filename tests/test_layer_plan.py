@@ -144,3 +144,57 @@ def test_a_budget_on_a_cpu_is_refused(deep):
         pipeline.check_fit(StreamSettings(memory_gb=8))
     with pytest.raises(ValueError, match="memory_gb is -1: give GB"):
         StreamSettings(memory_gb=-1)
+
+
+@pytest.mark.parametrize("policy", ["recompute", "rolling"])
+@pytest.mark.parametrize("failing", [0, 3])
+def test_a_block_that_runs_out_of_memory_is_made_again_with_more_layers_streamed(deep, policy, failing):
+    """In any pass before decoding, the clean one too, whose keys are in the cache by then: the same pictures."""
+    settings = StreamSettings(width=32, height=32, steps=2, kv_policy=policy, context_frames=6, sink_frames=0)
+
+    def stream(pipeline, on_pass):
+        pipeline.check_fit(settings)
+        with Session(pipeline, settings, on_pass=on_pass) as session:
+            return torch.cat([session.run_block("waves").frames for _ in range(4)])
+
+    expected = stream(materialise(Recipe(str(deep)), residency=SmallCard(10**12)), lambda index: None)
+    release_materialised()
+    pipeline = materialise(Recipe(str(deep)), residency=SmallCard(10**12))
+    passes = 0
+
+    def run_out_at(index):
+        nonlocal passes
+        passes += 1
+        if passes in (1 + failing, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert torch.equal(stream(pipeline, run_out_at), expected)
+    streamer = streamer_of(pipeline.pipe.transformer)
+    assert streamer is not None and len(streamer.streamed) == 5
+    assert "3 of 8 layers of the transformer stay on the device" in " ".join(pipeline.describe()["notices"])
+
+
+def test_a_stream_that_runs_out_while_it_decodes_or_has_no_layers_left_ends_as_ever(deep):
+    settings = StreamSettings(width=32, height=32, steps=1)
+    pipeline = materialise(Recipe(str(deep)), residency=SmallCard(10**12))
+    pipeline.check_fit(settings)
+    with Session(pipeline, settings) as session:
+        session.run_block("waves")
+
+        def run_out(module, arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        # Its last convolution: the cache of those before it has moved on.
+        hook = pipeline.pipe.vae.decoder.conv_out.register_forward_pre_hook(run_out)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.run_block("waves")
+        hook.remove()
+    assert streamer_of(pipeline.pipe.transformer) is None
+
+    def always(index):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with Session(pipeline, settings, on_pass=always) as session, pytest.raises(torch.OutOfMemoryError):
+        session.run_block("waves")
+    streamer = streamer_of(pipeline.pipe.transformer)
+    assert streamer is not None and len(streamer.streamed) == 8

@@ -12,6 +12,7 @@ by layer), then, where the policy keeps them, `commit`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,7 @@ class KVCache:
         tokens_per_frame: patches of one latent frame.
         sink_tokens: tokens at the front that are never evicted.
         length: tokens of past frames that are valid.
+        evicted: tokens that were dropped so far.
         rotary: RoPE tables of the positions in time at which keys were last written.
     """
 
@@ -38,6 +40,7 @@ class KVCache:
     tokens_per_frame: int
     sink_tokens: int = 0
     length: int = 0
+    evicted: int = 0
     rotary: RotaryTables = field(default_factory=RotaryTables)
 
     @classmethod
@@ -73,6 +76,16 @@ class KVCache:
         """Tokens each layer has room for."""
         return self.keys[0].shape[1]
 
+    def remember(self) -> Callable[[], bool]:
+        """Note the past frames; the returned function forgets what was committed since. What was evicted stays so."""
+        length, evicted = self.length, self.evicted
+
+        def rewind() -> bool:
+            self.length = length - (self.evicted - evicted)
+            return True
+
+        return rewind
+
     def reset(self) -> None:
         """Drop every past frame; the memory stays allocated."""
         self.length = 0
@@ -104,6 +117,7 @@ class KVCache:
             moved = buffer[:, first_kept : self.length].clone()
             buffer[:, self.sink_tokens : self.sink_tokens + kept].copy_(moved)
         self.length -= surplus
+        self.evicted += surplus
 
 
 def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -7,6 +7,8 @@ and encoder, so nothing is patched and several streams can share one VAE.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +61,20 @@ class DecoderCache:
     features: Features = field(default_factory=list)
     latent_frames: int = 0
 
+    def remember(self) -> Callable[[], bool]:
+        """Note the cache; the returned function says whether it is still that.
+
+        A second copy of a full cache would take more memory than it could save.
+        """
+        # References that keep nothing alive: a frame that is decoded frees what it replaces.
+        before = [weakref.ref(feature) if isinstance(feature, torch.Tensor) else feature for feature in self.features]
+
+        def is_unchanged() -> bool:
+            known = [mark() if isinstance(mark, weakref.ref) else mark for mark in before]
+            return all(now is then for now, then in zip(self.features, known, strict=True))
+
+        return is_unchanged
+
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
         """An empty cache for the start of a stream."""
@@ -81,6 +97,20 @@ class EncoderCache:
     features: Features = field(default_factory=list)
     held: torch.Tensor | None = None
     latent_frames: int = 0
+
+    def remember(self) -> Callable[[], bool]:
+        """Note the cache; the returned function says whether it is still that.
+
+        A second copy of a full cache would take more memory than it could save.
+        """
+        # References that keep nothing alive: a frame that is decoded frees what it replaces.
+        before = [weakref.ref(feature) if isinstance(feature, torch.Tensor) else feature for feature in self.features]
+
+        def is_unchanged() -> bool:
+            known = [mark() if isinstance(mark, weakref.ref) else mark for mark in before]
+            return all(now is then for now, then in zip(self.features, known, strict=True))
+
+        return is_unchanged
 
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> EncoderCache:
