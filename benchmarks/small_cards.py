@@ -104,7 +104,7 @@ class PretendedCard(PlainResidency):
         return self._available
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=tuple(SIZES), default="14B")
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--resident", action=argparse.BooleanOptionalAction, default=True, help="for comparison")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         benchmark = Benchmark(Path(folder), options)
         benchmark.run()

@@ -20,12 +20,12 @@ from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_plan import LayerPlan, check_host_memory, more_streamed, plan_layers
+from .layer_streaming import streamer_of
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
 
 BLOCK_COMPONENTS = ("transformer", "vae")
-STREAMED_COMPONENTS = ("transformer", "text_encoder")
 
 
 class StreamPipeline(Protocol):
@@ -179,7 +179,7 @@ class BuiltInPipeline:
         estimate = self._estimate(self.recipe.quantization, settings)
         check_it_fits(estimate, available, settings, others)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
-        self._plan_layers(estimate, available)
+        self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
         free = self.residency.available_bytes(self.device)
@@ -192,17 +192,14 @@ class BuiltInPipeline:
             )
         return min(free, int(settings.memory_gb * 1e9))
 
-    def _plan_layers(self, estimate: MemoryEstimate, available: int) -> None:
+    def _plan_layers(self, estimate: MemoryEstimate, available: int, *, with_text_encoder: bool) -> None:
         self._plans.clear()
-        for name in STREAMED_COMPONENTS:
-            component = self._store.components.get(name)
-            if component is None:
-                continue
-            budget = estimate.left_for(name, available)
-            plan = plan_layers(name, component.bytes, component.layer_bytes, budget)
-            # The estimate has none where the prompt comes as embeddings: then it is not loaded.
-            if plan is not None:
-                self._plans[name] = plan
+        for name in ("transformer", "text_encoder") if with_text_encoder else ("transformer",):
+            component = self._store.components[name]
+            plan = plan_layers(name, component.bytes, component.layer_bytes, estimate.left_for(name, available))
+            # `check_it_fits` has seen that there is one.
+            assert plan is not None
+            self._plans[name] = plan
         check_host_memory(self._plans.values(), self._store.host_bytes)
         for name, plan in self._plans.items():
             self._store.stream_layers(name, plan.streamed)
@@ -281,9 +278,22 @@ class BuiltInPipeline:
         """Bytes that the transformer's weights take once it is loaded, from headers only; 0 when it is loaded."""
         return 0 if self.pipe.transformer is not None else self._store.components["transformer"].bytes
 
+    def fit_transformer(self, budget: int) -> bool:
+        """Stream as many of the transformer's layers as the budget, in bytes, needs; whether it fits then."""
+        component = self._store.components["transformer"]
+        plan = plan_layers("transformer", component.bytes, component.layer_bytes, budget)
+        if plan is not None:
+            self._plans["transformer"] = plan
+            self._store.stream_layers("transformer", plan.streamed)
+        return plan is not None
+
     def transformer(self) -> nn.Module:
-        """The transformer, read from disk if it is not loaded."""
-        return self._load("transformer")
+        """The transformer, read from disk if it is not loaded; streamed layers' weights lie in RAM, to be read."""
+        module = self._load("transformer")
+        streamer = streamer_of(module)
+        if streamer is not None:
+            streamer.close()
+        return module
 
     def release(self) -> None:
         """Delete every component."""

@@ -60,8 +60,9 @@ def save_quantized_pipeline(pipeline: StreamPipeline, path: Path, watcher: SaveW
 def _check_fit(pipeline: BuiltInPipeline) -> None:
     weights = pipeline.transformer_bytes()
     available = pipeline.residency.available_bytes(pipeline.device)
-    needed = weights + (0 if pipeline.device.type == "cpu" else DEVICE_OVERHEAD)
-    if weights and available is not None and needed > available:
+    overhead = 0 if pipeline.device.type == "cpu" else DEVICE_OVERHEAD
+    needed = weights + overhead
+    if weights and available is not None and not pipeline.fit_transformer(available - overhead):
         raise MemoryError(
             f"the quantized transformer needs {format_gb(needed)} of {pipeline.device}, "
             f"{format_gb(available)} are free: close programs that use the memory, or set the loader's device to 'cpu' "

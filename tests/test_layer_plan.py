@@ -7,11 +7,13 @@ import pytest
 import torch
 from test_estimate import SmallCard
 
+from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.layer_plan import LayerPlan, check_host_memory, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.save_quantized import save_quantized_pipeline
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.tiny_model import write_tiny_model
@@ -136,6 +138,42 @@ def test_under_a_budget_the_text_encoder_goes_before_the_rest_comes(deep):
         with Session(pipeline, settings) as session:
             session.run_block(f"waves {bytes_granted}")
         assert card.offloaded[:1] == offloaded
+
+
+@pytest.mark.parametrize("format_", ["fp8", "int8"])
+def test_a_transformer_with_streamed_layers_is_saved_as_ever(deep, tmp_path, format_):
+    """Loaded where it does not fit, and after a stream; which goes on afterwards."""
+    spec = QuantizationSpec(format_, "per tensor" if format_ == "fp8" else "per row")
+    recipe = Recipe(str(deep), quantization=spec, dtype="bfloat16")
+    whole = materialise(recipe, residency=SmallCard(10**12))
+    assert isinstance(whole, BuiltInPipeline)
+    save_quantized_pipeline(whole, tmp_path / "whole.safetensors", NoWatcher())
+    settings = StreamSettings(width=32, height=32, steps=1)
+    with Session(whole, settings) as session:
+        expected = session.run_block("waves").frames
+    release_materialised()
+    component = whole._store.components["transformer"]
+    small = SmallCard(least_bytes(component.bytes, component.layer_bytes))
+    pipeline = materialise(recipe, residency=small)
+    assert isinstance(pipeline, BuiltInPipeline)
+    save_quantized_pipeline(pipeline, tmp_path / "streamed.safetensors", NoWatcher())
+    streamer = streamer_of(pipeline.pipe.transformer)
+    assert streamer is not None and len(streamer.streamed) == 8 and not streamer.is_open
+    assert (tmp_path / "streamed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    with Session(pipeline, settings) as session:
+        assert torch.equal(session.run_block("waves").frames, expected)
+    save_quantized_pipeline(pipeline, tmp_path / "again.safetensors", NoWatcher())
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+class NoWatcher:
+    """Watches nothing."""
+
+    def while_loading(self, component, done, total):
+        pass
+
+    def while_writing(self, done, total):
+        pass
 
 
 def test_a_budget_on_a_cpu_is_refused(deep):

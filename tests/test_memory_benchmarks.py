@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import small_cards
 from diffusers.utils import logging as diffusers_logging
 
 import cleanup
@@ -40,3 +41,17 @@ def test_the_table_adds_up(capsys, diffusers_verbosity):
         assert float(row["activations"]) > 0
     # 2 x 2 layers x 9 latent frames x 1,560 tokens x 64 x 2 bytes.
     assert float(rows[-1]["KV cache"]) == round(2 * 2 * 9 * 1560 * 64 * 2 / 2**30, 2)
+
+
+def test_streams_on_small_cards_are_measured(capsys):
+    """All layers of the tiny model streamed, beside everything resident."""
+    small_cards.main(["--size", "tiny", "--device", "cpu", "--blocks", "4", "--json"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["pictures_equal"] is True and told["layers_streamed"] == 8
+    resident, streamed = told["cases"]
+    assert (resident["layers_streamed"], resident["copied_bytes"]) == (0, 0)
+    # Through three slots; what stays is not in layers.
+    layer = told["streamed_weight_bytes"] // 3
+    assert told["resident_weight_bytes"] < resident["resident_weight_bytes"] - 7 * layer
+    # Five passes a block, in each of which every layer is copied.
+    assert streamed["copied_bytes"] == 5 * 8 * layer
