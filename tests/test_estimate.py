@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_said_with_figures(tiny_folder):
     ]
     check_it_fits(asked, asked.needed, settings, iter(others))
     free = others[-1][1].needed
-    message = rf"at 160x96 needs at least {asked.least / 1e9:.1f} GB .* are free: FP8 at 80x48 needs"
+    message = rf"at 160x96 needs at least {asked.least / 1e9:.1f} GB.* are free: FP8 at 80x48 needs"
     with pytest.raises(MemoryError, match=message):
         check_it_fits(asked, free, settings, iter(others))
     with pytest.raises(MemoryError, match="nothing smaller fits either"):
