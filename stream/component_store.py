@@ -73,6 +73,20 @@ class ComponentStore:
         self._make_way(modules, sum(resident_bytes(module) for module in modules.values()) + working_bytes)
         self._residency.bring(modules, self._device, working_bytes)
 
+    def streaming(self) -> dict[str, dict[str, float | int | bool]]:
+        """How layers are streamed now, by component, as JSON values."""
+        told = {}
+        for name, module in self._modules.items():
+            streamer = streamer_of(module)
+            if streamer is not None and streamer.streamed:
+                told[name] = {
+                    "layers_streamed": len(streamer.streamed),
+                    "host_bytes": streamer.host_bytes,
+                    "pinned": streamer.is_pinned,
+                    "bus_gb_per_second": round(streamer.bus_rate / 1e9, 1),
+                }
+        return told
+
     @property
     def host_bytes(self) -> int:
         """Bytes of streamed layers in ordinary memory now."""

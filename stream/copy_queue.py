@@ -17,6 +17,9 @@ class CopyQueue(Protocol):
     def wait(self, ticket: object) -> None:
         """Let the device wait, before it goes on computing, until that copy is done; the host goes on."""
 
+    def finish(self, ticket: object) -> None:
+        """Let the host wait until that copy is done."""
+
 
 class CudaCopyQueue:
     """A CUDA stream of its own.
@@ -41,6 +44,11 @@ class CudaCopyQueue:
         if isinstance(ticket, torch.cuda.Event):
             torch.cuda.current_stream(self._device).wait_event(ticket)
 
+    def finish(self, ticket: object) -> None:
+        """See `CopyQueue`."""
+        if isinstance(ticket, torch.cuda.Event):
+            ticket.synchronize()
+
 
 class DirectCopyQueue:
     """Copies at once: for devices without queues, such as the CPU."""
@@ -51,6 +59,9 @@ class DirectCopyQueue:
         return None
 
     def wait(self, ticket: object) -> None:
+        """Do nothing."""
+
+    def finish(self, ticket: object) -> None:
         """Do nothing."""
 
 

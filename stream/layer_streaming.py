@@ -9,6 +9,7 @@ out of order is copied when it is called.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class LayerStreamer:
 
     Attributes:
         copied_bytes: copied to the device's slots so far.
+        bus_rate: bytes a second that copies to the slots take, measured when they were opened last; 0 before.
     """
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device, slots: int = SLOTS) -> None:
@@ -74,6 +76,7 @@ class LayerStreamer:
         self._slot_of: dict[int, _Slot] = {}
         self._hooks: list[RemovableHandle] = []
         self.copied_bytes = 0
+        self.bus_rate = 0.0
 
     @property
     def streamed(self) -> tuple[int, ...]:
@@ -136,7 +139,10 @@ class LayerStreamer:
                 for index in layers:
                     self._slot_of[index] = slot
                     self._packed[index].point_to(slot.data)
+                began = time.perf_counter()
                 self._fill(slot, layers[0])
+                self._queue.finish(slot.ticket)
+                self.bus_rate = self._packed[layers[0]].bytes / (time.perf_counter() - began)
         for index in streamed:
             hook = _StreamingHook(weakref.ref(self), index)
             self._hooks.append(self._layers[index].register_forward_pre_hook(hook.before))

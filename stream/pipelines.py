@@ -259,6 +259,7 @@ class BuiltInPipeline:
             "family": self.family.name,
             "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
+            "streaming": self._store.streaming(),
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),
         }
