@@ -29,7 +29,7 @@ from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
 
-from streamblocks.families.kv_policies import KV_POLICIES
+from streamblocks.families.kv_policies import KV_FP8, KV_PLAIN, KV_POLICIES
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
 
@@ -39,7 +39,10 @@ _FIRST_SEED = 1_000_000
 _BLOCKS_BEFORE_CHANGE, _BLOCKS_BEHIND_CHANGE = 3, 4
 _ON_SHEET = 12
 # Slow accumulation exists on FP8 units only.
-_SHOWN_FORMATS = tuple(name for name in FORMATS if name != "fp8-slow")
+# A format of this program: weights in bfloat16, keys and values of the past in 8 bits.
+KV_IN_FP8 = "kv-fp8"
+ALL_FORMATS = (*FORMATS, KV_IN_FP8)
+_SHOWN_FORMATS = tuple(name for name in ALL_FORMATS if name != "fp8-slow")
 ASPECTS = ("color", "shape", "direction")
 
 
@@ -84,13 +87,17 @@ class Quality:
     def measure_long_streams(self) -> None:
         """(b) Early against late blocks, and (c) jumps at seams, for each KV policy."""
         blocks, scenes = self.options.blocks, spread(all_scenes(), self.options.long_captions)
-        print(f"Streams of {blocks} blocks, {len(scenes)} captions: first and last {WINDOW} blocks; seams")
+        kept = self.options.kv_format
+        print(f"Streams of {blocks} blocks, {len(scenes)} captions, KV in {kept}: first and last {WINDOW}; seams")
         print_row(
             "policy", *(f"{aspect} %" for aspect in ASPECTS), "late:", *(f"{name} %" for name in ASPECTS), "seam x"
         )
         late, early, ratios = {}, {}, {}
         for policy in self.options.policies:
-            jobs = [self._job((scene,) * blocks, 5_000 + i, policy=policy) for i, scene in enumerate(scenes)]
+            jobs = [
+                replace(self._job((scene,) * blocks, 5_000 + i, policy=policy), kv_format=self.options.kv_format)
+                for i, scene in enumerate(scenes)
+            ]
             outcomes = self._make(jobs, f"long_{policy}")
             first, last = [outcome.early for outcome in outcomes], [outcome.late for outcome in outcomes]
             ratios[policy] = mean([x for o in outcomes for x in o.seams]) / mean(
@@ -138,8 +145,9 @@ class Quality:
         print(f"Formats, {len(scenes)} captions, blocks 1 to {WINDOW}; PSNR against {PLAIN}")
         print_row("format", "PSNR dB", "median clip", *(f"{aspect} %" for aspect in ASPECTS), "all three %")
         for weights in (PLAIN, FLOAT32, *(name for name in self.options.formats if name != PLAIN)):
+            stored = {"weights": PLAIN, "kv_format": KV_FP8} if weights == KV_IN_FP8 else {"weights": weights}
             jobs = [
-                replace(self._job((scene,) * WINDOW, 20_000 + i), weights=weights, keep_frames=True)
+                replace(self._job((scene,) * WINDOW, 20_000 + i), **stored, keep_frames=True)
                 for i, scene in enumerate(scenes)
             ]
             outcomes = self._make(jobs, f"format_{weights}")
@@ -234,12 +242,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--change-captions", type=int, default=48, help="for prompt changes")
     parser.add_argument("--format-captions", type=int, default=72, help="for formats")
     parser.add_argument("--policies", type=names, default=KV_POLICIES, help=", ".join(KV_POLICIES))
-    parser.add_argument("--formats", type=names, default=_SHOWN_FORMATS, help=", ".join(FORMATS))
+    parser.add_argument("--formats", type=names, default=_SHOWN_FORMATS, help=", ".join(ALL_FORMATS))
+    parser.add_argument("--kv-format", choices=(KV_PLAIN, KV_FP8), default=KV_PLAIN, help="of long streams")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: CPU cores")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     options = parser.parse_args(arguments)
-    for name, allowed in (("only", PARTS), ("policies", KV_POLICIES), ("formats", FORMATS)):
+    for name, allowed in (("only", PARTS), ("policies", KV_POLICIES), ("formats", ALL_FORMATS)):
         wrong = [value for value in getattr(options, name) if value not in allowed]
         if wrong:
             parser.error(f"--{name} has {wrong[0]!r}: choose from {', '.join(allowed)}.")

@@ -14,7 +14,7 @@ from drawn_truth import Hits, compare, see
 from fp8_activations import rounded_fp8_activations
 from weight_formats import PLAIN, SPECS
 
-from streamblocks.families.kv_policies import RECOMPUTE
+from streamblocks.families.kv_policies import KV_PLAIN, RECOMPUTE
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
@@ -38,6 +38,7 @@ class StreamJob:
         model: folder of the pipeline.
         weights: `FLOAT32`, or a name of `weight_formats`, which computes in bfloat16.
         policy: of the KV cache.
+        kv_format: of the KV cache.
         keep_frames: also return the frames.
     """
 
@@ -46,6 +47,7 @@ class StreamJob:
     model: str
     weights: str = FLOAT32
     policy: str = RECOMPUTE
+    kv_format: str = KV_PLAIN
     keep_frames: bool = False
 
     def recipe(self) -> Recipe:
@@ -95,7 +97,14 @@ def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutc
 def make_stream(job: StreamJob) -> StreamOutcome:
     """Make one stream and look at it."""
     pipeline = materialise(job.recipe())
-    settings = StreamSettings(width=SIZE, height=SIZE, blocks=len(job.scenes), seed=job.seed, kv_policy=job.policy)
+    settings = StreamSettings(
+        width=SIZE,
+        height=SIZE,
+        blocks=len(job.scenes),
+        seed=job.seed,
+        kv_policy=job.policy,
+        kv_format=job.kv_format,
+    )
     with rounded_fp8_activations(), Session(pipeline, settings) as session:
         blocks = [session.run_block(plain_caption(scene)).frames for scene in job.scenes]
     jumps = [_jumps(block) for block in blocks]

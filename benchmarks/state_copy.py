@@ -26,10 +26,10 @@ from diffusers.modular_pipelines import PipelineState
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.materialise import materialise
-from streamblocks.stream.pipelines import StreamPipeline
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.stream.stream_pipeline import StreamPipeline
 from streamblocks.wan.tiny_model import write_tiny_model
 
 PROMPT = "a red fox runs through fresh snow"

@@ -7,6 +7,19 @@ ROLLING = "rolling"
 # In the order of the node's menu.
 KV_POLICIES = (RECOMPUTE, ROLLING)
 
+# How keys and values of the past are stored.
+KV_AUTO, KV_PLAIN, KV_FP8 = KV_FORMATS = ("auto", "model's dtype", "FP8")
+
+
+def check_kv_format(name: str) -> None:
+    """Raise unless `name` is one of `KV_FORMATS`.
+
+    Raises:
+        ValueError: with the allowed names.
+    """
+    if name not in KV_FORMATS:
+        raise ValueError(f"kv_format is {name!r}: choose one of {', '.join(KV_FORMATS)}.")
+
 
 def check_kv_policy(name: str) -> None:
     """Raise unless `name` is one of `KV_POLICIES`.

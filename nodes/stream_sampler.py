@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import host
+from ..families.kv_policies import KV_AUTO
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from ..memory.owners import OTHER_MODELS, PICTURES
@@ -81,6 +82,7 @@ class StreamingBlockSampler(io.ComfyNode):
         timesteps: str = "",
         first_block_timesteps: str = "",
         memory_gb: float = UNSET,
+        kv_format: str = KV_AUTO,
     ) -> io.NodeOutput:
         """Stream the video."""
         choices = StreamChoices(
@@ -101,6 +103,7 @@ class StreamingBlockSampler(io.ComfyNode):
             cleanup=CleanupPolicy(cleanup),
             reset_compile=reset_compile,
             memory_gb=float(memory_gb),
+            kv_format=kv_format,
             embeds_given=conditioning is not None,
         )
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..families.kv_policies import KV_PLAIN
 from ..families.model_family import check_side
 from ..families.step_list import StepList
 from ..families.stream_preset import StreamPreset
@@ -42,6 +43,7 @@ class StreamChoices:
     seed: int = 0
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
+    kv_format: str = KV_PLAIN
     memory_gb: float = 0.0
     embeds_given: bool = False
 

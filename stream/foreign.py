@@ -63,8 +63,9 @@ class ForeignPipeline:
         """A generator on the pipeline's device, which foreign blocks may require."""
         return torch.Generator(self.device).manual_seed(seed)
 
-    def check_fit(self, settings: StreamSettings) -> None:
-        """Do nothing: what foreign blocks allocate is unknown."""
+    def check_fit(self, settings: StreamSettings) -> StreamSettings:
+        """Return the settings: what foreign blocks allocate is unknown."""
+        return settings
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Do nothing: the repository's own text encoder step runs inside the call."""

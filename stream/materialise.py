@@ -19,9 +19,10 @@ from .device_choice import check_attention_backend, check_compile, choose_device
 from .foreign import ForeignPipeline, load_foreign_pipeline
 from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
-from .pipelines import BuiltInPipeline, StreamPipeline, attention_choice
+from .pipelines import BuiltInPipeline, attention_choice
 from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
+from .stream_pipeline import StreamPipeline
 
 # Hub id, revision and components to the folder they are in.
 Fetch = Callable[[str, str | None, Sequence[str]], Path]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from diffusers.modular_pipelines import ModularPipeline, PipelineState
+from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
+from ..families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
 from ..families.model_family import AttentionChoice, ModelFamily
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
-from ..memory.pipeline_facts import PipelineFacts
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback
@@ -26,62 +26,6 @@ from .residency import Residency
 from .settings import StreamSettings
 
 BLOCK_COMPONENTS = ("transformer", "vae")
-
-
-class StreamPipeline(Protocol):
-    """What a session needs of a pipeline."""
-
-    recipe: Recipe
-    pipe: ModularPipeline
-    device: torch.device
-    on_load: LoadCallback
-    # Names of its stages, and advice on its state, for the memory timeline.
-    memory_facts: PipelineFacts
-
-    def own_preset(self) -> StreamPreset:
-        """How the makers of the model stream it, as far as its files say which model it is."""
-
-    def check_settings(self, settings: StreamSettings) -> None:
-        """Raise ValueError for what this pipeline cannot do, before anything is loaded."""
-
-    def start(self, settings: StreamSettings) -> dict[str, Any]:
-        """State entries the pipeline expects before block 0."""
-
-    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
-        """State entries that stand for the prompt `GIVEN_PROMPT`, from embeddings [1, text tokens, text width].
-
-        Raises ValueError for embeddings of another width than the model takes.
-        """
-
-    def make_generator(self, seed: int) -> torch.Generator:
-        """The stream's noise generator."""
-
-    def encode_prompt(self, state: PipelineState, prompt: str) -> None:
-        """Encode the prompt before the call, if the text encoder can then be offloaded before the rest is loaded."""
-
-    def check_fit(self, settings: StreamSettings) -> None:
-        """Raise MemoryError, before anything is loaded, when a stream with `settings` cannot fit the device."""
-
-    def stream_more_layers(self) -> bool:
-        """Keep fewer layers on the device, which ran out of memory; False when there are none left to stream."""
-
-    def bring_components(self, settings: StreamSettings) -> None:
-        """Move what a block needs to the device, with room for what it allocates."""
-
-    def is_resident(self) -> bool:
-        """Whether what a block needs is on the device."""
-
-    def held_masks(self) -> Mapping[str, object]:
-        """Attention masks that the pipeline keeps, for the memory timeline."""
-
-    def explain_not_finite(self) -> str | None:
-        """Why a block may have come out NaN or infinite, and what to do; None when it is not known."""
-
-    def describe(self) -> dict[str, Any]:
-        """What the user should know about how the pipeline was made, as JSON values."""
-
-    def release(self) -> None:
-        """Release all weights."""
 
 
 class BuiltInPipeline:
@@ -164,22 +108,31 @@ class BuiltInPipeline:
         """A CPU generator, so that a seed gives the same noise on every device."""
         return torch.Generator().manual_seed(seed)
 
-    def check_fit(self, settings: StreamSettings) -> None:
-        """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device."""
+    def check_fit(self, settings: StreamSettings) -> StreamSettings:
+        """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.
+
+        Keys in 8 bits leave room for more layers: they are chosen where not all layers would stay otherwise.
+        """
         available = self._available_bytes(settings)
+        spec = self.recipe.quantization
+        if settings.kv_format == KV_AUTO:
+            settings = replace(settings, kv_format=KV_PLAIN)
+            if available is not None and self._estimate(spec, settings).needed > available:
+                settings = replace(settings, kv_format=KV_FP8)
         if available is None:
-            return
+            return settings
         choices = smaller_choices(
-            self.recipe.quantization,
+            spec,
             settings,
             can_quantize=not self._store.components["transformer"].is_stored_quantized,
             size_step=self.family.geometry.size_step,
         )
-        others = ((text, self._estimate(spec, changed)) for text, spec, changed in choices)
-        estimate = self._estimate(self.recipe.quantization, settings)
+        others = ((text, self._estimate(other, changed)) for text, other, changed in choices)
+        estimate = self._estimate(spec, settings)
         check_it_fits(estimate, available, settings, others)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
+        return settings
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
         free = self.residency.available_bytes(self.device)

@@ -14,11 +14,11 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
-from .pipelines import StreamPipeline
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
 from .sinks import FrameSink
+from .stream_pipeline import StreamPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class StreamReport:
         pictures: pictures in the sinks.
         seconds: wall time, including the loading of components.
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
+        kv_format: how keys and values of the past were stored.
         described: how the pipeline was made; see `StreamPipeline.describe`.
     """
 
@@ -55,6 +56,7 @@ class StreamReport:
     pictures: int
     seconds: float
     notices: tuple[str, ...]
+    kv_format: str
     described: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def run_stream(
         settings = replace(settings, embeds_given=embeds is not None)
         pipeline.check_settings(settings)
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
-        pipeline.check_fit(settings)
+        settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         _note_ignored_settings(pipeline, settings, notices)
         with Session(pipeline, settings, watcher.before_pass, recorder, given) as session:
@@ -134,7 +136,9 @@ def run_stream(
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
     notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices]
-    return StreamReport(blocks_made, pictures, time.perf_counter() - began, tuple(notices), described)
+    return StreamReport(
+        blocks_made, pictures, time.perf_counter() - began, tuple(notices), settings.kv_format, described
+    )
 
 
 def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) -> LoadCallback:

@@ -14,7 +14,8 @@ from ..memory.tensor_bytes import module_bytes
 from .component_store import ignore_load
 from .estimate import DEVICE_OVERHEAD
 from .full_disk import explaining_full_disk
-from .pipelines import BuiltInPipeline, StreamPipeline
+from .pipelines import BuiltInPipeline
+from .stream_pipeline import StreamPipeline
 
 
 class SaveWatcher(Protocol):

@@ -20,9 +20,9 @@ from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
-from .pipelines import StreamPipeline
 from .settings import StreamSettings
 from .state import StreamState
+from .stream_pipeline import StreamPipeline
 
 logger = logging.getLogger(__name__)
 

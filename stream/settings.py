@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..families.kv_policies import check_kv_policy
+from ..families.kv_policies import KV_PLAIN, check_kv_format, check_kv_policy
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
@@ -25,6 +25,7 @@ INPUT_NAMES: Mapping[str, str] = MappingProxyType(
         "steps": "num_inference_steps",
         "shift": "shift",
         "kv_policy": "kv_policy",
+        "kv_format": "kv_format",
         "context_frames": "context_frames",
         "sink_frames": "sink_frames",
         "attention_bias": "attention_bias",
@@ -46,6 +47,7 @@ class StreamSettings:
         steps: denoising passes per block, spaced evenly; as many as `timesteps` has, where it is given.
         shift: flow shift of the schedule.
         kv_policy: "recompute" or "rolling".
+        kv_format: how keys and values of the past are stored, one of `KV_FORMATS`; "auto" is decided by the memory.
         context_frames: latent frames of the past that a block attends to.
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).
         attention_bias: weight on keys of past frames other than the first; 1 is off.
@@ -71,6 +73,7 @@ class StreamSettings:
     frames_per_block: int = _DEFAULTS.frames_per_block
     timesteps: StepList | None = None
     first_block_timesteps: StepList | None = None
+    kv_format: str = KV_PLAIN
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
     memory_gb: float = 0.0
@@ -95,6 +98,7 @@ class StreamSettings:
         if self.shift <= 0:
             raise ValueError(f"shift is {self.shift}: choose a value above 0 (5 is common).")
         check_kv_policy(self.kv_policy)
+        check_kv_format(self.kv_format)
         if not 0.0 < self.attention_bias <= 1.0:
             raise ValueError(f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off).")
         if not 0 <= self.sink_frames <= self.context_frames:

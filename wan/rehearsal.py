@@ -18,7 +18,7 @@ from ..families.model_family import AttentionChoice, LatentGeometry
 from ..memory.peak_meter import PeakMeter
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
-from .steps.context_policies import frame_cache_length
+from .steps.context_policies import frame_cache_length, packed_frames
 from .steps.text_step import DEFAULT_TEXT_TOKENS
 from .transformer.attention import install_causal_attention
 from .transformer.causal_transformer import allocate_kv_cache
@@ -57,11 +57,9 @@ def rehearse_streaming_bytes(
     )
     with PeakMeter(meta=True) as meter:
         rehearsal.run(inputs)
-    frames = inputs["context_frames"] + inputs["num_frames_per_block"]
-    tokens = frames * geometry.tokens_per_frame(inputs["width"], inputs["height"]) + DEFAULT_TEXT_TOKENS
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    # Keys and values of self- and cross-attention.
-    return meter.peak_bytes + (layers - rehearsed) * 2 * tokens * width * transformer.dtype.itemsize
+    text_bytes = 2 * DEFAULT_TEXT_TOKENS * width * transformer.dtype.itemsize
+    return meter.peak_bytes + (layers - rehearsed) * (rehearsal.kv_layer_bytes + text_bytes)
 
 
 def text_encoding_bytes(text_encoder: Component) -> int:
@@ -125,7 +123,12 @@ class MetaRehearsal:
         vae_dtype: of the VAE.
         kept_fp32: parts of parameter names of the transformer that stay float32.
         attention: how it is computed.
+
+    Attributes:
+        kv_layer_bytes: of the KV cache of one layer, once it has run.
     """
+
+    kv_layer_bytes = 0
 
     def __init__(
         self,
@@ -181,7 +184,9 @@ class MetaRehearsal:
             latent_height=height // scale,
             latent_width=width // scale,
             sink_frames=inputs["sink_frames"],
+            packed_frames=packed_frames(inputs["kv_policy"], inputs["kv_format"], context, block),
         )
+        self.kv_layer_bytes = cache.layer_bytes
         cache.commit(context * cache.tokens_per_frame)
         pictures = frame_cache_length(vae, context)
         return {

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from ...families.kv_policies import RECOMPUTE, ROLLING, check_kv_policy
+from ...families.kv_policies import KV_FP8, RECOMPUTE, ROLLING, check_kv_policy
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
@@ -49,6 +49,9 @@ class Past:
 class ContextPolicy(Protocol):
     """What happens to the KV cache before and after each block."""
 
+    def packed_frames(self, context_frames: int, block_frames: int) -> int:
+        """Latent frames whose keys are kept from one pass to another."""
+
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
         """Bring `past.kv_cache` to the start of a block: it holds the past's keys, with room for the block after them.
 
@@ -76,6 +79,10 @@ class Recompute:
     last picture, encoded again, because a latent frame is meaningful only after its past. A latent that the stream was
     started with is kept until the held pictures reach back to it. Context blocks are assumed as long as the next one.
     """
+
+    def packed_frames(self, context_frames: int, block_frames: int) -> int:
+        """The context: a block's own keys are never kept."""
+        return context_frames
 
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
         """See `ContextPolicy`."""
@@ -137,6 +144,10 @@ class Recompute:
 class Rolling:
     """Self-Forcing's policy: a window of keys, in which each block's keys at t = 0 replace the oldest."""
 
+    def packed_frames(self, context_frames: int, block_frames: int) -> int:
+        """The window: a block's clean keys come before the oldest go."""
+        return context_frames + block_frames
+
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
         """See `ContextPolicy`."""
         cache = past.kv_cache
@@ -156,6 +167,13 @@ class Rolling:
 
 
 _POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}
+
+
+def packed_frames(kv_policy: str, kv_format: str, context_frames: int, block_frames: int) -> int | None:
+    """Latent frames of the past that are kept in 8 bits; None for none."""
+    if kv_format != KV_FP8:
+        return None
+    return find_context_policy(kv_policy).packed_frames(context_frames, block_frames)
 
 
 def find_context_policy(name: str) -> ContextPolicy:

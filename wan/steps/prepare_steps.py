@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
-from ...families.kv_policies import RECOMPUTE
+from ...families.kv_policies import KV_PLAIN, RECOMPUTE
 from ...families.step_list import StepList
 from ..transformer.causal_transformer import (
     allocate_cross_cache,
@@ -20,7 +20,7 @@ from ..transformer.causal_transformer import (
 )
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
-from .context_policies import Past, find_context_policy, frame_cache_length
+from .context_policies import Past, find_context_policy, frame_cache_length, packed_frames
 from .few_step_schedule import make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
 
@@ -128,6 +128,8 @@ class PrepareCachesStep(ModularPipelineBlocks):
             InputParam("num_frames_per_block", type_hint=int, default=3),
             InputParam("context_frames", type_hint=int, default=3),
             InputParam("sink_frames", type_hint=int, default=0),
+            InputParam("kv_policy", type_hint=str, default=RECOMPUTE),
+            InputParam("kv_format", type_hint=str, default=KV_PLAIN),
             InputParam("prompt_embeds", required=True, type_hint=torch.Tensor),
             InputParam("encoded_prompt", required=True, type_hint=str),
             InputParam("kv_cache"),
@@ -177,12 +179,14 @@ class PrepareCachesStep(ModularPipelineBlocks):
     def _allocate_absent(self, components: ModularPipeline, block_state: Any) -> None:  # noqa: ANN401
         if block_state.kv_cache is None:
             scale = components.vae.config.scale_factor_spatial
+            context, block = block_state.context_frames, block_state.num_frames_per_block
             block_state.kv_cache = allocate_kv_cache(
                 components.transformer,
-                frames=block_state.context_frames + block_state.num_frames_per_block,
+                frames=context + block,
                 latent_height=block_state.height // scale,
                 latent_width=block_state.width // scale,
                 sink_frames=block_state.sink_frames,
+                packed_frames=packed_frames(block_state.kv_policy, block_state.kv_format, context, block),
             )
         if block_state.crossattn_cache is None:
             text_tokens = block_state.prompt_embeds.shape[1]

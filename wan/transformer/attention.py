@@ -24,6 +24,7 @@ from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
 from .causal_block import CausalWanBlock
 from .kv_cache import CrossAttentionCache
+from .packed_kv_cache import PackedKVCache, PackedPast
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
 from .rotary_store import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
 
@@ -90,6 +91,7 @@ class CausalAttention:
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
         buffers = zip(self.layers, own.keys, own.values, text.keys, text.values, strict=True)
         last = len(self.layers) - 1
+        kept = tokens if causal_pass.keys_only else 0
         for index, ((self_attention, cross_attention), keys, values, text_keys, text_values) in enumerate(buffers):
             self_attention.bound = SelfAttentionPass(
                 keys,
@@ -101,6 +103,8 @@ class CausalAttention:
                 rotary_kernel,
                 keys_only=causal_pass.keys_only and index == last,
             )
+            if isinstance(own, PackedKVCache):
+                self_attention.packed = own.packed_past(index, kept)
             cross_attention.bound = CrossAttentionPass(
                 text_keys, text_values, None if few_kernel is None else few, few_kernel
             )
@@ -108,7 +112,7 @@ class CausalAttention:
     def _release(self) -> None:
         self.rope.frame_offset, self.rope.tables = 0, None
         for self_attention, cross_attention in self.layers:
-            self_attention.bound = None
+            self_attention.bound = self_attention.packed = None
             cross_attention.bound = None
 
 
@@ -118,6 +122,8 @@ class CausalSelfAttnProcessor:
     def __init__(self, causal: CausalAttention) -> None:
         self.causal = causal
         self.bound: SelfAttentionPass | None = None
+        # Read by the layer, outside its compiled part.
+        self.packed: PackedPast | None = None
 
     def __call__(
         self,

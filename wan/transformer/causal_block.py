@@ -57,13 +57,19 @@ class CausalWanBlock(WanTransformerBlock):
         if text_pass is not None and text_pass.writes_text:
             self.attn2(hidden_states, encoder_hidden_states)
             return hidden_states
+        packed = getattr(self.attn1.processor, "packed", None)
+        if packed is not None:
+            packed.unpack()
         own_pass = getattr(self.attn1.processor, "bound", None)
         if own_pass is not None and own_pass.keys_only:
             self._write_keys(hidden_states, temb, rotary_emb)
-            return hidden_states
-        compiled = self._compiled_call_impl
-        ordinary = super().forward if compiled is None else compiled
-        made: torch.Tensor = ordinary(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            made = hidden_states
+        else:
+            compiled = self._compiled_call_impl
+            ordinary = super().forward if compiled is None else compiled
+            made = ordinary(hidden_states, encoder_hidden_states, temb, rotary_emb)
+        if packed is not None:
+            packed.pack()
         return made
 
     def _write_keys(self, hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: RotaryTable) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypedDict
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -11,6 +12,18 @@ from ...ops.few_key_attention import merge_padding
 from .attention import causal_attention_of
 from .attention_passes import CausalPass
 from .kv_cache import CrossAttentionCache, KVCache
+from .packed_kv_cache import PackedKVCache
+
+
+class _CacheSizes(TypedDict):
+    layers: int
+    heads: int
+    head_dim: int
+    frames: int
+    tokens_per_frame: int
+    sink_frames: int
+    device: torch.device
+    dtype: torch.dtype
 
 
 def weight_dtype(transformer: WanTransformer3DModel) -> torch.dtype:
@@ -36,19 +49,32 @@ def allocate_kv_cache(
     latent_height: int,
     latent_width: int,
     sink_frames: int = 0,
+    packed_frames: int | None = None,
 ) -> KVCache:
-    """Allocate a self-attention cache of `frames` latent frames for this transformer, on its device."""
+    """Allocate a self-attention cache for this transformer, on its device.
+
+    Args:
+        transformer: of any size.
+        frames: latent frames that it holds, those of the current block among them.
+        latent_height: of a latent frame.
+        latent_width: of a latent frame.
+        sink_frames: that stay for good.
+        packed_frames: how many of the past are kept in 8 bits; None keeps all frames in the transformer's dtype.
+    """
     config = transformer.config
-    return KVCache.allocate(
-        layers=config.num_layers,
-        heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        frames=frames,
-        tokens_per_frame=tokens_per_latent_frame(transformer, latent_height, latent_width),
-        sink_frames=sink_frames,
-        device=weight_device(transformer),
-        dtype=weight_dtype(transformer),
-    )
+    sizes: _CacheSizes = {
+        "layers": config.num_layers,
+        "heads": config.num_attention_heads,
+        "head_dim": config.attention_head_dim,
+        "frames": frames,
+        "tokens_per_frame": tokens_per_latent_frame(transformer, latent_height, latent_width),
+        "sink_frames": sink_frames,
+        "device": weight_device(transformer),
+        "dtype": weight_dtype(transformer),
+    }
+    if packed_frames is None:
+        return KVCache.allocate(**sizes)
+    return PackedKVCache.allocate_packed(**sizes, kept_frames=packed_frames)
 
 
 def allocate_cross_cache(transformer: WanTransformer3DModel, *, text_tokens: int) -> CrossAttentionCache:

@@ -76,6 +76,11 @@ class KVCache:
         """Tokens each layer has room for."""
         return self.keys[0].shape[1]
 
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes that one layer more would take."""
+        return self.keys[0].nbytes + self.values[0].nbytes
+
     def remember(self) -> Callable[[], bool]:
         """Note the past frames; the returned function forgets what was committed since. What was evicted stays so."""
         length, evicted = self.length, self.evicted
@@ -110,14 +115,16 @@ class KVCache:
         self.length += tokens
 
     def _drop_oldest(self, surplus: int) -> None:
-        first_kept = self.sink_tokens + surplus
+        self._move_kept(self.sink_tokens + surplus, self.sink_tokens)
+        self.length -= surplus
+        self.evicted += surplus
+
+    def _move_kept(self, first_kept: int, target: int) -> None:
         kept = self.length - first_kept
         for buffer in (*self.keys, *self.values):
             # Cloned, one layer at a time: source and target overlap.
             moved = buffer[:, first_kept : self.length].clone()
-            buffer[:, self.sink_tokens : self.sink_tokens + kept].copy_(moved)
-        self.length -= surplus
-        self.evicted += surplus
+            buffer[:, target : target + kept].copy_(moved)
 
 
 def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -1,0 +1,74 @@
+"""What a session needs of a pipeline, whether its blocks are built in or a repository's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from diffusers.modular_pipelines import ModularPipeline, PipelineState
+
+from ..families.stream_preset import StreamPreset
+from ..memory.pipeline_facts import PipelineFacts
+from .component_store import LoadCallback
+from .recipe import Recipe
+from .settings import StreamSettings
+
+
+class StreamPipeline(Protocol):
+    """What a session needs of a pipeline."""
+
+    recipe: Recipe
+    pipe: ModularPipeline
+    device: torch.device
+    on_load: LoadCallback
+    # Names of its stages, and advice on its state, for the memory timeline.
+    memory_facts: PipelineFacts
+
+    def own_preset(self) -> StreamPreset:
+        """How the makers of the model stream it, as far as its files say which model it is."""
+
+    def check_settings(self, settings: StreamSettings) -> None:
+        """Raise ValueError for what this pipeline cannot do, before anything is loaded."""
+
+    def start(self, settings: StreamSettings) -> dict[str, Any]:
+        """State entries the pipeline expects before block 0."""
+
+    def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
+        """State entries that stand for the prompt `GIVEN_PROMPT`, from embeddings [1, text tokens, text width].
+
+        Raises ValueError for embeddings of another width than the model takes.
+        """
+
+    def make_generator(self, seed: int) -> torch.Generator:
+        """The stream's noise generator."""
+
+    def encode_prompt(self, state: PipelineState, prompt: str) -> None:
+        """Encode the prompt before the call, if the text encoder can then be offloaded before the rest is loaded."""
+
+    def check_fit(self, settings: StreamSettings) -> StreamSettings:
+        """Raise MemoryError, before anything is loaded, when a stream with `settings` cannot fit the device.
+
+        Returns the settings, with what they leave to the memory decided.
+        """
+
+    def stream_more_layers(self) -> bool:
+        """Keep fewer layers on the device, which ran out of memory; False when there are none left to stream."""
+
+    def bring_components(self, settings: StreamSettings) -> None:
+        """Move what a block needs to the device, with room for what it allocates."""
+
+    def is_resident(self) -> bool:
+        """Whether what a block needs is on the device."""
+
+    def held_masks(self) -> Mapping[str, object]:
+        """Attention masks that the pipeline keeps, for the memory timeline."""
+
+    def explain_not_finite(self) -> str | None:
+        """Why a block may have come out NaN or infinite, and what to do; None when it is not known."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the user should know about how the pipeline was made, as JSON values."""
+
+    def release(self) -> None:
+        """Release all weights."""
