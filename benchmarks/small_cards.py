@@ -6,7 +6,7 @@
 A checkpoint with random weights (FP8 in ComfyUI's format, the text encoder in BF16) is written to a temporary folder
 and loaded by the pack's own code. On a GPU torch's memory is capped at each number of GiB, and the stream gets as much;
 on a CPU there is no cap, and a pretended one makes layers stream. The pictures are compared with those of everything
-resident.
+resident with the same settings: the KV cache in 8 bits, the context fused with the first step. "Plain" is without both.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from full_size_models import SIZES, ModelSize, build_text_encoder, build_transformer, build_vae
 from weight_formats import layer_replacement
 
+from streamblocks.families.kv_policies import KV_FP8, KV_PLAIN
 from streamblocks.memory.cleanup import release_cached_memory
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -47,11 +48,16 @@ BUSES = {"PCIe 4 x16": 25.0, "PCIe 3 x16": 12.5}
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: a cap in GiB (None: everything resident) and a picture size."""
+    """What is run: a cap in GiB (None: everything resident), a picture size, and what streaming brings along.
+
+    Attributes:
+        saving: keys and values in 8 bits, and the context's pass fused with the first step.
+    """
 
     cap: float | None
     width: int
     height: int
+    saving: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,8 @@ class Benchmark:
         if on_card:
             caps = [float(cap) for cap in self.options.caps.split(",")]
             cases = [Case(cap, *self._size(cap)) for cap in caps]
-            whole = [Case(None, *size) for size in dict.fromkeys((case.width, case.height) for case in cases)]
+            sizes = dict.fromkeys((case.width, case.height) for case in cases)
+            whole = [Case(None, *size, saving) for size in sizes for saving in (False, True)]
             cases = [*(whole if self.options.resident else []), *cases]
         else:
             cases = [Case(None, 96, 96), Case(0.0, 96, 96)]
@@ -169,12 +176,18 @@ class Benchmark:
             release_cached_memory(self.device)
 
     def _stream(self, case: Case) -> Figures:
-        settings = StreamSettings(width=case.width, height=case.height, blocks=self.options.blocks)
+        settings = StreamSettings(
+            width=case.width,
+            height=case.height,
+            blocks=self.options.blocks,
+            kv_format=KV_FP8 if case.saving else KV_PLAIN,
+            fuse_context=case.saving,
+        )
         pipeline = self._materialise(case, settings)
         if self.device.type == "cuda":
             settings = replace(settings, memory_gb=0.0 if case.cap is None else case.cap * GIB / 1e9)
             torch.cuda.reset_peak_memory_stats(self.device)
-        pipeline.check_fit(settings)
+        settings = pipeline.check_fit(settings)
         times, pictures, bytes_after, copied = [], [], [], []
         with Session(pipeline, settings) as session:
             for _ in range(settings.blocks):
@@ -209,7 +222,7 @@ class Benchmark:
         copied: list[int],
     ) -> Figures:
         made, size = torch.cat(pictures), (case.width, case.height)
-        if case.cap is None:
+        if case.cap is None and case.saving:
             self._pictures[size] = made
         steady = slice(STEADY, None)
         seconds = sum(times[steady]) / len(times[steady])
@@ -217,7 +230,7 @@ class Benchmark:
         total = pipeline._store.components["transformer"].bytes
         host, slots = (streamer.host_bytes, streamer.slot_bytes) if streamer is not None else (0, 0)
         per_block = sum(copied[steady]) // len(copied[steady])
-        known = self._pictures.get(size)
+        known = self._pictures.get(size) if case.saving else None
         return Figures(
             layers_streamed=0 if streamer is None else len(streamer.streamed),
             resident_weight_bytes=total - host,
@@ -278,12 +291,13 @@ def allocated(device: torch.device) -> int:
 def line(case: Case, figures: Figures) -> str:
     """One case as a line."""
     name = "resident" if case.cap is None else f"{case.cap:g} GiB"
+    name += "" if case.saving else ", plain"
     if figures.failed:
-        return f"{name:>9} {case.width}x{case.height}: {figures.failed}"
+        return f"{name:>15} {case.width}x{case.height}: {figures.failed}"
     peak = "" if figures.peak_bytes is None else f", peak {figures.peak_bytes / GIB:.2f} GiB"
     buses = "".join(f", {figures.fps_on(rate):.2f} on {bus}" for bus, rate in BUSES.items())
     return (
-        f"{name:>9} {case.width}x{case.height}: {figures.fps:.2f} fps, {figures.layers_streamed} layers streamed{peak}"
+        f"{name:>15} {case.width}x{case.height}: {figures.fps:.2f} fps, {figures.layers_streamed} layers streamed{peak}"
         f", growth {figures.growth_bytes}, {figures.copied_bytes / 1e9:.2f} GB a block at {figures.bus_rate:.1f} GB/s"
         f"{buses}, same pictures: {figures.same_pictures}"
     )

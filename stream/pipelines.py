@@ -111,16 +111,20 @@ class BuiltInPipeline:
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
         """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.
 
-        Keys in 8 bits leave room for more layers: they are chosen where not all layers would stay otherwise.
+        Where not all layers would stay, keys in 8 bits leave room for more of them, and a context that takes the first
+        step along needs one pass less over those that are streamed.
         """
         available = self._available_bytes(settings)
         spec = self.recipe.quantization
-        if settings.kv_format == KV_AUTO:
-            settings = replace(settings, kv_format=KV_PLAIN)
-            if available is not None and self._estimate(spec, settings).needed > available:
-                settings = replace(settings, kv_format=KV_FP8)
+        packs = settings.kv_format == KV_AUTO
+        settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
         if available is None:
             return settings
+        if self._estimate(spec, settings).needed > available:
+            settings = replace(settings, kv_format=KV_FP8) if packs else settings
+            fused = replace(settings, fuse_context=True)
+            # The fused pass has the activations of both.
+            settings = fused if self._estimate(spec, fused).least <= available else settings
         choices = smaller_choices(
             spec,
             settings,

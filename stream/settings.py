@@ -26,6 +26,7 @@ INPUT_NAMES: Mapping[str, str] = MappingProxyType(
         "shift": "shift",
         "kv_policy": "kv_policy",
         "kv_format": "kv_format",
+        "fuse_context": "fuse_context",
         "context_frames": "context_frames",
         "sink_frames": "sink_frames",
         "attention_bias": "attention_bias",
@@ -47,6 +48,8 @@ class StreamSettings:
         steps: denoising passes per block, spaced evenly; as many as `timesteps` has, where it is given.
         shift: flow shift of the schedule.
         kv_policy: "recompute" or "rolling".
+        fuse_context: whether a block's first step takes the context's pass along, where it can: fewer passes over the
+            weights, the same pictures but for rounding. Chosen where weights are streamed.
         kv_format: how keys and values of the past are stored, one of `KV_FORMATS`; "auto" is decided by the memory.
         context_frames: latent frames of the past that a block attends to.
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).
@@ -74,6 +77,7 @@ class StreamSettings:
     timesteps: StepList | None = None
     first_block_timesteps: StepList | None = None
     kv_format: str = KV_PLAIN
+    fuse_context: bool = False
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
     memory_gb: float = 0.0

@@ -1,5 +1,6 @@
 """Which layers stay under a budget, the estimate that decides it, and what is said when even that is too little."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -7,6 +8,7 @@ import pytest
 import torch
 from test_estimate import SmallCard
 
+from streamblocks.families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.layer_plan import LayerPlan, check_host_memory, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
@@ -71,8 +73,10 @@ def test_a_stream_keeps_to_its_budget_with_the_same_pictures(deep):
     settings = StreamSettings(width=96, height=96, steps=2)
 
     def stream(pipeline):
-        with Session(pipeline, settings) as session:
-            pipeline.check_fit(settings)
+        # Without the fused pass, which sums in another order.
+        fitted = replace(pipeline.check_fit(settings), fuse_context=False)
+        assert fitted == settings
+        with Session(pipeline, fitted) as session:
             return torch.cat([session.run_block("waves").frames for _ in range(3)])
 
     card = SmallCard(10**12)
@@ -97,6 +101,29 @@ def test_a_stream_keeps_to_its_budget_with_the_same_pictures(deep):
     pipeline.check_fit(settings)
     again = streamer_of(pipeline.pipe.transformer)
     assert again is not None and again.streamed == () and torch.equal(stream(pipeline), expected)
+
+
+def test_what_streaming_brings_along_is_chosen_by_the_memory(deep):
+    """Auto keeps the model's dtype where all layers stay, and packs keys where they do not; what is chosen stays."""
+    card = SmallCard(10**12)
+    pipeline = materialise(Recipe(str(deep)), residency=card)
+    assert isinstance(pipeline, BuiltInPipeline)
+    settings = StreamSettings(width=96, height=96, steps=2, kv_format=KV_AUTO)
+    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_PLAIN)
+    plain = pipeline._estimate(None, replace(settings, kv_format=KV_PLAIN))
+    fused = pipeline._estimate(None, replace(settings, kv_format=KV_FP8, fuse_context=True))
+    apart = pipeline._estimate(None, replace(settings, kv_format=KV_FP8))
+    assert fused.streaming > apart.streaming
+    card.available = plain.needed - 1
+    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_FP8, fuse_context=True)
+    card.available = fused.least - 1
+    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_FP8)
+    card.available = plain.needed - 1
+    kept = replace(settings, kv_format=KV_PLAIN)
+    assert pipeline.check_fit(kept).kv_format == KV_PLAIN
+    # A CPU has no bound.
+    release_materialised()
+    assert materialise(Recipe(str(deep))).check_fit(settings).kv_format == KV_PLAIN
 
 
 def test_a_budget_is_kept_where_more_is_free(deep):

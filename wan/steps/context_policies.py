@@ -34,6 +34,7 @@ class Past:
         latents: the newest latent frames, [1, channels, frames, height, width]; None where there are none.
         pictures: the newest pixel frames, oldest first, each [1, 3, height, width] in -1..1.
         statistics: of the VAE's latents.
+        fuses_context: whether the first step may take the context's pass along.
     """
 
     position: int
@@ -44,6 +45,20 @@ class Past:
     latents: torch.Tensor | None
     pictures: Sequence[torch.Tensor]
     statistics: LatentStatistics
+    fuses_context: bool = False
+
+
+@dataclass(frozen=True)
+class BlockStart:
+    """What a block begins with.
+
+    Attributes:
+        frame_offset: RoPE position of its first latent frame.
+        context: latents whose keys the block's first step computes along; None if the cache holds all keys.
+    """
+
+    frame_offset: int
+    context: torch.Tensor | None = None
 
 
 class ContextPolicy(Protocol):
@@ -52,11 +67,10 @@ class ContextPolicy(Protocol):
     def packed_frames(self, context_frames: int, block_frames: int) -> int:
         """Latent frames whose keys are kept from one pass to another."""
 
-    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
+    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> BlockStart:
         """Bring `past.kv_cache` to the start of a block: it holds the past's keys, with room for the block after them.
 
-        Returns:
-            RoPE position of the block's first latent frame.
+        Or it is empty, and the start names the context whose keys come first.
 
         Raises:
             ValueError: the stream provides too little of its past, or the block is too long for the cache.
@@ -68,7 +82,7 @@ class ContextPolicy(Protocol):
         Args:
             transformer: of the stream.
             latents: of the block, [1, channels, frames, height, width].
-            causal_pass: the caches, and the place in time that `start_block` returned.
+            causal_pass: the caches, and the place in time of `start_block`.
         """
 
 
@@ -84,14 +98,16 @@ class Recompute:
         """The context: a block's own keys are never kept."""
         return context_frames
 
-    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
+    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> BlockStart:
         """See `ContextPolicy`."""
         cache = past.kv_cache
         cache.reset()
         frames = self._context_frames(past)
         if not frames:
-            return 0
+            return BlockStart(0)
         context = self._context_latents(vae, past, frames)
+        if past.fuses_context and frames == past.block_frames:
+            return BlockStart(frames, context)
         block_tokens = past.block_frames * cache.tokens_per_frame
         causal_pass = CausalPass(
             cache,
@@ -102,7 +118,7 @@ class Recompute:
         )
         write_keys(transformer, context, 0.0, causal_pass)
         cache.commit(frames * cache.tokens_per_frame)
-        return frames
+        return BlockStart(frames)
 
     def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
         """Do nothing: the next block recomputes its keys."""
@@ -148,7 +164,7 @@ class Rolling:
         """The window: a block's clean keys come before the oldest go."""
         return context_frames + block_frames
 
-    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> int:
+    def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> BlockStart:
         """See `ContextPolicy`."""
         cache = past.kv_cache
         if past.position and not cache.length:
@@ -157,7 +173,7 @@ class Rolling:
                 f"of the frames before it; give the stream's kv_cache, or choose {RECOMPUTE!r}."
             )
         cache.begin_block(past.block_frames * cache.tokens_per_frame)
-        return past.position
+        return BlockStart(past.position)
 
     def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
         """Make the clean pass: keys at t = 0 replace those of the last denoising step and stay in the cache."""

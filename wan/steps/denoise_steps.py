@@ -9,7 +9,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 
 from ...families.kv_policies import RECOMPUTE
 from ..transformer.attention_passes import CausalPass, make_key_bias
-from ..transformer.causal_transformer import predict_velocity
+from ..transformer.causal_transformer import predict_velocity, predict_with_context
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from .context_policies import find_context_policy
 from .names import MODEL_NAME
@@ -40,14 +40,18 @@ class DenoiseBlockStep(ModularPipelineBlocks):
             InputParam("kv_cache", required=True, type_hint=KVCache),
             InputParam("crossattn_cache", required=True, type_hint=CrossAttentionCache),
             InputParam("frame_offset", required=True, type_hint=int),
+            InputParam("context_latents", type_hint=torch.Tensor, description="whose keys the first step computes"),
             InputParam("attention_bias", type_hint=float, default=1.0),
             InputParam("generator", type_hint=torch.Generator),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """The denoised latents."""
-        return [OutputParam("latents", type_hint=torch.Tensor, description="float32, denoised")]
+        """The denoised latents; the context is used up."""
+        return [
+            OutputParam("latents", type_hint=torch.Tensor, description="float32, denoised"),
+            OutputParam("context_latents", description="None"),
+        ]
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
@@ -55,20 +59,29 @@ class DenoiseBlockStep(ModularPipelineBlocks):
         block_state = self.get_block_state(state)
         latents: torch.Tensor = block_state.latents
         cache: KVCache = block_state.kv_cache
+        context: torch.Tensor | None = block_state.context_latents
+        past_tokens = cache.length if context is None else context.shape[2] * cache.tokens_per_frame
         causal_pass = CausalPass(
             cache,
             block_state.crossattn_cache,
             frame_offset=block_state.frame_offset,
             key_bias=make_key_bias(
                 block_state.attention_bias,
-                past_tokens=cache.length,
+                past_tokens=past_tokens,
                 block_tokens=latents.shape[2] * cache.tokens_per_frame,
                 tokens_per_frame=cache.tokens_per_frame,
                 like=cache.keys[0],
             ),
         )
         schedule = block_state.schedule
-        velocity = predict_velocity(components.transformer, latents, schedule.timesteps[0], causal_pass)
+        if context is None:
+            velocity = predict_velocity(components.transformer, latents, schedule.timesteps[0], causal_pass)
+        else:
+            velocity = predict_with_context(
+                components.transformer, context, latents, schedule.timesteps[0], causal_pass
+            )
+            cache.commit(past_tokens)
+            block_state.context_latents = None
         denoised = latents - schedule.sigmas[0] * velocity
         # Draws the noise of all later steps while the device computes the first.
         noises = draw_noise(

@@ -228,12 +228,16 @@ class RefillContextStep(ModularPipelineBlocks):
             InputParam("decoder_cache", required=True, type_hint=DecoderCache),
             InputParam("frame_cache_context", required=True, type_hint=deque),
             InputParam("current_denoised_latents", type_hint=torch.Tensor),
+            InputParam("fuse_context", type_hint=bool, default=False, description="see `predict_with_context`"),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """RoPE position of the block's first latent frame."""
-        return [OutputParam("frame_offset", type_hint=int, description="latent frame of the block's first frame")]
+        """RoPE position of the block's first latent frame, and the context that its first step takes along."""
+        return [
+            OutputParam("frame_offset", type_hint=int, description="latent frame of the block's first frame"),
+            OutputParam("context_latents", type_hint=torch.Tensor, description="None where the cache has their keys"),
+        ]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
         """Run the block."""
@@ -247,9 +251,11 @@ class RefillContextStep(ModularPipelineBlocks):
             latents=block_state.current_denoised_latents,
             pictures=block_state.frame_cache_context,
             statistics=block_state.decoder_cache.statistics,
+            fuses_context=block_state.fuse_context,
         )
         policy = find_context_policy(block_state.kv_policy)
-        block_state.frame_offset = policy.start_block(components.transformer, components.vae, past)
+        start = policy.start_block(components.transformer, components.vae, past)
+        block_state.frame_offset, block_state.context_latents = start.frame_offset, start.context
         self.set_block_state(state, block_state)
         return components, state
 

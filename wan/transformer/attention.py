@@ -89,9 +89,9 @@ class CausalAttention:
             shape = BlockCausalShape(tokens, own.length, causal_tokens, device)
             block_mask = self.block_masks.block_causal(shape)
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
+        self.rope.groups = causal_pass.groups
         buffers = zip(self.layers, own.keys, own.values, text.keys, text.values, strict=True)
         last = len(self.layers) - 1
-        kept = tokens if causal_pass.keys_only else 0
         for index, ((self_attention, cross_attention), keys, values, text_keys, text_values) in enumerate(buffers):
             self_attention.bound = SelfAttentionPass(
                 keys,
@@ -104,13 +104,13 @@ class CausalAttention:
                 keys_only=causal_pass.keys_only and index == last,
             )
             if isinstance(own, PackedKVCache):
-                self_attention.packed = own.packed_past(index, kept)
+                self_attention.packed = own.packed_past(index, causal_pass.kept_tokens)
             cross_attention.bound = CrossAttentionPass(
                 text_keys, text_values, None if few_kernel is None else few, few_kernel
             )
 
     def _release(self) -> None:
-        self.rope.frame_offset, self.rope.tables = 0, None
+        self.rope.frame_offset, self.rope.groups, self.rope.tables = 0, 1, None
         for self_attention, cross_attention in self.layers:
             self_attention.bound = self_attention.packed = None
             cross_attention.bound = None
@@ -136,8 +136,12 @@ class CausalSelfAttnProcessor:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
         if rotary_emb is None:
             raise ValueError("rotary_emb is None: causal self-attention needs the rotary tables of its tokens.")
-        projections = project_qkv(attn, hidden_states)
         bound = self.bound
+        batch = hidden_states.shape[0]
+        if bound is not None and batch > 1:
+            # Groups that follow one another in time: one sequence of tokens.
+            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+        projections = project_qkv(attn, hidden_states)
         if bound is None:
             query, key = norm_and_rotate(attn, projections, rotary_emb)
             value = split_heads(projections.value, attn.heads)
@@ -147,7 +151,8 @@ class CausalSelfAttnProcessor:
             if bound.keys_only:
                 return hidden_states
             attended = self._attend_to_cache(query, bound)
-        return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
+        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
+        return made if bound is None else made.view(batch, -1, made.shape[-1])
 
     def _attend_to_cache(self, query: torch.Tensor, bound: SelfAttentionPass) -> torch.Tensor:
         backend = self.causal.backend
@@ -163,9 +168,10 @@ class CausalSelfAttnProcessor:
         for start in range(0, query.shape[1], bound.causal_tokens):
             stop = min(start + bound.causal_tokens, query.shape[1])
             visible = bound.past + stop
-            parts.append(
-                dispatch_attention_fn(query[:, start:stop], keys[:, :visible], values[:, :visible], backend=backend)
-            )
+            # The bias is on the keys of the past of the block being denoised, which comes last.
+            mask = bound.key_bias if visible == end else None
+            part = query[:, start:stop], keys[:, :visible], values[:, :visible]
+            parts.append(dispatch_attention_fn(*part, attn_mask=mask, backend=backend))
         return torch.cat(parts, dim=1)
 
 
@@ -191,6 +197,10 @@ class CachedCrossAttnProcessor:
             bound.keys.copy_(key)
             bound.values.copy_(value)
             return hidden_states
+        batch = hidden_states.shape[0]
+        if bound is not None and batch > 1:
+            # The prompt's keys are those of one sequence.
+            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
         query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         if bound is None:
             bound = CrossAttentionPass(*_project_text(attn, encoder_hidden_states))
@@ -198,7 +208,8 @@ class CachedCrossAttnProcessor:
             attended = attend_to_few_keys(query, bound.keys, bound.values, bound.few, bound.kernel)
         else:
             attended = dispatch_attention_fn(query, bound.keys, bound.values, backend=self.causal.backend)
-        return attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
+        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
+        return made.view(batch, -1, made.shape[-1])
 
 
 def install_causal_attention(transformer: WanTransformer3DModel, backend: str = "native") -> CausalAttention:

@@ -25,7 +25,10 @@ class CausalPass:
         frame_offset: RoPE position of the first latent frame given to the forward.
         causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
             each other (one block).
-        key_bias: [1, 1, 1, keys], added to the attention scores; None for no bias.
+        key_bias: [1, 1, 1, keys], added to the scores of the last block of queries; None for no bias.
+        kept_tokens: of the first tokens of the pass, how many keys are kept for later passes.
+        groups: how many inputs that follow one another in time the forward's batch is; their tokens are one sequence to
+            attention.
         keys_only: the pass is made for the keys and values it writes: the last layer stops after writing its own, and
             the transformer's output is meaningless.
     """
@@ -35,6 +38,8 @@ class CausalPass:
     frame_offset: int
     causal_tokens: int | None = None
     key_bias: torch.Tensor | None = None
+    kept_tokens: int = 0
+    groups: int = 1
     keys_only: bool = False
 
 

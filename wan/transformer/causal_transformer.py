@@ -141,26 +141,66 @@ def predict_velocity(
     """
     if causal_pass.keys_only:
         raise ValueError("causal_pass.keys_only is True, which gives no velocity: call write_keys instead.")
-    return _forward(transformer, latents, timestep, causal_pass).float()
+    return _forward(transformer, latents, (timestep,), causal_pass).float()
 
 
 def write_keys(
     transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
 ) -> None:
     """The pass of `predict_velocity`, for the keys it writes: skips the rest of the last layer."""
-    _forward(transformer, latents, timestep, replace(causal_pass, keys_only=True))
+    tokens = latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
+    _forward(transformer, latents, (timestep,), replace(causal_pass, keys_only=True, kept_tokens=tokens))
+
+
+def predict_with_context(
+    transformer: WanTransformer3DModel,
+    context: torch.Tensor,
+    latents: torch.Tensor,
+    timestep: float,
+    causal_pass: CausalPass,
+) -> torch.Tensor:
+    """`write_keys` of the context at t = 0 and `predict_velocity` of the block after it, in one pass over the weights.
+
+    Layer by layer the block needs only that layer's keys of the context, so both go through each layer together: as a
+    batch of two for everything that is done token by token, each with its own timestep, and as one sequence for
+    attention, in which the context does not see the block. The same numbers, but for rounding.
+
+    Args:
+        transformer: prepared by `install_causal_attention`.
+        context: [1, channels, latent frames, height, width], as many frames as `latents`.
+        latents: of the block.
+        timestep: of the block.
+        causal_pass: of the block; its cache is empty, and its keys are written after those of the context.
+
+    Returns:
+        Velocity of the block, float32, the shape of `latents`.
+    """
+    frames = latents.shape[2]
+    tokens = frames * causal_pass.kv_cache.tokens_per_frame
+    both = torch.cat([context.to(latents), latents])
+    joint = replace(
+        causal_pass,
+        frame_offset=causal_pass.frame_offset - frames,
+        causal_tokens=tokens,
+        kept_tokens=tokens,
+        groups=2,
+    )
+    return _forward(transformer, both, (0.0, timestep), joint)[1:].float()
 
 
 @torch.no_grad()
 def _forward(
-    transformer: WanTransformer3DModel, latents: torch.Tensor, timestep: float, causal_pass: CausalPass
+    transformer: WanTransformer3DModel, latents: torch.Tensor, timesteps: tuple[float, ...], causal_pass: CausalPass
 ) -> torch.Tensor:
     dtype = weight_dtype(transformer)
     sample = latents.to(weight_device(transformer), dtype)
     # Text of length 0: the prompt's keys are cached, so the text embedder has no work.
     no_text = sample.new_zeros((sample.shape[0], 0, transformer.config.text_dim))
-    time = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=torch.float32)
-    tokens = latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
+    # Filled one by one: a tensor made from a list would be a copy that the host waits for.
+    time = torch.empty((len(timesteps),), device=sample.device, dtype=torch.float32)
+    for place, timestep in zip(time, timesteps, strict=True):
+        place.fill_(timestep)
+    tokens = causal_pass.groups * latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
     with causal_attention_of(transformer).bind(causal_pass, tokens):
         velocity: torch.Tensor = transformer(sample, time, no_text, return_dict=False)[0]
     return velocity

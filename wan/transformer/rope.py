@@ -49,6 +49,8 @@ class FrameOffsetRotaryEmbedding(nn.Module):
 
     Attributes:
         frame_offset: latent frame at which the next forward starts.
+        groups: how many times as many frames the tables have as a forward's input: of inputs that follow one another in
+            time and are a batch.
         tables: of the current stream; None computes them at every forward.
     """
 
@@ -58,6 +60,7 @@ class FrameOffsetRotaryEmbedding(nn.Module):
         spatial_dim = 2 * (head_dim // 6)
         self.axis_dims = (head_dim - 2 * spatial_dim, spatial_dim, spatial_dim)
         self.frame_offset = 0
+        self.groups = 1
         self.tables: RotaryTables | None = None
 
     def forward(self, hidden_states: torch.Tensor) -> RotaryTable:
@@ -71,7 +74,7 @@ class FrameOffsetRotaryEmbedding(nn.Module):
             of each pair. diffusers' layout stores each value twice and needs more passes over memory.
         """
         frames, height, width = (n // p for n, p in zip(hidden_states.shape[2:], self.patch_size, strict=True))
-        place = (self.frame_offset, (frames, height, width), hidden_states.device)
+        place = (self.frame_offset, (self.groups * frames, height, width), hidden_states.device)
         table = None if self.tables is None else self.tables.find(place)
         if table is None:
             table = _make_table(place, self.axis_dims)
