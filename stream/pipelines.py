@@ -26,6 +26,9 @@ from .residency import Residency
 from .settings import StreamSettings
 
 BLOCK_COMPONENTS = ("transformer", "vae")
+# Of the layers, how many can be streamed without the bus setting the pace. Measured with the 14B on an H100: 10 of 40
+# cost 2 % at 832x480, while keys in 8 bits and the fused pass cost 6 %.
+HIDDEN_SHARE = 0.25
 
 
 class BuiltInPipeline:
@@ -111,8 +114,8 @@ class BuiltInPipeline:
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
         """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.
 
-        Where not all layers would stay, keys in 8 bits leave room for more of them, and a context that takes the first
-        step along needs one pass less over those that are streamed.
+        Where so many layers would be streamed that the bus sets the pace, keys in 8 bits leave room for more of them,
+        and a context that takes the first step along needs one pass less over those that are streamed.
         """
         available = self._available_bytes(settings)
         spec = self.recipe.quantization
@@ -120,7 +123,7 @@ class BuiltInPipeline:
         settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
         if available is None:
             return settings
-        if self._estimate(spec, settings).needed > available:
+        if not self._mostly_resident(self._estimate(spec, settings), available):
             settings = replace(settings, kv_format=KV_FP8) if packs else settings
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
@@ -137,6 +140,13 @@ class BuiltInPipeline:
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
         return settings
+
+    def _mostly_resident(self, estimate: MemoryEstimate, available: int) -> bool:
+        """Whether so few of the transformer's layers are streamed that their copies are sure to hide."""
+        component = self._store.components["transformer"]
+        budget = estimate.left_for("transformer", available)
+        plan = plan_layers("transformer", component.bytes, component.layer_bytes, budget)
+        return plan is not None and len(plan.streamed) <= HIDDEN_SHARE * plan.layers
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
         free = self.residency.available_bytes(self.device)
