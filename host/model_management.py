@@ -92,6 +92,10 @@ class ComfyResidency:
         )
         return int(comfy.model_management.get_free_memory(device)) + held
 
+    def streams_layers(self, device: torch.device) -> bool:
+        """Not on a CPU, whose memory is the RAM that the layers would be streamed from."""
+        return device.type != "cpu"
+
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Evict other models from `device` until `weight_bytes` are free."""
         if device.type != "cpu":

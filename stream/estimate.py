@@ -56,6 +56,10 @@ class MemoryEstimate:
         streaming = self.transformer_least + self.vae + self.streaming
         return max(streaming, self.text_encoder_least + self.text_encoding) + self.overhead
 
+    def without_streaming(self) -> MemoryEstimate:
+        """The same where layers cannot be streamed."""
+        return replace(self, transformer_least=self.transformer, text_encoder_least=self.text_encoder)
+
     def left_for(self, component: str, available: int) -> int:
         """Bytes that are left for the weights of "transformer" or "text_encoder" when it is at work."""
         rest = self.text_encoding if component == "text_encoder" else self.vae + self.streaming
@@ -123,9 +127,10 @@ def check_it_fits(
     fits = (f"{text} needs {format_gb(other.least)}" for text, other in others if other.least <= available)
     fitting = next(fits, None)
     advice = fitting or "nothing smaller fits either; choose a smaller width and height or another device"
+    streamed = ", its layers streamed from RAM" if estimate.least < estimate.needed else ""
     raise MemoryError(
-        f"this model at {settings.width}x{settings.height} needs at least {format_gb(estimate.least)}, its layers "
-        f"streamed from RAM (weights {format_gb(estimate.transformer_least + estimate.vae)}, caches and activations "
+        f"this model at {settings.width}x{settings.height} needs at least {format_gb(estimate.least)}{streamed} "
+        f"(weights {format_gb(estimate.transformer_least + estimate.vae)}, caches and activations "
         f"{format_gb(estimate.streaming)}), {format_gb(available)} are free: {advice}."
     )
 

@@ -152,7 +152,7 @@ class BuiltInPipeline:
         free = self.residency.available_bytes(self.device)
         if not settings.memory_gb:
             return free
-        if free is None:
+        if free is None or not self.residency.streams_layers(self.device):
             raise ValueError(
                 f"memory_gb is {settings.memory_gb:g} and the device is {self.device}, whose memory is not managed: "
                 "leave it at 0."
@@ -297,9 +297,10 @@ class BuiltInPipeline:
             components = self._store.components
             if spec != self.recipe.quantization:
                 components = requantized(components, spec)
-            self._estimates[key] = estimate_memory(
-                self.family, components, settings, attention_choice(self.recipe), self.device
-            )
+            estimate = estimate_memory(self.family, components, settings, attention_choice(self.recipe), self.device)
+            if not self.residency.streams_layers(self.device):
+                estimate = estimate.without_streaming()
+            self._estimates[key] = estimate
         return self._estimates[key]
 
 

@@ -38,6 +38,9 @@ class Residency(Protocol):
     def available_bytes(self, device: torch.device) -> int | None:
         """Bytes of `device` a stream can use after everything evictable is evicted; None when unknown."""
 
+    def streams_layers(self, device: torch.device) -> bool:
+        """Whether layers that do not fit can be streamed: `device` has memory of its own, other than RAM."""
+
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Free device memory for weights about to be read from disk."""
 
@@ -64,6 +67,10 @@ class PlainResidency:
         """Free memory of a CUDA card plus what this process has reserved; unknown for other devices."""
         memory = read_card_memory(device)
         return None if memory is None else memory.free + memory.reserved
+
+    def streams_layers(self, device: torch.device) -> bool:
+        """Wherever the device's memory is counted."""
+        return self.available_bytes(device) is not None
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Evict all components if the device has less than `weight_bytes` left."""

@@ -204,6 +204,28 @@ class NoWatcher:
         pass
 
 
+class Ram(SmallCard):
+    """A device whose memory is the RAM, as ComfyUI manages it."""
+
+    def streams_layers(self, device):
+        return False
+
+
+def test_where_the_device_is_the_ram_nothing_is_streamed(deep):
+    settings = StreamSettings(width=96, height=96, steps=1)
+    card = Ram(10**12)
+    pipeline = materialise(Recipe(str(deep)), residency=card)
+    assert isinstance(pipeline, BuiltInPipeline)
+    needed = pipeline._estimate(None, settings).needed
+    card.available = needed
+    assert pipeline.check_fit(settings) == settings
+    card.available = needed - 1
+    with pytest.raises(MemoryError, match=r"at 96x96 needs at least [0-9.]+ GB \(weights"):
+        pipeline.check_fit(settings)
+    with pytest.raises(ValueError, match="memory_gb is 8 and the device is cpu"):
+        pipeline.check_fit(replace(settings, memory_gb=8))
+
+
 def test_a_budget_on_a_cpu_is_refused(deep):
     pipeline = materialise(Recipe(str(deep)))
     with pytest.raises(ValueError, match="memory_gb is 8 and the device is cpu, whose memory is not managed: leave it"):

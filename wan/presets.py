@@ -128,7 +128,10 @@ LONGLIVE_2 = replace(
     sink_frames=8,
     files=("longlive",),
     source="github.com/NVlabs/LongLive (7860ad9), configs/inference.yaml: window 32, sink 8, 1280x704 at 24 a second",
-    note="LongLive 2.0's marks for scene cuts (a sink per shot, a jump in time) are not used here.",
+    note=(
+        "LongLive 2.0's own code samples with a multi-step solver, and marks scene cuts (a sink per shot, a jump in "
+        "time); here each step adds new noise, as in other programs that run it, and cuts are not marked."
+    ),
 )
 
 # The first one of a family is taken where nothing says which model it is; narrower patterns stand before wider ones.
