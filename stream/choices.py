@@ -65,7 +65,8 @@ class StreamChoices:
         Raises:
             ValueError: a value, or two together, are not possible.
         """
-        names = [field.name for field in fields(StreamSettings)]
+        # The memory decides the others.
+        names = [field.name for field in fields(StreamSettings) if hasattr(self, field.name)]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         values: dict[str, Any] = {name: getattr(preset, name) for name in names if hasattr(preset, name)} | chosen
         if self.timesteps is not None:
