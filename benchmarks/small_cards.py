@@ -103,13 +103,13 @@ class Figures:
 class PretendedCard(PlainResidency):
     """A device with so many bytes, for devices that have no counters."""
 
-    def __init__(self, available: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._available = available
+        self.available = 2**62
 
     def available_bytes(self, device: torch.device) -> int | None:
-        """As given."""
-        return self._available
+        """As given; at first without a bound."""
+        return self.available
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -206,15 +206,14 @@ class Benchmark:
         return self._figures(case, pipeline, times, pictures, bytes_after, copied)
 
     def _materialise(self, case: Case, settings: StreamSettings) -> BuiltInPipeline:
-        residency = PlainResidency()
+        pretended = PretendedCard() if self.device.type != "cuda" and case.cap is not None else None
         if self.device.type == "cuda" and case.cap is not None and self.options.cap_torch:
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(case.cap * GIB / total)
-        pipeline = materialise(self.recipe, residency=residency)
+        pipeline = materialise(self.recipe, residency=pretended or PlainResidency())
         assert isinstance(pipeline, BuiltInPipeline)
-        if self.device.type != "cuda" and case.cap is not None:
-            least = pipeline._estimate(self.recipe.quantization, settings).least
-            pipeline.residency = PretendedCard(least)
+        if pretended is not None:
+            pretended.available = pipeline._estimate(self.recipe.quantization, settings).least
         return pipeline
 
     def _figures(
