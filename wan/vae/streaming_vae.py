@@ -98,20 +98,6 @@ class EncoderCache:
     held: torch.Tensor | None = None
     latent_frames: int = 0
 
-    def remember(self) -> Callable[[], bool]:
-        """Note the cache; the returned function says whether it is still that.
-
-        A second copy of a full cache would take more memory than it could save.
-        """
-        # References that keep nothing alive: a frame that is decoded frees what it replaces.
-        before = [weakref.ref(feature) if isinstance(feature, torch.Tensor) else feature for feature in self.features]
-
-        def is_unchanged() -> bool:
-            known = [mark() if isinstance(mark, weakref.ref) else mark for mark in before]
-            return all(now is then for now, then in zip(self.features, known, strict=True))
-
-        return is_unchanged
-
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> EncoderCache:
         """An empty cache for the start of a stream."""
