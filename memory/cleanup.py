@@ -39,6 +39,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("decoder_cache", Handling.SHARE, "carries the VAE's temporal convolutions across the seam"),
     StateRule("frame_cache_context", Handling.SHARE, "pictures the first context latent is re-encoded from"),
     StateRule("current_denoised_latents", Handling.SHARE, "context latents of the next block"),
+    StateRule("sink_latents", Handling.SHARE, "first frames of the stream, whose keys stay in a window"),
     StateRule("next_block_idx", Handling.SHARE, "tells a stream that starts again from one that goes on"),
     StateRule("stream_position", Handling.SHARE, "latent frames before the next block: the stream's place in time"),
     StateRule("prompt_embeds", Handling.SHARE, "valid until the prompt changes"),

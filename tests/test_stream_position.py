@@ -134,6 +134,50 @@ def test_a_stream_started_with_latents_goes_on(small_pipeline, given):
     assert not torch.equal(made[0][:, :, -3:], made[4][:, :, -3:])
 
 
+@pytest.mark.parametrize("sink", [0, 1])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_keys_of_a_window_are_computed_again_from_its_latents(small_pipeline, frames, sink):
+    """Before the window slides they are those that the stream computed on its way."""
+    entries = {"kv_policy": "rolling", "context_frames": 6, "num_frames_per_block": frames, "sink_frames": sink}
+    state = make_state(**entries)
+    for _ in range(6 // frames):
+        run_steps(small_pipeline, state)
+    cache, tokens = state.get("kv_cache"), 6 * state.get("kv_cache").tokens_per_frame
+    assert cache.length == tokens
+    latents, on_the_way = state.get("current_denoised_latents"), torch.stack(cache.keys)[:, :, :tokens]
+    again = make_state(**entries, stream_position=6, current_denoised_latents=latents)
+    run_steps(small_pipeline, again, last="refill_context")
+    assert relative_error(torch.stack(again.get("kv_cache").keys)[:, :, :tokens], on_the_way) <= 1e-5
+    state.set("keys_are_stale", True)
+    for key in cache.keys:
+        key.fill_(torch.nan)
+    run_steps(small_pipeline, state, last="refill_context")
+    assert relative_error(torch.stack(cache.keys)[:, :, :tokens], on_the_way) <= 1e-5
+    assert state.get("keys_are_stale") is False
+
+
+def test_keys_of_a_window_that_slid_are_at_their_places(small_pipeline):
+    """The sink's own are those of the stream's first frame; the newest frames are at theirs in time."""
+    entries = {"kv_policy": "rolling", "context_frames": 4, "sink_frames": 1}
+    state = make_state(**entries)
+    for _ in range(3):
+        run_steps(small_pipeline, state)
+    first = state.get("kv_cache").keys[0][:, : state.get("kv_cache").tokens_per_frame].clone()
+    again = make_state(
+        **entries,
+        stream_position=9,
+        sink_latents=state.get("sink_latents"),
+        current_denoised_latents=state.get("current_denoised_latents"),
+    )
+    for each in (state, again):
+        run_steps(small_pipeline, each, last="refill_context")
+    kept, made = (each.get("kv_cache") for each in (state, again))
+    assert made.length == kept.length == 4 * kept.tokens_per_frame
+    assert relative_error(made.keys[0][:, : kept.tokens_per_frame], first) <= 1e-5
+    # Keys of the first layer depend on nothing but the frame and its place.
+    assert relative_error(made.keys[0][:, : made.length], kept.keys[0][:, : kept.length]) <= 1e-5
+
+
 def test_a_new_stream_does_not_keep_latents_of_before_its_start(small_pipeline):
     past = torch.randn(1, 16, 3, 4, 6)
     fresh, used = make_state(context_frames=6), make_state(context_frames=6, current_denoised_latents=past)
@@ -186,7 +230,11 @@ LATENTS = torch.zeros(1, 16, 3, 4, 6)
         ({"block_idx": 1}, "current_denoised_latents holds 0 latent frames"),
         ({"stream_position": 120_000, "current_denoised_latents": LATENTS[:, :, :2]}, "holds 2 latent frames"),
         ({"stream_position": 6, "current_denoised_latents": LATENTS}, "frame_cache_context holds no pictures: .* 9"),
-        ({"stream_position": 3, "kv_policy": "rolling", "current_denoised_latents": LATENTS}, "kv_cache is empty"),
+        ({"stream_position": 3, "kv_policy": "rolling"}, r"kv_cache is empty: .* holds 0 \(sink_latents 0\)"),
+        (
+            {"stream_position": 9, "kv_policy": "rolling", "sink_frames": 1, "current_denoised_latents": LATENTS},
+            r"keys of 3 frames before it, and current_denoised_latents holds 3 \(sink_latents 0\)",
+        ),
         ({"kv_policy": "full"}, "kv_policy is 'full': choose one of recompute, rolling"),
     ],
 )

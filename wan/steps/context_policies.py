@@ -35,6 +35,8 @@ class Past:
         pictures: the newest pixel frames, oldest first, each [1, 3, height, width] in -1..1.
         statistics: of the VAE's latents.
         fuses_context: whether the first step may take the context's pass along.
+        sink: the stream's first latent frames, as far as they stay in the window; None where there are none.
+        keys_are_stale: whether the keys of the past belong to a prompt that has gone, and are to be computed anew.
     """
 
     position: int
@@ -46,6 +48,8 @@ class Past:
     pictures: Sequence[torch.Tensor]
     statistics: LatentStatistics
     fuses_context: bool = False
+    sink: torch.Tensor | None = None
+    keys_are_stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,11 @@ class Recompute:
 
 
 class Rolling:
-    """Self-Forcing's policy: a window of keys, in which each block's keys at t = 0 replace the oldest."""
+    """Self-Forcing's policy: a window of keys, in which each block's keys at t = 0 replace the oldest.
+
+    Keys of the window that are missing or stale are computed from its latents at t = 0, block after block, as LongLive
+    (arXiv 2509.22622, "KV re-cache") does it when the prompt changes.
+    """
 
     def packed_frames(self, context_frames: int, block_frames: int) -> int:
         """The window: a block's clean keys come before the oldest go."""
@@ -167,11 +175,8 @@ class Rolling:
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> BlockStart:
         """See `ContextPolicy`."""
         cache = past.kv_cache
-        if past.position and not cache.length:
-            raise ValueError(
-                f"kv_cache is empty: a block at stream_position {past.position} under {ROLLING!r} attends to the keys "
-                f"of the frames before it; give the stream's kv_cache, or choose {RECOMPUTE!r}."
-            )
+        if past.position and (past.keys_are_stale or not cache.length):
+            self._compute_keys(transformer, past)
         cache.begin_block(past.block_frames * cache.tokens_per_frame)
         return BlockStart(past.position)
 
@@ -180,6 +185,46 @@ class Rolling:
         write_keys(transformer, latents, 0.0, causal_pass)
         cache = causal_pass.kv_cache
         cache.commit(latents.shape[2] * cache.tokens_per_frame)
+
+    def _compute_keys(self, transformer: WanTransformer3DModel, past: Past) -> None:
+        """Fill the cache from the latents of the window: the sink's frames, then the newest."""
+        capacity = past.kv_cache.capacity // past.kv_cache.tokens_per_frame
+        frames = min(past.position, past.context_frames, capacity - past.block_frames)
+        sink = past.kv_cache.sink_tokens // past.kv_cache.tokens_per_frame if past.position > frames else 0
+        newest = frames - sink
+        held, held_sink = (0 if latents is None else latents.shape[2] for latents in (past.latents, past.sink))
+        if held < newest or held_sink < sink:
+            raise ValueError(
+                f"kv_cache is empty: a block at stream_position {past.position} under {ROLLING!r} attends to the keys "
+                f"of {frames} frames before it, and current_denoised_latents holds {held} (sink_latents {held_sink}); "
+                f"give the stream's kv_cache, or those latents, or choose {RECOMPUTE!r}."
+            )
+        past.kv_cache.reset()
+        if sink and past.sink is not None:
+            self._append_keys(transformer, past, past.sink[:, :, :sink], frame_offset=0)
+        if newest and past.latents is not None:
+            latents = past.latents[:, :, -newest:]
+            # Blocks end where the next one starts, so what is short of a whole block comes first.
+            first = newest % past.block_frames
+            self._append_keys(transformer, past, latents[:, :, :first], frame_offset=past.position - newest)
+            self._append_keys(transformer, past, latents[:, :, first:], frame_offset=past.position - newest + first)
+
+    def _append_keys(
+        self, transformer: WanTransformer3DModel, past: Past, latents: torch.Tensor, frame_offset: int
+    ) -> None:
+        frames = latents.shape[2]
+        if not frames:
+            return
+        cache = past.kv_cache
+        block_tokens = past.block_frames * cache.tokens_per_frame
+        causal_pass = CausalPass(
+            cache,
+            past.cross_cache,
+            frame_offset=frame_offset,
+            causal_tokens=block_tokens if frames > past.block_frames else None,
+        )
+        write_keys(transformer, latents, 0.0, causal_pass)
+        cache.commit(frames * cache.tokens_per_frame)
 
 
 _POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}

@@ -126,6 +126,8 @@ class RememberBlockStep(ModularPipelineBlocks):
             InputParam("crossattn_cache", required=True, type_hint=CrossAttentionCache),
             InputParam("frame_offset", required=True, type_hint=int),
             InputParam("current_denoised_latents", type_hint=torch.Tensor),
+            InputParam("sink_frames", type_hint=int, default=0),
+            InputParam("sink_latents", type_hint=torch.Tensor),
         ]
 
     @property
@@ -138,6 +140,9 @@ class RememberBlockStep(ModularPipelineBlocks):
                 type_hint=torch.Tensor,
                 description="float32, the last max(context, block) latent frames",
             ),
+            OutputParam(
+                "sink_latents", type_hint=torch.Tensor, description="the stream's first `sink_frames` latent frames"
+            ),
         ]
 
     @torch.no_grad()
@@ -149,6 +154,8 @@ class RememberBlockStep(ModularPipelineBlocks):
         find_context_policy(block_state.kv_policy).finish_block(components.transformer, latents, causal_pass)
         past = block_state.current_denoised_latents if block_state.stream_position else None
         history = latents if past is None else torch.cat([past.to(latents), latents], dim=2)
+        if block_state.sink_frames and block_state.stream_position < block_state.sink_frames:
+            block_state.sink_latents = history[:, :, : block_state.sink_frames].clone()
         block_state.stream_position += latents.shape[2]
         keep = max(block_state.context_frames, latents.shape[2])
         # Cloned: a view would keep the whole concatenation alive.

@@ -93,7 +93,14 @@ class SetScheduleStep(ModularPipelineBlocks):
         return components, state
 
 
-_OF_ONE_STREAM = ("stream_position", "kv_cache", "crossattn_cache", "decoder_cache", "frame_cache_context")
+_OF_ONE_STREAM = (
+    "stream_position",
+    "kv_cache",
+    "crossattn_cache",
+    "decoder_cache",
+    "frame_cache_context",
+    "sink_latents",
+)
 
 
 class PrepareCachesStep(ModularPipelineBlocks):
@@ -136,6 +143,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             InputParam("crossattn_cache"),
             InputParam("decoder_cache"),
             InputParam("frame_cache_context"),
+            InputParam("sink_latents"),
         ]
 
     @property
@@ -229,6 +237,8 @@ class RefillContextStep(ModularPipelineBlocks):
             InputParam("frame_cache_context", required=True, type_hint=deque),
             InputParam("current_denoised_latents", type_hint=torch.Tensor),
             InputParam("fuse_context", type_hint=bool, default=False, description="see `predict_with_context`"),
+            InputParam("sink_latents", type_hint=torch.Tensor),
+            InputParam("keys_are_stale", type_hint=bool, default=False, description="of a prompt that has gone"),
         ]
 
     @property
@@ -237,6 +247,7 @@ class RefillContextStep(ModularPipelineBlocks):
         return [
             OutputParam("frame_offset", type_hint=int, description="latent frame of the block's first frame"),
             OutputParam("context_latents", type_hint=torch.Tensor, description="None where the cache has their keys"),
+            OutputParam("keys_are_stale", type_hint=bool, description="False: they are not any more"),
         ]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
@@ -252,10 +263,13 @@ class RefillContextStep(ModularPipelineBlocks):
             pictures=block_state.frame_cache_context,
             statistics=block_state.decoder_cache.statistics,
             fuses_context=block_state.fuse_context,
+            sink=block_state.sink_latents,
+            keys_are_stale=block_state.keys_are_stale,
         )
         policy = find_context_policy(block_state.kv_policy)
         start = policy.start_block(components.transformer, components.vae, past)
         block_state.frame_offset, block_state.context_latents = start.frame_offset, start.context
+        block_state.keys_are_stale = False
         self.set_block_state(state, block_state)
         return components, state
 
