@@ -111,6 +111,7 @@ class StreamingBlockSampler(io.ComfyNode):
         named = None if preset == FROM_MODEL else find_preset(preset)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from ..stream.conditioning import GIVEN_PROMPT, read_conditioning
+        from ..stream.direction import Direction
         from ..stream.frames import to_image_batch
         from ..stream.materialise import materialise
         from ..stream.run_stream import run_stream
@@ -142,7 +143,9 @@ class StreamingBlockSampler(io.ComfyNode):
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),
             )
         try:
-            report = run_stream(materialised, settings, lambda _: prompt, [video, keeper], watcher, recorder, embeds)
+            report = run_stream(
+                materialised, settings, Direction(lambda _: prompt, embeds), [video, keeper], watcher, recorder
+            )
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()

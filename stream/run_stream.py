@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
+from .direction import Direction
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
@@ -69,11 +70,10 @@ class StreamReport:
 def run_stream(
     pipeline: StreamPipeline,
     settings: StreamSettings,
-    prompt_of: Callable[[int], str],
+    direction: Direction,
     sinks: Sequence[FrameSink],
     watcher: StreamWatcher,
     recorder: NoRecording | None = None,
-    embeds: torch.Tensor | None = None,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
@@ -83,12 +83,10 @@ def run_stream(
     Args:
         pipeline: materialised.
         settings: of the stream.
-        prompt_of: from block index to prompt.
+        direction: what it shows.
         sinks: each gets every block, in order; closed at the end.
         watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
-        embeds: of the prompt, [1, text tokens, text width], zero where nothing is said; every block is made with them
-            and `prompt_of` is not asked. None encodes the prompts.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, or takes no such embeddings.
@@ -99,6 +97,7 @@ def run_stream(
     """
     began = time.perf_counter()
     recorder = recorder or NoRecording()
+    embeds = direction.embeds
     notices: list[str] = []
     blocks_made = pictures = 0
     failed = True
@@ -111,7 +110,7 @@ def run_stream(
         _note_ignored_settings(pipeline, settings, notices)
         with Session(pipeline, settings, watcher.before_pass, recorder, given) as session:
             for index in range(settings.blocks):
-                block = session.run_block(GIVEN_PROMPT if given else prompt_of(index))
+                block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index))
                 for sink in sinks:
                     sink.write(block.frames)
                 blocks_made += 1

@@ -8,6 +8,7 @@ from layouts import TRANSFORMER, UMT5, VAE, umt5_values
 from safetensors.torch import load_file
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from streamblocks.stream.direction import Direction
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_stream import run_stream
@@ -51,7 +52,7 @@ class Nobody:
 
 def stream(recipe, prompt=PROMPTS[0], embeds=None, settings=SETTINGS):
     pictures, watcher = Pictures(), Nobody()
-    report = run_stream(materialise(recipe), settings, lambda _: prompt, [pictures], watcher, embeds=embeds)
+    report = run_stream(materialise(recipe), settings, Direction(lambda _: prompt, embeds), [pictures], watcher)
     return torch.cat(pictures.blocks), watcher.loaded, report
 
 

@@ -11,6 +11,7 @@ import torch
 from streamblocks.memory.error_locals import clearing_error_locals
 from streamblocks.memory.recorder import TimelineRecorder
 from streamblocks.memory.tensor_bytes import live_tensor_bytes
+from streamblocks.stream.direction import Direction
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
@@ -103,12 +104,14 @@ class Watcher:
 
 
 def stream(pipeline, sinks, watcher=None, recorder=None):
-    return run_stream(pipeline, SETTINGS, lambda index: f"a cat {index}", sinks, watcher or Watcher(), recorder)
+    return run_stream(
+        pipeline, SETTINGS, Direction(lambda index: f"a cat {index}"), sinks, watcher or Watcher(), recorder
+    )
 
 
 def settled_bytes(pipeline):
     """Live bytes between two streams, once everything is loaded."""
-    run_stream(pipeline, replace(SETTINGS, blocks=1, steps=1), lambda _: "a cat", [], Watcher())
+    run_stream(pipeline, replace(SETTINGS, blocks=1, steps=1), Direction.constant("a cat"), [], Watcher())
     return live_tensor_bytes()
 
 
@@ -316,7 +319,7 @@ def test_a_rewrite_that_fails_is_a_notice_of_the_stream(tiny_folder, tmp_path, m
 
 def test_settings_that_the_blocks_do_not_take_are_a_notice(pipeline):
     settings = replace(SETTINGS, blocks=1, steps=1, kv_policy="rolling", attention_bias=0.3)
-    report = run_stream(pipeline, settings, lambda _: "a cat", [], Watcher())
+    report = run_stream(pipeline, settings, Direction.constant("a cat"), [], Watcher())
     foreign = pipeline.recipe.blocks == REPOSITORY_BLOCKS
     sentence = "The pipeline's blocks take no kv_policy rolling, no attention_bias 0.3: these settings have no effect."
     assert report.notices == ((sentence,) if foreign else ())

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
+from streamblocks.stream.direction import Direction
 from streamblocks.stream.file_stamp import stamp_files
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
@@ -81,7 +82,9 @@ def test_a_new_version_of_a_repositorys_code_counts_and_runs(tmp_path, tiny_fold
         code.write_text(code.read_text().replace("clamp(-1, 1)", change))
         recipe = Recipe(str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True, stamp=stamp_files(str(folder)))
         frames = Frames()
-        run_stream(materialise(recipe), StreamSettings(32, 32, blocks=1, steps=1), lambda _: "a", [frames], Nobody())
+        run_stream(
+            materialise(recipe), StreamSettings(32, 32, blocks=1, steps=1), Direction.constant("a"), [frames], Nobody()
+        )
         brightness.append(frames.largest)
     assert brightness[0] > brightness[1] == 0
 
@@ -118,7 +121,7 @@ def test_a_dangling_link_changes_the_stamp_and_is_named_when_loaded(linked, name
         run_stream(
             materialise(Recipe(str(linked), stamp=dangling)),
             StreamSettings(32, 32, blocks=1),
-            lambda _: "a",
+            Direction.constant("a"),
             [],
             Nobody(),
         )

@@ -13,6 +13,7 @@ from streamblocks.checkpoints.lora_choice import LoraChoice
 from streamblocks.memory.cleanup import Handling, handling_table, parse_state_rules
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.ops.quantization import QuantizationSpec
+from streamblocks.stream.direction import Direction
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.residency import move_module
@@ -233,7 +234,7 @@ def test_a_failing_sink_hides_no_other_error(tiny_folder, tmp_path, stop, expect
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     video = Mp4Sink(tmp_path / "a.mp4")
     with pytest.raises(expected):
-        run_stream(pipeline, small(blocks=1), lambda _: "a cat", [FailingSink(), video], Watcher(stop))
+        run_stream(pipeline, small(blocks=1), Direction.constant("a cat"), [FailingSink(), video], Watcher(stop))
     # The sinks after the failing one are still closed.
     assert video.frames_written == (0 if stop else 9)
     assert not list(tmp_path.glob("*.plain.mp4"))
@@ -330,7 +331,9 @@ def test_bad_settings_are_named(change, message):
 def test_sizes_that_a_model_does_not_make_are_named_before_it_is_loaded(tiny_folder, tmp_path, change, message):
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     with pytest.raises(ValueError, match=message):
-        run_stream(pipeline, small(**change), lambda _: "a cat", [Mp4Sink(tmp_path / "x.mp4")], Watcher(False))
+        run_stream(
+            pipeline, small(**change), Direction.constant("a cat"), [Mp4Sink(tmp_path / "x.mp4")], Watcher(False)
+        )
     assert getattr(pipeline.pipe, "text_encoder", None) is None and not (tmp_path / "x.mp4").exists()
 
 

@@ -13,6 +13,7 @@ from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
 from streamblocks.memory.timeline import BLOCK_END, FORMAT_VERSION, StageRecord, Timeline
 from streamblocks.memory.timeline_table import write_table
 from streamblocks.ops.quantization import QuantizationSpec
+from streamblocks.stream.direction import Direction
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.run_stream import run_stream
@@ -130,7 +131,14 @@ def test_every_stage_has_a_record(tiny_folder):
     recorder = TimelineRecorder(CPU, facts=MEMORY_FACTS, on_record=seen.append)
 
     prompts = ["a cat", "a dog"]
-    run_stream(pipeline, small(blocks=2, steps=2, cleanup="every block"), lambda i: prompts[i], [], Watcher(), recorder)
+    run_stream(
+        pipeline,
+        small(blocks=2, steps=2, cleanup="every block"),
+        Direction(lambda i: prompts[i]),
+        [],
+        Watcher(),
+        recorder,
+    )
     timeline = recorder.timeline()
     assert list(timeline.records) == seen
     block = ["refill_context", "prepare_noise", "step 0", "step 1", "denoise_block", "remember_block", "decode"]
@@ -294,4 +302,4 @@ def test_out_of_memory_says_what_grew(tmp_path, tiny_folder):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.OutOfMemoryError, match=r"at block 7: choose .* 'state: all_frames' grows by 144 KiB"):
-        run_stream(pipeline, small(blocks=9), lambda _: "a cat", [], FullCard(), TimelineRecorder(CPU))
+        run_stream(pipeline, small(blocks=9), Direction.constant("a cat"), [], FullCard(), TimelineRecorder(CPU))
