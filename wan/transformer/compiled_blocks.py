@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch._inductor.config
 from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
@@ -22,12 +23,13 @@ def compile_transformer_blocks(transformer: WanTransformer3DModel, backend: str 
         backend: of torch.compile.
     """
     _allow_variants()
+    options = _same_kernels_each_time() if backend == "inductor" else None
     for block in transformer.blocks:
         activation, second = block.ffn.net[0], block.ffn.net[-1]
         if isinstance(activation, GELU) and activation.approximate == "tanh":
             fused = isinstance(second, FP8Linear) and second.take_gelu()
             activation.gelu = _leave if fused else gelu_by_sigmoid
-        block.compile(backend=backend, dynamic=False)
+        block.compile(backend=backend, dynamic=False, options=options)
 
 
 def gelu_by_sigmoid(x: torch.Tensor) -> torch.Tensor:
@@ -43,6 +45,15 @@ def gelu_by_sigmoid(x: torch.Tensor) -> torch.Tensor:
 def _leave(x: torch.Tensor) -> torch.Tensor:
     """Return `x` unchanged: the next layer applies GELU while it quantizes its input."""
     return x
+
+
+def _same_kernels_each_time() -> dict[str, bool] | None:
+    """Inductor chooses a reduction's kernel by its shapes, not by timing it here.
+
+    Kernels that sum in another order give other pictures for the same seed, from one compilation to the next: after a
+    restart, or when layers begin to be streamed. None where torch does not know the option (before 2.9).
+    """
+    return {"deterministic": True} if hasattr(torch._inductor.config, "deterministic") else None
 
 
 def _allow_variants() -> None:
