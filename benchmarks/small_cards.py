@@ -5,8 +5,9 @@
 
 A checkpoint with random weights (FP8 in ComfyUI's format, the text encoder in BF16) is written to a temporary folder
 and loaded by the pack's own code. On a GPU torch's memory is capped at each number of GiB, and the stream gets as much;
-on a CPU there is no cap, and a pretended one makes layers stream. The pictures are compared with those of everything
-resident with the same settings: the KV cache in 8 bits, the context fused with the first step. "Plain" is without both.
+on a CPU there is no cap, and a pretended one makes layers stream. Under a cap the plan decides, as it does for users,
+whether the KV cache is in 8 bits and whether the context is fused with the first step; the pictures are compared with
+those of everything resident with the same two settings. "Plain" is without both.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from full_size_models import SIZES, ModelSize, build_text_encoder, build_transformer, build_vae
 from weight_formats import layer_replacement
 
-from streamblocks.families.kv_policies import KV_FP8, KV_PLAIN
+from streamblocks.families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
 from streamblocks.memory.cleanup import release_cached_memory
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -51,13 +52,13 @@ class Case:
     """What is run: a cap in GiB (None: everything resident), a picture size, and what streaming brings along.
 
     Attributes:
-        saving: keys and values in 8 bits, and the context's pass fused with the first step.
+        saving: keys and values in 8 bits, and the context's pass fused with the first step; None leaves it to the plan.
     """
 
     cap: float | None
     width: int
     height: int
-    saving: bool = True
+    saving: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class Figures:
         peak_bytes: that torch reserved at most; None off CUDA.
         growth_bytes: from the third block to the last.
         bus_rate: GB/s that the copies of a block took of the whole block's time.
+        kv_format: of the past.
+        fused: whether the context went along with the first step.
+        of_resident: fps, of those of everything resident and plain; 0 where that was not run.
         same_pictures: equal to those of everything resident, where that was run.
         largest_difference: from those, of 255.
         notices: of the plan.
@@ -89,6 +93,9 @@ class Figures:
     peak_bytes: int | None = None
     growth_bytes: int = 0
     bus_rate: float = 0.0
+    kv_format: str = KV_PLAIN
+    fused: bool = False
+    of_resident: float = 0.0
     same_pictures: bool | None = None
     largest_difference: int = 0
     notices: tuple[str, ...] = ()
@@ -143,7 +150,9 @@ class Benchmark:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.recipe = write_pipeline(folder, SIZES[options.size], self.device, options.compile)
         self.results: list[tuple[Case, Figures]] = []
-        self._pictures: dict[tuple[int, int], torch.Tensor] = {}
+        # By size, format of the past, and whether the context was fused.
+        self._pictures: dict[tuple[int, int, str, bool], torch.Tensor] = {}
+        self._resident_fps: dict[tuple[int, int], float] = {}
 
     def run(self) -> None:
         """Everything resident at each size, then each cap; prints each as soon as it is measured."""
@@ -156,7 +165,7 @@ class Benchmark:
             whole = [Case(None, *size, saving) for size in sizes for saving in kinds]
             cases = [*(whole if self.options.resident else []), *cases]
         else:
-            cases = [Case(None, 96, 96), Case(0.0, 96, 96)]
+            cases = [Case(None, 96, 96, True), Case(0.0, 96, 96, True)]
         for case in cases:
             figures = self._measure(case)
             self.results.append((case, figures))
@@ -185,8 +194,8 @@ class Benchmark:
             width=case.width,
             height=case.height,
             blocks=self.options.blocks,
-            kv_format=KV_FP8 if case.saving else KV_PLAIN,
-            fuse_context=case.saving,
+            kv_format={None: KV_AUTO, True: KV_FP8, False: KV_PLAIN}[case.saving],
+            fuse_context=case.saving is True,
         )
         pipeline = self._materialise(case, settings)
         if self.device.type == "cuda":
@@ -203,7 +212,7 @@ class Benchmark:
                 pictures.append(block.frames)
                 copied.append(copied_bytes(pipeline) - before)
                 bytes_after.append(allocated(self.device))
-        return self._figures(case, pipeline, times, pictures, bytes_after, copied)
+        return self._figures(case, settings, pipeline, times, pictures, bytes_after, copied)
 
     def _materialise(self, case: Case, settings: StreamSettings) -> BuiltInPipeline:
         pretended = PretendedCard() if self.device.type != "cuda" and case.cap is not None else None
@@ -219,6 +228,7 @@ class Benchmark:
     def _figures(
         self,
         case: Case,
+        settings: StreamSettings,
         pipeline: BuiltInPipeline,
         times: list[float],
         pictures: list[torch.Tensor],
@@ -226,25 +236,32 @@ class Benchmark:
         copied: list[int],
     ) -> Figures:
         made, size = torch.cat(pictures), (case.width, case.height)
-        if case.cap is None and case.saving:
-            self._pictures[size] = made
         steady = slice(STEADY, None)
+        fps = sum(len(part) for part in pictures[steady]) / sum(times[steady])
+        kind = (*size, settings.kv_format, settings.fuse_context)
+        if case.cap is None:
+            self._pictures[kind] = made
+            if not case.saving:
+                self._resident_fps[size] = fps
         seconds = sum(times[steady]) / len(times[steady])
         streamer = streamer_of(pipeline.pipe.transformer)
         total = pipeline._store.components["transformer"].bytes
         host, slots = (streamer.host_bytes, streamer.slot_bytes) if streamer is not None else (0, 0)
         per_block = sum(copied[steady]) // len(copied[steady])
-        known = self._pictures.get(size) if case.saving else None
+        known = self._pictures.get(kind)
         return Figures(
             layers_streamed=0 if streamer is None else len(streamer.streamed),
             resident_weight_bytes=total - host,
             streamed_weight_bytes=slots,
             copied_bytes=per_block,
-            fps=sum(len(part) for part in pictures[steady]) / sum(times[steady]),
+            fps=fps,
             block_seconds=seconds,
             peak_bytes=torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else None,
             growth_bytes=bytes_after[-1] - bytes_after[STEADY],
             bus_rate=per_block / seconds / 1e9,
+            kv_format=settings.kv_format,
+            fused=settings.fuse_context,
+            of_resident=fps / self._resident_fps[size] if size in self._resident_fps else 0.0,
             same_pictures=None if known is None else torch.equal(made, known),
             largest_difference=0 if known is None else largest_difference(made, known),
             notices=tuple(text for text in pipeline.describe()["notices"] if "streamed from" in text),
@@ -302,13 +319,15 @@ def allocated(device: torch.device) -> int:
 def line(case: Case, figures: Figures) -> str:
     """One case as a line."""
     name = "resident" if case.cap is None else f"{case.cap:g} GiB"
-    name += "" if case.saving else ", plain"
+    name += "" if figures.kv_format == KV_FP8 else ", plain"
+    name += ", fused" if figures.fused else ""
     if figures.failed:
         return f"{name:>15} {case.width}x{case.height}: {figures.failed}"
     peak = "" if figures.peak_bytes is None else f", peak {figures.peak_bytes / GIB:.2f} GiB"
     buses = "".join(f", {figures.fps_on(rate):.2f} on {bus}" for bus, rate in BUSES.items())
     return (
-        f"{name:>15} {case.width}x{case.height}: {figures.fps:.2f} fps, {figures.layers_streamed} layers streamed{peak}"
+        f"{name:>15} {case.width}x{case.height}: {figures.fps:.2f} fps ({figures.of_resident:.1%} of resident), "
+        f"{figures.layers_streamed} layers streamed{peak}"
         f", growth {figures.growth_bytes}, {figures.copied_bytes / 1e9:.2f} GB a block at {figures.bus_rate:.1f} GB/s"
         f"{buses}, same pictures: {figures.same_pictures} (by {figures.largest_difference})"
     )
