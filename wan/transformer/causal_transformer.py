@@ -170,7 +170,8 @@ def predict_with_context(
         context: [1, channels, latent frames, height, width], as many frames as `latents`.
         latents: of the block.
         timestep: of the block.
-        causal_pass: of the block; its cache is empty, and its keys are written after those of the context.
+        causal_pass: of the block; its cache ends with the context's past. The context's keys are written there and are
+            not committed. Its bias is on the keys that are left by then, as are those that the block sees.
 
     Returns:
         Velocity of the block, float32, the shape of `latents`.
@@ -178,10 +179,13 @@ def predict_with_context(
     frames = latents.shape[2]
     tokens = frames * causal_pass.kv_cache.tokens_per_frame
     both = torch.cat([context.to(latents), latents])
+    # A context that is all of the past leaves room for the block behind it.
+    window = causal_pass.kv_cache.next_window(tokens, tokens) if causal_pass.kv_cache.deferred is not None else None
     joint = replace(
         causal_pass,
         frame_offset=causal_pass.frame_offset - frames,
         causal_tokens=tokens,
+        next_window=window if window is not None and (window.dropped or window.packs) else None,
         kept_tokens=tokens,
         groups=2,
     )
