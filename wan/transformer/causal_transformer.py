@@ -161,6 +161,7 @@ def predict_with_context(
 ) -> torch.Tensor:
     """`write_keys` of the context at t = 0 and `predict_velocity` of the block after it, in one pass over the weights.
 
+    The context is all of the past (`recompute`), or the deferred block that comes after it (`rolling`).
     Layer by layer the block needs only that layer's keys of the context, so both go through each layer together: as a
     batch of two for everything that is done token by token, each with its own timestep, and as one sequence for
     attention, in which the context does not see the block. The same numbers, but for rounding.
@@ -177,15 +178,17 @@ def predict_with_context(
         Velocity of the block, float32, the shape of `latents`.
     """
     frames = latents.shape[2]
-    tokens = frames * causal_pass.kv_cache.tokens_per_frame
+    cache = causal_pass.kv_cache
+    tokens = frames * cache.tokens_per_frame
     both = torch.cat([context.to(latents), latents])
+    window = cache.next_window(tokens, tokens)
     # A context that is all of the past leaves room for the block behind it.
-    window = causal_pass.kv_cache.next_window(tokens, tokens) if causal_pass.kv_cache.deferred is not None else None
+    sees_less = cache.deferred is not None and (window.dropped > 0 or window.packs)
     joint = replace(
         causal_pass,
         frame_offset=causal_pass.frame_offset - frames,
         causal_tokens=tokens,
-        next_window=window if window is not None and (window.dropped or window.packs) else None,
+        next_window=window if sees_less else None,
         kept_tokens=tokens,
         groups=2,
     )
