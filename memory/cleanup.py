@@ -34,7 +34,9 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("video_stream", Handling.DROP, "input frames of the block just made"),
     StateRule("pictures_finite", Handling.DROP, "of the block just made; the session has checked it"),
     StateRule("latents", Handling.DROP, "noise, then result, of the block just made"),
-    StateRule("kv_cache", Handling.SHARE, "past keys and values; overwritten in place"),
+    StateRule(
+        "kv_cache", Handling.SHARE, "past keys and values, and a block whose keys are deferred; changed in place"
+    ),
     StateRule("crossattn_cache", Handling.SHARE, "the prompt's keys and values; refilled in place"),
     StateRule("decoder_cache", Handling.SHARE, "carries the VAE's temporal convolutions across the seam"),
     StateRule("frame_cache_context", Handling.SHARE, "pictures the first context latent is re-encoded from"),

@@ -80,7 +80,8 @@ class Session:
             start_from: state entries of a stream to continue, under the names of `STATE_RULES`; the session takes
                 ownership and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
-                `kv_cache`; `decoder_cache` and `generator` make the seam invisible. None starts at the first frame.
+                `kv_cache`, which takes a block along whose keys are deferred; `decoder_cache` and `generator` make the
+                seam invisible. None starts at the first frame.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.

@@ -48,8 +48,9 @@ class StreamSettings:
         steps: denoising passes per block, spaced evenly; as many as `timesteps` has, where it is given.
         shift: flow shift of the schedule.
         kv_policy: "recompute" or "rolling".
-        fuse_context: whether a block's first step takes the context's pass along, where it can: fewer passes over the
-            weights, the same pictures but for rounding. Chosen where weights are streamed.
+        fuse_context: whether a block's first step takes the context's pass ("recompute") or the clean pass of the block
+            before ("rolling") along, where it can: fewer passes over the weights, the same pictures but for rounding.
+            Chosen where weights are streamed.
         kv_format: how keys and values of the past are stored, one of `KV_FORMATS`; "auto" is decided by the memory.
         context_frames: latent frames of the past that a block attends to.
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).

@@ -67,8 +67,11 @@ def run_steps(pipe, state, last=None):
                 return
 
 
-def stream(pipe, before_block=lambda index: None, blocks=BLOCKS, **settings):
-    """Latents of each block, and the graphs compiled up to its end; the prompt changes on the way."""
+def stream(pipe, before_block=lambda index: None, blocks=BLOCKS, last=None, **settings):
+    """Latents of each block, and the graphs compiled up to its end; the prompt changes on the way.
+
+    Each block up to its leaf step called `last`.
+    """
     prompts = make_prompts(pipe.transformer.device)
     state = make_state(**settings)
     made, graphs = [], []
@@ -76,7 +79,7 @@ def stream(pipe, before_block=lambda index: None, blocks=BLOCKS, **settings):
         prompt = int(index >= CHANGED_AT)
         state.values |= {"block_idx": index, "prompt_embeds": prompts[prompt], "encoded_prompt": f"prompt {prompt}"}
         before_block(index)
-        run_steps(pipe, state)
+        run_steps(pipe, state, last)
         made.append(state.get("current_denoised_latents"))
         graphs.append(counters["stats"]["unique_graphs"])
     return made, graphs

@@ -1,14 +1,82 @@
-"""What the layers' compilation asks of torch."""
+"""Compiled transformer blocks: how many graphs a stream needs, and that they compute the same. Counts, no timing."""
 
+import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor import compile_fx
 
+from streamblocks.families.kv_policies import KV_FP8
 from streamblocks.wan.transformer.compiled_blocks import compile_transformer_blocks
 
-from small_wan import make_components, make_pipeline, make_state, run_steps
+from golden_wan import relative_error
+from small_wan import BLOCKS, CHANGED_AT, make_components, make_pipeline, make_state, run_steps, stream
 
 
-def test_no_kernel_is_chosen_by_timing_it(monkeypatch):
+@pytest.fixture(scope="module")
+def components():
+    return make_components()
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+# One graph for a block without a past, one with; then nothing new, for any number of layers and blocks.
+CASES = {
+    "recompute": ({"kv_policy": "recompute"}, [1, 2, 2, 2, 2, 2]),
+    "rolling": ({"kv_policy": "rolling"}, [1, 2, 2, 2, 2, 2]),
+    # The sink leaves room for three past frames, then four.
+    "rolling with sink": ({"kv_policy": "rolling", "sink_frames": 1, "context_frames": 4}, [1, 2, 3, 3, 3, 3]),
+    # The context pass over two blocks has another shape, and so do the steps after it.
+    "six context frames": ({"kv_policy": "recompute", "context_frames": 6}, [1, 2, 4, 4, 4, 4]),
+    # Biased steps differ from the context pass, which has no bias.
+    "biased recompute": ({"kv_policy": "recompute", "attention_bias": 0.3}, [1, 2, 2, 2, 2, 2]),
+    # And from the clean pass.
+    "biased rolling": ({"kv_policy": "rolling", "attention_bias": 0.3}, [1, 3, 3, 3, 3, 3]),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("settings", "expected"), CASES.values(), ids=CASES.keys())
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_layers_share_graphs_and_nothing_is_compiled_after_block_2(components, backend, settings, expected):
+    plain, _ = stream(make_pipeline(components), **settings)
+    assert not counters["stats"]["unique_graphs"]
+    # Within dynamo's default limits: past them it would go back to eager, or fail under fullgraph.
+    compiled, graphs = stream(make_pipeline(components, backend=backend), **settings)
+    assert graphs == expected
+    assert not counters["graph_break"]
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert relative_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_the_pass_of_two_blocks_is_one_graph_and_another_once_the_window_slides(components):
+    settings = {"kv_policy": "rolling", "attention_bias": 0.3, "fuse_context": True, "kv_format": KV_FP8}
+    plain, _ = stream(make_pipeline(components), blocks=3, last="remember_block", **settings)
+    pipe = make_pipeline(components, backend="aot_eager")
+    compiled, graphs = stream(pipe, blocks=3, last="remember_block", **settings)
+    assert graphs == [1, 3, 4] and not counters["graph_break"]
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert relative_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_second_stream_compiles_nothing(components):
+    pipe = make_pipeline(components, backend="eager", fused=False)
+    first, graphs = stream(pipe, kv_policy="rolling")
+    again, graphs_again = stream(pipe, kv_policy="rolling")
+    assert graphs[-1] == 2 and graphs_again == [2] * BLOCKS
+    for ours, theirs in zip(again, first, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_no_kernel_is_chosen_by_timing_it(components, monkeypatch):
     """Two compilations, one of them with streamed layers, would differ in how they sum, and so in their pictures."""
     seen = []
 
@@ -17,8 +85,47 @@ def test_no_kernel_is_chosen_by_timing_it(monkeypatch):
         return graph.forward
 
     monkeypatch.setattr(compile_fx, "compile_fx", watch)
-    pipe = make_pipeline(make_components())
+    pipe = make_pipeline(components)
     compile_transformer_blocks(pipe.transformer)
     run_steps(pipe, make_state(), last="denoise_block")
-    torch._dynamo.reset()
     assert seen and all(patches == {"deterministic": True} for patches in seen)
+
+
+@pytest.fixture
+def asked_waits(monkeypatch):
+    """The sync debug mode at each `Stream.synchronize`, which is let through; some versions of torch raise there."""
+    modes = []
+    synchronize = torch.cuda.Stream.synchronize
+
+    def wait(stream):
+        modes.append(torch.cuda.get_sync_debug_mode())
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            synchronize(stream)
+        finally:
+            torch.cuda.set_sync_debug_mode(modes[-1])
+
+    monkeypatch.setattr(torch.cuda.Stream, "synchronize", wait)
+    return modes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("policy", ["recompute", "rolling"])
+def test_no_operation_of_a_block_makes_the_host_wait(components, policy, asked_waits):
+    """The decode step asks for one wait in each block, for the pictures; nothing else may wait.
+
+    Where the prompt changes its words are counted, on the host.
+    """
+    pipe = make_pipeline(components, device="cuda")
+
+    def watch(index):
+        # Block 0 makes the caches and copies the VAE's latent statistics.
+        torch.cuda.set_sync_debug_mode("default" if index in (0, CHANGED_AT) else "error")
+
+    try:
+        made, _ = stream(pipe, before_block=watch, kv_policy=policy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    # 2 is "error": an unrequested wait would have raised.
+    assert asked_waits == [0 if index in (0, CHANGED_AT) else 2 for index in range(BLOCKS)]
+    assert all(torch.isfinite(latents).all() for latents in made)

@@ -127,8 +127,8 @@ def test_a_stream_calls_each_layer_once_less_a_block(tiny_folder, spec):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     # With 4 context frames the second block still has 3, as many as a block.
-    [({"context_frames": 4}, 8 / 3), ({"context_frames": 2}, 3), ({"kv_policy": "rolling"}, 3)],
-    ids=["a longer context", "a shorter one", "rolling"],
+    [({"context_frames": 4}, 8 / 3), ({"context_frames": 2}, 3)],
+    ids=["a longer context", "a shorter one"],
 )
 def test_where_it_cannot_be_the_passes_stay_apart(tiny_folder, changes, expected):
     settings = replace(SETTINGS, **changes)

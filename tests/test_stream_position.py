@@ -30,6 +30,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     # The keys of the first block leave the cache at block 2; with a sink, the first frame's stay.
     "rolling": {"kv_policy": "rolling"},
     "rolling with sink": {"kv_policy": "rolling", "sink_frames": 1, "context_frames": 4},
+    # The cache takes the latents along whose keys it lacks, and their prompt.
+    "rolling, keys deferred": {"kv_policy": "rolling", "fuse_context": True},
 }
 
 

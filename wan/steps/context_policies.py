@@ -12,8 +12,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from ...families.kv_policies import KV_FP8, RECOMPUTE, ROLLING, check_kv_policy
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
-from ..transformer.kv_cache import CrossAttentionCache, KVCache
+from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
 from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
+from .clean_keys import write_clean_keys
 
 
 def frame_cache_length(vae: AutoencoderKLWan, context_frames: int) -> int:
@@ -34,7 +35,7 @@ class Past:
         latents: the newest latent frames, [1, channels, frames, height, width]; None where there are none.
         pictures: the newest pixel frames, oldest first, each [1, 3, height, width] in -1..1.
         statistics: of the VAE's latents.
-        fuses_context: whether the first step may take the context's pass along.
+        fuses_context: whether the first step may take the context's pass, or that of a deferred block, along.
         sink: the stream's first latent frames, as far as they stay in the window; None where there are none.
         keys_are_stale: whether the keys of the past belong to a prompt that has gone, and are to be computed anew.
     """
@@ -74,19 +75,29 @@ class ContextPolicy(Protocol):
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> BlockStart:
         """Bring `past.kv_cache` to the start of a block: it holds the past's keys, with room for the block after them.
 
-        Or it is empty, and the start names the context whose keys come first.
+        Or it ends before the context that the start names, whose keys come next.
 
         Raises:
             ValueError: the stream provides too little of its past, or the block is too long for the cache.
         """
 
-    def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
+    def finish_block(
+        self,
+        transformer: WanTransformer3DModel,
+        block: DeferredBlock,
+        kv_cache: KVCache,
+        cross_cache: CrossAttentionCache,
+        *,
+        defers: bool,
+    ) -> None:
         """Keep what the next block needs of this denoised block in the KV cache.
 
         Args:
             transformer: of the stream.
-            latents: of the block, [1, channels, frames, height, width].
-            causal_pass: the caches, and the place in time of `start_block`.
+            block: the latents, their place in time and their prompt.
+            kv_cache: as it was when the block was denoised.
+            cross_cache: of the block's prompt.
+            defers: whether keys may be left to the next block's first pass.
         """
 
 
@@ -124,7 +135,15 @@ class Recompute:
         cache.commit(frames * cache.tokens_per_frame)
         return BlockStart(frames)
 
-    def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
+    def finish_block(
+        self,
+        transformer: WanTransformer3DModel,
+        block: DeferredBlock,
+        kv_cache: KVCache,
+        cross_cache: CrossAttentionCache,
+        *,
+        defers: bool,
+    ) -> None:
         """Do nothing: the next block recomputes its keys."""
 
     def _context_frames(self, past: Past) -> int:
@@ -164,6 +183,9 @@ class Recompute:
 class Rolling:
     """Self-Forcing's policy: a window of keys, in which each block's keys at t = 0 replace the oldest.
 
+    The pass that writes them needs the window as the block had it. It is made when the block is finished, or deferred
+    to the next block's first step, if that is as long and has the same prompt.
+
     Keys of the window that are missing or stale are computed from its latents at t = 0, block after block, as LongLive
     (arXiv 2509.22622, "KV re-cache") does it when the prompt changes.
     """
@@ -175,16 +197,32 @@ class Rolling:
     def start_block(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, past: Past) -> BlockStart:
         """See `ContextPolicy`."""
         cache = past.kv_cache
-        if past.position and (past.keys_are_stale or not cache.length):
+        if past.position and (past.keys_are_stale or not (cache.length or cache.deferred)):
             self._compute_keys(transformer, past)
+        deferred = cache.deferred
+        if deferred is not None:
+            frames = deferred.latents.shape[2]
+            follows = deferred.frame_offset + frames == past.position
+            if past.fuses_context and follows and frames == past.block_frames:
+                return BlockStart(past.position, deferred.latents)
+            write_clean_keys(transformer, deferred, cache, past.cross_cache)
         cache.begin_block(past.block_frames * cache.tokens_per_frame)
         return BlockStart(past.position)
 
-    def finish_block(self, transformer: WanTransformer3DModel, latents: torch.Tensor, causal_pass: CausalPass) -> None:
-        """Make the clean pass: keys at t = 0 replace those of the last denoising step and stay in the cache."""
-        write_keys(transformer, latents, 0.0, causal_pass)
-        cache = causal_pass.kv_cache
-        cache.commit(latents.shape[2] * cache.tokens_per_frame)
+    def finish_block(
+        self,
+        transformer: WanTransformer3DModel,
+        block: DeferredBlock,
+        kv_cache: KVCache,
+        cross_cache: CrossAttentionCache,
+        *,
+        defers: bool,
+    ) -> None:
+        """Make the clean pass, or defer it: keys at t = 0 replace those of the last denoising step and stay."""
+        if defers:
+            kv_cache.deferred = block
+        else:
+            write_clean_keys(transformer, block, kv_cache, cross_cache)
 
     def _compute_keys(self, transformer: WanTransformer3DModel, past: Past) -> None:
         """Fill the cache from the latents of the window: the sink's frames, then the newest."""

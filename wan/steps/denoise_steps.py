@@ -10,7 +10,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from ...families.kv_policies import RECOMPUTE
 from ..transformer.attention_passes import CausalPass, make_key_bias
 from ..transformer.causal_transformer import predict_velocity, predict_with_context
-from ..transformer.kv_cache import CrossAttentionCache, KVCache
+from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
 from .context_policies import find_context_policy
 from .names import MODEL_NAME
 from .prepare_steps import State, draw_noise
@@ -60,15 +60,17 @@ class DenoiseBlockStep(ModularPipelineBlocks):
         latents: torch.Tensor = block_state.latents
         cache: KVCache = block_state.kv_cache
         context: torch.Tensor | None = block_state.context_latents
-        past_tokens = cache.length if context is None else context.shape[2] * cache.tokens_per_frame
+        tokens = latents.shape[2] * cache.tokens_per_frame
+        context_tokens = 0 if context is None else context.shape[2] * cache.tokens_per_frame
+        dropped = cache.next_window(context_tokens, tokens).dropped
         causal_pass = CausalPass(
             cache,
             block_state.crossattn_cache,
             frame_offset=block_state.frame_offset,
             key_bias=make_key_bias(
                 block_state.attention_bias,
-                past_tokens=past_tokens,
-                block_tokens=latents.shape[2] * cache.tokens_per_frame,
+                past_tokens=cache.length + context_tokens - dropped,
+                block_tokens=tokens,
                 tokens_per_frame=cache.tokens_per_frame,
                 like=cache.keys[0],
             ),
@@ -80,7 +82,9 @@ class DenoiseBlockStep(ModularPipelineBlocks):
             velocity = predict_with_context(
                 components.transformer, context, latents, schedule.timesteps[0], causal_pass
             )
-            cache.commit(past_tokens)
+            cache.commit(context_tokens)
+            if dropped:
+                cache.begin_block(tokens)
             block_state.context_latents = None
         denoised = latents - schedule.sigmas[0] * velocity
         # Draws the noise of all later steps while the device computes the first.
@@ -125,9 +129,12 @@ class RememberBlockStep(ModularPipelineBlocks):
             InputParam("kv_cache", required=True, type_hint=KVCache),
             InputParam("crossattn_cache", required=True, type_hint=CrossAttentionCache),
             InputParam("frame_offset", required=True, type_hint=int),
+            InputParam("prompt_embeds", required=True, type_hint=torch.Tensor),
+            InputParam("encoded_prompt", required=True, type_hint=str),
             InputParam("current_denoised_latents", type_hint=torch.Tensor),
             InputParam("sink_frames", type_hint=int, default=0),
             InputParam("sink_latents", type_hint=torch.Tensor),
+            InputParam("fuse_context", type_hint=bool, default=False, description="leaves keys to the next block"),
         ]
 
     @property
@@ -150,8 +157,13 @@ class RememberBlockStep(ModularPipelineBlocks):
         """Run the block."""
         block_state = self.get_block_state(state)
         latents: torch.Tensor = block_state.latents
-        causal_pass = CausalPass(block_state.kv_cache, block_state.crossattn_cache, block_state.frame_offset)
-        find_context_policy(block_state.kv_policy).finish_block(components.transformer, latents, causal_pass)
+        find_context_policy(block_state.kv_policy).finish_block(
+            components.transformer,
+            DeferredBlock(latents, block_state.frame_offset, block_state.encoded_prompt, block_state.prompt_embeds),
+            block_state.kv_cache,
+            block_state.crossattn_cache,
+            defers=block_state.fuse_context,
+        )
         past = block_state.current_denoised_latents if block_state.stream_position else None
         history = latents if past is None else torch.cat([past.to(latents), latents], dim=2)
         if block_state.sink_frames and block_state.stream_position < block_state.sink_frames:

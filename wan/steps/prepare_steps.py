@@ -15,11 +15,11 @@ from ...families.step_list import StepList
 from ..transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
-    fill_cross_cache,
     weight_device,
 )
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
+from .clean_keys import take_prompt
 from .context_policies import Past, find_context_policy, frame_cache_length, packed_frames
 from .few_step_schedule import make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
@@ -144,6 +144,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             InputParam("decoder_cache"),
             InputParam("frame_cache_context"),
             InputParam("sink_latents"),
+            InputParam("keys_are_stale", type_hint=bool, default=False, description="of a prompt that has gone"),
         ]
 
     @property
@@ -174,13 +175,16 @@ class PrepareCachesStep(ModularPipelineBlocks):
                 "0 or more."
             )
         self._allocate_absent(components, block_state)
-        if block_state.crossattn_cache.prompt != block_state.encoded_prompt:
-            fill_cross_cache(
-                components.transformer,
-                block_state.crossattn_cache,
-                block_state.prompt_embeds,
-                block_state.encoded_prompt,
-            )
+        if block_state.keys_are_stale:
+            # They are all computed anew, those of a deferred block among them.
+            block_state.kv_cache.deferred = None
+        take_prompt(
+            components.transformer,
+            block_state.kv_cache,
+            block_state.crossattn_cache,
+            block_state.prompt_embeds,
+            block_state.encoded_prompt,
+        )
         self.set_block_state(state, block_state)
         return components, state
 

@@ -24,9 +24,10 @@ from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
 from .causal_block import CausalWanBlock
 from .kv_cache import CrossAttentionCache
+from .next_window import make_next_window, split_tokens
 from .packed_kv_cache import PackedKVCache, PackedPast
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
-from .rotary_store import has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
+from .rotary_store import Projections, has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -85,7 +86,9 @@ class CausalAttention:
         rotary_kernel = ROTARY_STORE.load(device, dtype, rotary) if self.plain_norms else None
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
-        if self.takes_block_masks and causal_tokens is not None and causal_tokens < tokens:
+        # With a window of its own, the second block attends in a call of its own.
+        masked = self.takes_block_masks and causal_pass.next_window is None
+        if masked and causal_tokens is not None and causal_tokens < tokens:
             shape = BlockCausalShape(tokens, own.length, causal_tokens, device)
             block_mask = self.block_masks.block_causal(shape)
         self.rope.frame_offset, self.rope.tables = causal_pass.frame_offset, own.rotary
@@ -102,6 +105,7 @@ class CausalAttention:
                 block_mask,
                 rotary_kernel,
                 keys_only=causal_pass.keys_only and index == last,
+                next_window=causal_pass.next_window,
             )
             if isinstance(own, PackedKVCache):
                 self_attention.packed = own.packed_past(index, causal_pass.kept_tokens)
@@ -146,6 +150,8 @@ class CausalSelfAttnProcessor:
             query, key = norm_and_rotate(attn, projections, rotary_emb)
             value = split_heads(projections.value, attn.heads)
             attended = dispatch_attention_fn(query, key.type_as(query), value, backend=self.causal.backend)
+        elif bound.next_window is not None:
+            attended = self._attend_in_turn(attn, projections, rotary_emb, bound)
         else:
             query = store_block(attn, projections, rotary_emb, bound)
             if bound.keys_only:
@@ -153,6 +159,19 @@ class CausalSelfAttnProcessor:
             attended = self._attend_to_cache(query, bound)
         made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
         return made if bound is None else made.view(batch, -1, made.shape[-1])
+
+    def _attend_in_turn(
+        self, attn: WanAttention, projections: Projections, rotary_emb: RotaryTable, bound: SelfAttentionPass
+    ) -> torch.Tensor:
+        """Two blocks of which the second sees less of the past than the first: its keys do not go into the cache."""
+        assert bound.causal_tokens is not None
+        (first, first_rotary), (second, second_rotary) = split_tokens(projections, rotary_emb, bound.causal_tokens)
+        query = store_block(attn, first, first_rotary, bound)
+        parts = [self._attend_to_cache(query, bound._replace(key_bias=None))]
+        window = make_next_window(bound, second.key.shape[1])
+        query = store_block(attn, second, second_rotary, window)
+        parts.append(self._attend_to_cache(query, window))
+        return torch.cat(parts, dim=1)
 
     def _attend_to_cache(self, query: torch.Tensor, bound: SelfAttentionPass) -> torch.Tensor:
         backend = self.causal.backend

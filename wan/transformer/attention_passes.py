@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ...ops.few_key_attention import FewKeys
-from .kv_cache import CrossAttentionCache, KVCache
+from .kv_cache import CrossAttentionCache, KVCache, NextWindow
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -25,7 +25,9 @@ class CausalPass:
         frame_offset: RoPE position of the first latent frame given to the forward.
         causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
             each other (one block).
-        key_bias: [1, 1, 1, keys], added to the scores of the last block of queries; None for no bias.
+        key_bias: [1, 1, 1, keys], added to the scores of the last block of queries, for all keys that it sees; None for
+            no bias.
+        next_window: of two blocks in one pass, what the second sees of the keys before it; None if that is all of them.
         kept_tokens: of the first tokens of the pass, how many keys are kept for later passes.
         groups: how many inputs that follow one another in time the forward's batch is; their tokens are one sequence to
             attention.
@@ -38,6 +40,7 @@ class CausalPass:
     frame_offset: int
     causal_tokens: int | None = None
     key_bias: torch.Tensor | None = None
+    next_window: NextWindow | None = None
     kept_tokens: int = 0
     groups: int = 1
     keys_only: bool = False
@@ -57,6 +60,7 @@ class SelfAttentionPass(NamedTuple):
     kernel: Any = None
     # Write keys and values without attention: the last layer of a keys-only pass.
     keys_only: bool = False
+    next_window: NextWindow | None = None
 
 
 class CrossAttentionPass(NamedTuple):

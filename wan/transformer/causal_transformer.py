@@ -161,6 +161,7 @@ def predict_with_context(
 ) -> torch.Tensor:
     """`write_keys` of the context at t = 0 and `predict_velocity` of the block after it, in one pass over the weights.
 
+    The context is all of the past (`recompute`), or the deferred block that comes after it (`rolling`).
     Layer by layer the block needs only that layer's keys of the context, so both go through each layer together: as a
     batch of two for everything that is done token by token, each with its own timestep, and as one sequence for
     attention, in which the context does not see the block. The same numbers, but for rounding.
@@ -170,18 +171,24 @@ def predict_with_context(
         context: [1, channels, latent frames, height, width], as many frames as `latents`.
         latents: of the block.
         timestep: of the block.
-        causal_pass: of the block; its cache is empty, and its keys are written after those of the context.
+        causal_pass: of the block; its cache ends with the context's past. The context's keys are written there and are
+            not committed. Its bias is on the keys that are left by then, as are those that the block sees.
 
     Returns:
         Velocity of the block, float32, the shape of `latents`.
     """
     frames = latents.shape[2]
-    tokens = frames * causal_pass.kv_cache.tokens_per_frame
+    cache = causal_pass.kv_cache
+    tokens = frames * cache.tokens_per_frame
     both = torch.cat([context.to(latents), latents])
+    window = cache.next_window(tokens, tokens)
+    # A context that is all of the past leaves room for the block behind it.
+    sees_less = cache.deferred is not None and (window.dropped > 0 or window.packs)
     joint = replace(
         causal_pass,
         frame_offset=causal_pass.frame_offset - frames,
         causal_tokens=tokens,
+        next_window=window if sees_less else None,
         kept_tokens=tokens,
         groups=2,
     )

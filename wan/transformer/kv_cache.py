@@ -7,18 +7,51 @@ Layout of one layer of the self-attention cache, in tokens (a latent frame is `t
 
 Keys are stored after RoPE. Protocol per block: `begin_block` once (makes room by dropping the oldest past
 frames after the sink), then any number of passes that each write the block's slots again (`write_block`, layer
-by layer), then, where the policy keeps them, `commit`.
+by layer), then, where the policy keeps them, `commit`. A block whose keys are to be kept can be `deferred`: they
+are written, and committed, along with the next block's first pass, which sees them in its `next_window`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from ...ops.few_key_attention import FewKeys
 from .rope import RotaryTables
+
+
+@dataclass(frozen=True)
+class DeferredBlock:
+    """A denoised block whose keys at t = 0 are still to be written, with all that its pass needs besides the cache.
+
+    Attributes:
+        latents: [1, channels, latent frames, height, width].
+        frame_offset: RoPE position of its first latent frame.
+        prompt: that it was made with.
+        prompt_embeds: of that prompt, [1, text tokens, text_dim].
+    """
+
+    latents: torch.Tensor
+    frame_offset: int
+    prompt: str
+    prompt_embeds: torch.Tensor
+
+
+class NextWindow(NamedTuple):
+    """What a block sees of a cache whose newest tokens are written in the block's own pass.
+
+    Attributes:
+        sink: tokens at the front that it sees.
+        dropped: tokens after these that it no longer sees; it sees all later ones.
+        packs: whether it sees the newest as they will be stored, in 8 bits.
+    """
+
+    sink: int
+    dropped: int
+    packs: bool = False
 
 
 @dataclass
@@ -32,6 +65,7 @@ class KVCache:
         sink_tokens: tokens at the front that are never evicted.
         length: tokens of past frames that are valid.
         evicted: tokens that were dropped so far.
+        deferred: the block whose tokens come after the past frames, and whose keys are still to be written.
         rotary: RoPE tables of the positions in time at which keys were last written.
     """
 
@@ -41,6 +75,7 @@ class KVCache:
     sink_tokens: int = 0
     length: int = 0
     evicted: int = 0
+    deferred: DeferredBlock | None = None
     rotary: RotaryTables = field(default_factory=RotaryTables)
 
     @classmethod
@@ -82,11 +117,18 @@ class KVCache:
         return self.keys[0].nbytes + self.values[0].nbytes
 
     def remember(self) -> Callable[[], bool]:
-        """Note the past frames; the returned function forgets what was committed since. What was evicted stays so."""
-        length, evicted = self.length, self.evicted
+        """Note the past frames; the returned function forgets what was committed since. What was evicted stays so.
+
+        And a block that was deferred and is written by then stays written: what its pass saw may be evicted.
+        """
+        length, evicted, deferred = self.length, self.evicted, self.deferred
 
         def rewind() -> bool:
-            self.length = length - (self.evicted - evicted)
+            written = 0
+            if deferred is not None and self.deferred is not deferred:
+                written = deferred.latents.shape[2] * self.tokens_per_frame
+            self.deferred = None if written else deferred
+            self.length = length + written - (self.evicted - evicted)
             return True
 
         return rewind
@@ -94,6 +136,7 @@ class KVCache:
     def reset(self) -> None:
         """Drop every past frame; the memory stays allocated."""
         self.length = 0
+        self.deferred = None
 
     def begin_block(self, tokens: int) -> None:
         """Make room for a block of `tokens` tokens after the past frames.
@@ -106,13 +149,21 @@ class KVCache:
                 f"a block of {tokens} tokens and a sink of {self.sink_tokens} do not fit a KV cache of "
                 f"{self.capacity} tokens: use fewer sink frames or more context frames."
             )
-        surplus = self.length + tokens - self.capacity
+        surplus = self._surplus(tokens)
         if surplus > 0:
             self._drop_oldest(surplus)
 
+    def next_window(self, written: int, tokens: int) -> NextWindow:
+        """What `begin_block` would leave for a block of `tokens` tokens after the next `written` ones."""
+        return NextWindow(self.sink_tokens, max(0, self._surplus(written + tokens)))
+
     def commit(self, tokens: int) -> None:
-        """Count the block's tokens, as last written, among the past frames."""
+        """Count the block's tokens, as last written, among the past frames; if it was deferred, it no longer is."""
         self.length += tokens
+        self.deferred = None
+
+    def _surplus(self, tokens: int) -> int:
+        return self.length + tokens - self.capacity
 
     def _drop_oldest(self, surplus: int) -> None:
         self._move_kept(self.sink_tokens + surplus, self.sink_tokens)

@@ -13,8 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from ...ops.fp8_linear import FP8_DTYPE, fp8_scale, largest_magnitude, round_to_fp8
-from .kv_cache import KVCache
+from ...ops.fp8_linear import FP8_DTYPE, FP8_MAX, fp8_scale, largest_magnitude, round_to_fp8
+from .kv_cache import KVCache, NextWindow
+
+# The steps of e4m3fn: 3 bits of mantissa, down to those of the smallest normal number.
+_STEPS_PER_POWER = 2**3
+_SMALLEST_NORMAL = 2.0**-6
+_EXPONENT_BITS = 0x7F800000
 
 
 class PackedTokens(NamedTuple):
@@ -55,6 +60,19 @@ class PackedTokens(NamedTuple):
         for part in (self.data.view(torch.uint8), self.scale):
             # Cloned: source and target overlap.
             part[:, target : target + end - start] = part[:, start:end].clone()
+
+
+def as_packed(values: torch.Tensor) -> torch.Tensor:
+    """`values` [..., head_dim] as they are after `PackedTokens.pack_from` and `unpack_to`, in their own dtype.
+
+    Rounded in float32: this runs inside compiled layers, and not every device's compiler knows e4m3fn.
+    """
+    scale = fp8_scale(largest_magnitude(values, "per row"))
+    scaled = (values.float() / scale).clamp(-FP8_MAX, FP8_MAX)
+    # The power of two below each value.
+    power = (scaled.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
+    step = power.clamp(min=_SMALLEST_NORMAL) / _STEPS_PER_POWER
+    return ((scaled / step).round() * step * scale).to(values.dtype)
 
 
 class PackedPast(NamedTuple):
@@ -138,6 +156,10 @@ class PackedKVCache(KVCache):
     def layer_bytes(self) -> int:
         """Bytes that one layer more would take: the buffers are shared."""
         return sum(tensor.nbytes for tokens in self.packed[0] for tensor in tokens)
+
+    def next_window(self, written: int, tokens: int) -> NextWindow:
+        """See `KVCache`."""
+        return super().next_window(written, tokens)._replace(packs=True)
 
     def packed_past(self, layer: int, kept: int) -> PackedPast:
         """What the call of a layer does around its attention; `kept` tokens of the pass are packed."""
