@@ -29,7 +29,7 @@ from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
 
-from streamblocks.families.kv_policies import KV_FP8, KV_PLAIN, KV_POLICIES
+from streamblocks.families.kv_policies import KV_FP8, KV_INT8, KV_PLAIN, KV_POLICIES
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
 
@@ -39,9 +39,9 @@ _FIRST_SEED = 1_000_000
 _BLOCKS_BEFORE_CHANGE, _BLOCKS_BEHIND_CHANGE = 3, 4
 _ON_SHEET = 12
 # Slow accumulation exists on FP8 units only.
-# A format of this program: weights in bfloat16, keys and values of the past in 8 bits.
-KV_IN_FP8 = "kv-fp8"
-ALL_FORMATS = (*FORMATS, KV_IN_FP8)
+# Formats of this program: weights in bfloat16, keys and values of the past in 8 bits.
+KV_IN_8_BITS = {"kv-fp8": KV_FP8, "kv-int8": KV_INT8}
+ALL_FORMATS = (*FORMATS, *KV_IN_8_BITS)
 _SHOWN_FORMATS = tuple(name for name in ALL_FORMATS if name != "fp8-slow")
 ASPECTS = ("color", "shape", "direction")
 
@@ -145,7 +145,8 @@ class Quality:
         print(f"Formats, {len(scenes)} captions, blocks 1 to {WINDOW}; PSNR against {PLAIN}")
         print_row("format", "PSNR dB", "median clip", *(f"{aspect} %" for aspect in ASPECTS), "all three %")
         for weights in (PLAIN, FLOAT32, *(name for name in self.options.formats if name != PLAIN)):
-            stored = {"weights": PLAIN, "kv_format": KV_FP8} if weights == KV_IN_FP8 else {"weights": weights}
+            kept = KV_IN_8_BITS.get(weights)
+            stored = {"weights": weights} if kept is None else {"weights": PLAIN, "kv_format": kept}
             jobs = [
                 replace(self._job((scene,) * WINDOW, 20_000 + i), **stored, keep_frames=True)
                 for i, scene in enumerate(scenes)
@@ -243,7 +244,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format-captions", type=int, default=72, help="for formats")
     parser.add_argument("--policies", type=names, default=KV_POLICIES, help=", ".join(KV_POLICIES))
     parser.add_argument("--formats", type=names, default=_SHOWN_FORMATS, help=", ".join(ALL_FORMATS))
-    parser.add_argument("--kv-format", choices=(KV_PLAIN, KV_FP8), default=KV_PLAIN, help="of long streams")
+    parser.add_argument("--kv-format", choices=(KV_PLAIN, KV_FP8, KV_INT8), default=KV_PLAIN, help="of long streams")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: CPU cores")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")

@@ -29,7 +29,7 @@ import torch
 from full_size_models import SIZES, ModelSize, build_text_encoder, build_transformer, build_vae
 from weight_formats import layer_replacement
 
-from streamblocks.families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
+from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.memory.cleanup import release_cached_memory
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -194,7 +194,7 @@ class Benchmark:
             width=case.width,
             height=case.height,
             blocks=self.options.blocks,
-            kv_format={None: KV_AUTO, True: KV_FP8, False: KV_PLAIN}[case.saving],
+            kv_format={None: KV_AUTO, True: KV_INT8, False: KV_PLAIN}[case.saving],
             fuse_context=case.saving is True,
         )
         pipeline = self._materialise(case, settings)
@@ -319,7 +319,7 @@ def allocated(device: torch.device) -> int:
 def line(case: Case, figures: Figures) -> str:
     """One case as a line."""
     name = "resident" if case.cap is None else f"{case.cap:g} GiB"
-    name += "" if figures.kv_format == KV_FP8 else ", plain"
+    name += "" if figures.kv_format == KV_INT8 else ", plain"
     name += ", fused" if figures.fused else ""
     if figures.failed:
         return f"{name:>15} {case.width}x{case.height}: {figures.failed}"

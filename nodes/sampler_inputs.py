@@ -247,9 +247,9 @@ def _later_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "How keys and values of past frames are stored. FP8 takes half the memory or less, at a small cost in "
-                "quality and 1 to 2 % of speed. Auto: FP8 where not all layers of the model would fit the device "
-                "otherwise."
+                "How keys and values of past frames are stored. INT8 and FP8 take half the memory or less, at a small "
+                "cost in speed; INT8 is closer to the original. Auto: INT8 where many layers of the model would not "
+                "fit the device otherwise."
             ),
         ),
     ]

@@ -10,7 +10,7 @@ import torch
 from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
-from ..families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
+from ..families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from ..families.model_family import AttentionChoice, ModelFamily
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
@@ -125,7 +125,7 @@ class BuiltInPipeline:
         if available is None:
             return settings
         if not self._mostly_resident(self._estimate(spec, settings), available):
-            settings = replace(settings, kv_format=KV_FP8) if packs else settings
+            settings = replace(settings, kv_format=KV_INT8) if packs else settings
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
             settings = fused if self._estimate(spec, fused).least <= available else settings

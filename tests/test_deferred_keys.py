@@ -20,8 +20,8 @@ from streamblocks.wan.transformer.causal_transformer import (
     predict_with_context,
     write_keys,
 )
+from streamblocks.wan.transformer.eight_bits import PACKED_DTYPES, PackedTokens, Packing, as_packed
 from streamblocks.wan.transformer.kv_cache import DeferredBlock, KVCache
-from streamblocks.wan.transformer.packed_kv_cache import PackedTokens, as_packed
 
 from golden_wan import build_golden_transformer, load_golden, relative_error
 from small_wan import BLOCKS, CHANGED_AT, LAYERS, make_components, make_pipeline, make_state, run_steps, stream
@@ -158,7 +158,12 @@ def first_steps(golden, *, fused, packed):
     cross = allocate_cross_cache(transformer, text_tokens=16)
     fill_cross_cache(transformer, cross, golden["text"], "golden")
     cache = allocate_kv_cache(
-        transformer, frames=6, latent_height=4, latent_width=6, sink_frames=1, packed_frames=6 if packed else None
+        transformer,
+        frames=6,
+        latent_height=4,
+        latent_width=6,
+        sink_frames=1,
+        packing=Packing(6, packed) if packed else None,
     )
     first, second, noise = torch.randn((3, 1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(0))
     write_keys(transformer, first, 0.0, CausalPass(cache, cross, frame_offset=0))
@@ -176,16 +181,18 @@ def first_steps(golden, *, fused, packed):
     return velocity, predict_velocity(transformer, 0.5 * noise, 500.0, causal_pass)
 
 
-def test_the_first_step_sees_the_new_keys_in_8_bits(golden):
-    apart, together = (first_steps(golden, fused=fused, packed=True) for fused in (False, True))
-    exact = first_steps(golden, fused=True, packed=False)
+@pytest.mark.parametrize("packed", PACKED_DTYPES.values())
+def test_the_first_step_sees_the_new_keys_in_8_bits(golden, packed):
+    apart, together = (first_steps(golden, fused=fused, packed=packed) for fused in (False, True))
+    exact = first_steps(golden, fused=True, packed=None)
     for ours, theirs, unrounded in zip(together, apart, exact, strict=True):
         assert relative_error(ours, theirs) <= 1e-6
         assert relative_error(ours, unrounded) >= 1e-4
 
 
+@pytest.mark.parametrize("packed_dtype", PACKED_DTYPES.values())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_in_the_models_dtype_is_that_of_packing(dtype):
+def test_rounding_in_the_models_dtype_is_that_of_packing(dtype, packed_dtype):
     """Also of values that are nothing in e4m3fn, of those below its smallest normal number, and of ties."""
     torch.manual_seed(0)
     values = torch.randn(1, 64, 3, 16) * torch.logspace(-4, 4, 64).view(1, 64, 1, 1)
@@ -195,11 +202,11 @@ def test_rounding_in_the_models_dtype_is_that_of_packing(dtype):
     values[:, 0, :, 0] = 448
     values[:, 1] = 0
     values = values.to(dtype)
-    packed = PackedTokens.allocate(64, 3, 16, torch.device("cpu"))
+    packed = PackedTokens.allocate(64, 3, 16, torch.device("cpu"), packed_dtype)
     packed.pack_from(values, 0, 64)
     expected = torch.zeros_like(values)
     packed.unpack_to(expected, 64)
-    assert torch.equal(as_packed(values), expected)
+    assert torch.equal(as_packed(values, packed_dtype), expected)
     assert not torch.equal(expected, values)
 
 

@@ -21,6 +21,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     predict_with_context,
     write_keys,
 )
+from streamblocks.wan.transformer.eight_bits import Packing
 
 from golden_wan import build_golden_transformer, load_golden, relative_error
 from small_wan import make_components
@@ -41,7 +42,7 @@ def first_step(transformer, text, context, block, timestep, *, fused, bias=1.0, 
         frames=2 * frames,
         latent_height=block.shape[3],
         latent_width=block.shape[4],
-        packed_frames=packed,
+        packing=packed,
     )
     cross = allocate_cross_cache(transformer, text_tokens=text.shape[1])
     fill_cross_cache(transformer, cross, text, "text")
@@ -84,10 +85,10 @@ def test_with_other_attention_and_the_past_in_8_bits(backend):
     text, context, block = torch.randn(1, 16, 48), torch.randn(1, 16, 2, 4, 4), torch.randn(1, 16, 2, 4, 4)
     plain = [first_step(transformer, text, context, block, 900.0, fused=fused) for fused in (False, True)]
     assert relative_error(plain[1][0], plain[0][0]) <= 1e-5 and relative_error(plain[1][1], plain[0][1]) <= 1e-5
-    packed = first_step(transformer, text, context, block, 900.0, fused=True, packed=2)
+    packed = first_step(transformer, text, context, block, 900.0, fused=True, packed=Packing(2, torch.int8))
     # The fused step attends to exact keys; the next one to those in 8 bits.
     assert torch.equal(packed[0], plain[1][0])
-    apart = first_step(transformer, text, context, block, 900.0, fused=False, packed=2)
+    apart = first_step(transformer, text, context, block, 900.0, fused=False, packed=Packing(2, torch.int8))
     assert relative_error(packed[1], apart[1]) <= 1e-3
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_estimate import SmallCard
 
-from streamblocks.families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
+from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.layer_plan import LayerPlan, check_host_memory, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
@@ -111,14 +111,14 @@ def test_what_streaming_brings_along_is_chosen_by_the_memory(deep):
     settings = StreamSettings(width=96, height=96, steps=2, kv_format=KV_AUTO)
     assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_PLAIN)
     plain = pipeline._estimate(None, replace(settings, kv_format=KV_PLAIN))
-    fused = pipeline._estimate(None, replace(settings, kv_format=KV_FP8, fuse_context=True))
-    apart = pipeline._estimate(None, replace(settings, kv_format=KV_FP8))
+    fused = pipeline._estimate(None, replace(settings, kv_format=KV_INT8, fuse_context=True))
+    apart = pipeline._estimate(None, replace(settings, kv_format=KV_INT8))
     assert fused.streaming > apart.streaming
     # 8 layers: the fewest that are worth streaming, 4, are more than a quarter.
     card.available = max(plain.transformer + plain.vae + plain.streaming - 1, fused.least)
-    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_FP8, fuse_context=True)
+    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_INT8, fuse_context=True)
     card.available = fused.least - 1
-    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_FP8)
+    assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_INT8)
     card.available = plain.least
     kept = replace(settings, kv_format=KV_PLAIN)
     assert pipeline.check_fit(kept).kv_format == KV_PLAIN

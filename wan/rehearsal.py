@@ -18,7 +18,7 @@ from ..families.model_family import AttentionChoice, LatentGeometry
 from ..memory.peak_meter import PeakMeter
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
-from .steps.context_policies import frame_cache_length, packed_frames
+from .steps.context_policies import find_packing, frame_cache_length
 from .steps.text_step import DEFAULT_TEXT_TOKENS
 from .transformer.attention import install_causal_attention
 from .transformer.causal_transformer import allocate_kv_cache
@@ -184,7 +184,7 @@ class MetaRehearsal:
             latent_height=height // scale,
             latent_width=width // scale,
             sink_frames=inputs["sink_frames"],
-            packed_frames=packed_frames(inputs["kv_policy"], inputs["kv_format"], context, block),
+            packing=find_packing(inputs["kv_policy"], inputs["kv_format"], context, block),
         )
         self.kv_layer_bytes = cache.layer_bytes
         cache.commit(context * cache.tokens_per_frame)

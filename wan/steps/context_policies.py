@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from ...families.kv_policies import KV_FP8, RECOMPUTE, ROLLING, check_kv_policy
+from ...families.kv_policies import RECOMPUTE, ROLLING, check_kv_policy
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
+from ..transformer.eight_bits import PACKED_DTYPES, Packing
 from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
 from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
 from .clean_keys import write_clean_keys
@@ -268,11 +269,12 @@ class Rolling:
 _POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}
 
 
-def packed_frames(kv_policy: str, kv_format: str, context_frames: int, block_frames: int) -> int | None:
-    """Latent frames of the past that are kept in 8 bits; None for none."""
-    if kv_format != KV_FP8:
+def find_packing(kv_policy: str, kv_format: str, context_frames: int, block_frames: int) -> Packing | None:
+    """How much of the past is kept in 8 bits; None for nothing."""
+    if kv_format not in PACKED_DTYPES:
         return None
-    return find_context_policy(kv_policy).packed_frames(context_frames, block_frames)
+    frames = find_context_policy(kv_policy).packed_frames(context_frames, block_frames)
+    return Packing(frames, PACKED_DTYPES[kv_format])
 
 
 def find_context_policy(name: str) -> ContextPolicy:

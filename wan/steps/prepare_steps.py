@@ -20,7 +20,7 @@ from ..transformer.causal_transformer import (
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
 from .clean_keys import take_prompt
-from .context_policies import Past, find_context_policy, frame_cache_length, packed_frames
+from .context_policies import Past, find_context_policy, find_packing, frame_cache_length
 from .few_step_schedule import make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
 
@@ -198,7 +198,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
                 latent_height=block_state.height // scale,
                 latent_width=block_state.width // scale,
                 sink_frames=block_state.sink_frames,
-                packed_frames=packed_frames(block_state.kv_policy, block_state.kv_format, context, block),
+                packing=find_packing(block_state.kv_policy, block_state.kv_format, context, block),
             )
         if block_state.crossattn_cache is None:
             text_tokens = block_state.prompt_embeds.shape[1]

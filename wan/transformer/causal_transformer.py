@@ -11,6 +11,7 @@ from diffusers import WanTransformer3DModel
 from ...ops.few_key_attention import merge_padding
 from .attention import causal_attention_of
 from .attention_passes import CausalPass
+from .eight_bits import Packing
 from .kv_cache import CrossAttentionCache, KVCache
 from .packed_kv_cache import PackedKVCache
 
@@ -49,7 +50,7 @@ def allocate_kv_cache(
     latent_height: int,
     latent_width: int,
     sink_frames: int = 0,
-    packed_frames: int | None = None,
+    packing: Packing | None = None,
 ) -> KVCache:
     """Allocate a self-attention cache for this transformer, on its device.
 
@@ -59,7 +60,7 @@ def allocate_kv_cache(
         latent_height: of a latent frame.
         latent_width: of a latent frame.
         sink_frames: that stay for good.
-        packed_frames: how many of the past are kept in 8 bits; None keeps all frames in the transformer's dtype.
+        packing: of the past; None keeps all frames in the transformer's dtype.
     """
     config = transformer.config
     sizes: _CacheSizes = {
@@ -72,9 +73,9 @@ def allocate_kv_cache(
         "device": weight_device(transformer),
         "dtype": weight_dtype(transformer),
     }
-    if packed_frames is None:
+    if packing is None:
         return KVCache.allocate(**sizes)
-    return PackedKVCache.allocate_packed(**sizes, kept_frames=packed_frames)
+    return PackedKVCache.allocate_packed(**sizes, packing=packing)
 
 
 def allocate_cross_cache(transformer: WanTransformer3DModel, *, text_tokens: int) -> CrossAttentionCache:
@@ -183,7 +184,7 @@ def predict_with_context(
     both = torch.cat([context.to(latents), latents])
     window = cache.next_window(tokens, tokens)
     # A context that is all of the past leaves room for the block behind it.
-    sees_less = cache.deferred is not None and (window.dropped > 0 or window.packs)
+    sees_less = cache.deferred is not None and (window.dropped > 0 or window.packs is not None)
     joint = replace(
         causal_pass,
         frame_offset=causal_pass.frame_offset - frames,

@@ -46,12 +46,12 @@ class NextWindow(NamedTuple):
     Attributes:
         sink: tokens at the front that it sees.
         dropped: tokens after these that it no longer sees; it sees all later ones.
-        packs: whether it sees the newest as they will be stored, in 8 bits.
+        packs: in which dtype of 8 bits the newest, which it sees so, will be stored; None for their own.
     """
 
     sink: int
     dropped: int
-    packs: bool = False
+    packs: torch.dtype | None = None
 
 
 @dataclass

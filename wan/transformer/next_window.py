@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from .attention_passes import SelfAttentionPass
-from .packed_kv_cache import as_packed
+from .eight_bits import as_packed
 from .rope import RotaryTable
 from .rotary_store import Projections
 
@@ -46,8 +46,8 @@ def _copy_seen(buffer: torch.Tensor, bound: SelfAttentionPass, tokens: int) -> t
     window, written = bound.next_window, bound.causal_tokens
     assert window is not None and written is not None
     newest = buffer[:, bound.past : bound.past + written]
-    if window.packs:
-        newest = as_packed(newest)
+    if window.packs is not None:
+        newest = as_packed(newest, window.packs)
     end = bound.past + written
     seen = []
     for start, stop in ((0, min(window.sink, end)), (window.sink + window.dropped, end)):

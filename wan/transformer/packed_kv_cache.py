@@ -1,9 +1,9 @@
 """A KV cache that keeps the past in 8 bits, and each layer's keys and values of now in one buffer that all share.
 
-The past of a layer is e4m3fn with a scale per token and head. Before a layer attends, its past is written to the shared
-buffer in the model's dtype; the block being denoised is only ever there, exact, because every pass writes it again. A
-pass whose keys are kept packs them when the layer is done. Both happen inside the layer's own call, outside its
-compiled part, so no kernel and no graph sees 8 bits.
+The past of a layer is INT8 or e4m3fn with a scale per token and head. Before a layer attends, its past is written to
+the shared buffer in the model's dtype; the block being denoised is only ever there, exact, because every pass writes it
+again. A pass whose keys are kept packs them when the layer is done. Both happen inside the layer's own call, outside
+its compiled part, so no kernel and no graph sees 8 bits.
 """
 
 from __future__ import annotations
@@ -13,66 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from ...ops.fp8_linear import FP8_DTYPE, FP8_MAX, fp8_scale, largest_magnitude, round_to_fp8
+from .eight_bits import PackedTokens, Packing
 from .kv_cache import KVCache, NextWindow
-
-# The steps of e4m3fn: 3 bits of mantissa, down to those of the smallest normal number.
-_STEPS_PER_POWER = 2**3
-_SMALLEST_NORMAL = 2.0**-6
-_EXPONENT_BITS = 0x7F800000
-
-
-class PackedTokens(NamedTuple):
-    """Keys or values of one layer in 8 bits.
-
-    Attributes:
-        data: e4m3fn [1, tokens, heads, head_dim].
-        scale: float32 [1, tokens, heads, 1].
-    """
-
-    data: torch.Tensor
-    scale: torch.Tensor
-
-    @classmethod
-    def allocate(cls, tokens: int, heads: int, head_dim: int, device: torch.device) -> PackedTokens:
-        """Room for so many tokens."""
-        return cls(
-            torch.zeros((1, tokens, heads, head_dim), dtype=FP8_DTYPE, device=device),
-            torch.zeros((1, tokens, heads, 1), dtype=torch.float32, device=device),
-        )
-
-    def unpack_to(self, buffer: torch.Tensor, tokens: int) -> None:
-        """Write the first tokens to the front of `buffer` [1, capacity, heads, head_dim], in its dtype."""
-        front = buffer[:, :tokens]
-        front.copy_(self.data[:, :tokens])
-        front.mul_(self.scale[:, :tokens])
-
-    def pack_from(self, buffer: torch.Tensor, start: int, end: int) -> None:
-        """Take tokens `start` to `end` of `buffer`, to the same places."""
-        values = buffer[:, start:end]
-        scale = fp8_scale(largest_magnitude(values, "per row"))
-        self.scale[:, start:end] = scale
-        # As bytes: not every device copies e4m3fn into a part of a tensor.
-        self.data[:, start:end].view(torch.uint8).copy_(round_to_fp8(values, scale).view(torch.uint8))
-
-    def move(self, start: int, end: int, target: int) -> None:
-        """Move tokens `start` to `end` to the places from `target` on."""
-        for part in (self.data.view(torch.uint8), self.scale):
-            # Cloned: source and target overlap.
-            part[:, target : target + end - start] = part[:, start:end].clone()
-
-
-def as_packed(values: torch.Tensor) -> torch.Tensor:
-    """`values` [..., head_dim] as they are after `PackedTokens.pack_from` and `unpack_to`, in their own dtype.
-
-    Rounded in float32: this runs inside compiled layers, and not every device's compiler knows e4m3fn.
-    """
-    scale = fp8_scale(largest_magnitude(values, "per row"))
-    scaled = (values.float() / scale).clamp(-FP8_MAX, FP8_MAX)
-    # The power of two below each value.
-    power = (scaled.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
-    step = power.clamp(min=_SMALLEST_NORMAL) / _STEPS_PER_POWER
-    return ((scaled / step).round() * step * scale).to(values.dtype)
 
 
 class PackedPast(NamedTuple):
@@ -123,13 +65,13 @@ class PackedKVCache(KVCache):
         heads: int,
         head_dim: int,
         frames: int,
-        kept_frames: int,
+        packing: Packing,
         tokens_per_frame: int,
         sink_frames: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> PackedKVCache:
-        """Allocate room for `frames` latent frames (context and current block), of which `kept_frames` are packed.
+        """Allocate room for `frames` latent frames (context and current block), of which some are packed.
 
         Raises:
             ValueError: the sink leaves no room for other frames.
@@ -144,10 +86,10 @@ class PackedKVCache(KVCache):
             device=device,
             dtype=dtype,
         )
-        room = kept_frames * tokens_per_frame
+        room = packing.frames * tokens_per_frame
 
         def make() -> PackedTokens:
-            return PackedTokens.allocate(room, heads, head_dim, device)
+            return PackedTokens.allocate(room, heads, head_dim, device, packing.dtype)
 
         packed = [(make(), make()) for _ in range(layers)]
         return cls(one.keys * layers, one.values * layers, tokens_per_frame, sink_tokens=one.sink_tokens, packed=packed)
@@ -159,7 +101,7 @@ class PackedKVCache(KVCache):
 
     def next_window(self, written: int, tokens: int) -> NextWindow:
         """See `KVCache`."""
-        return super().next_window(written, tokens)._replace(packs=True)
+        return super().next_window(written, tokens)._replace(packs=self.packed[0][0].data.dtype)
 
     def packed_past(self, layer: int, kept: int) -> PackedPast:
         """What the call of a layer does around its attention; `kept` tokens of the pass are packed."""
