@@ -33,7 +33,7 @@ from streamblocks.memory.cleanup import release_cached_memory
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
-from streamblocks.stream.recipe import COMPILE_TRANSFORMER, Recipe
+from streamblocks.stream.recipe import COMPILE_NOTHING, COMPILE_TRANSFORMER, Recipe
 from streamblocks.stream.residency import PlainResidency
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--caps", default="7.4,11.4,15.4,23.4", help="GiB, the card without a context and a desktop")
     parser.add_argument("--resolutions", default="", help="one for all caps; otherwise the largest that is usual there")
     parser.add_argument("--blocks", type=int, default=20)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="not tiny")
     parser.add_argument("--resident", action=argparse.BooleanOptionalAction, default=True, help="for comparison")
     parser.add_argument("--cap-torch", action=argparse.BooleanOptionalAction, default=True, help="cap torch's memory")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="resident without savings")
@@ -141,7 +141,7 @@ class Benchmark:
         self.device = torch.device(options.device)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.recipe = write_pipeline(folder, SIZES[options.size], self.device)
+        self.recipe = write_pipeline(folder, SIZES[options.size], self.device, options.compile)
         self.results: list[tuple[Case, Figures]] = []
         self._pictures: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -262,8 +262,8 @@ class Benchmark:
         }
 
 
-def write_pipeline(folder: Path, size: ModelSize, device: torch.device) -> Recipe:
-    """Write a pipeline of random weights; the recipe that loads it."""
+def write_pipeline(folder: Path, size: ModelSize, device: torch.device, compiled: bool) -> Recipe:
+    """Write a pipeline of random weights; the recipe that loads it, the transformer compiled if asked (never tiny)."""
     if size.name == "tiny":
         write_tiny_model(folder, layers=8)
         return Recipe(str(folder), device=str(device))
@@ -277,7 +277,8 @@ def write_pipeline(folder: Path, size: ModelSize, device: torch.device) -> Recip
     encoder.save_pretrained(folder / "text_encoder")
     del encoder
     release_cached_memory(device)
-    return Recipe(str(file), components=str(folder), device=str(device), compile=COMPILE_TRANSFORMER)
+    compile_what = COMPILE_TRANSFORMER if compiled else COMPILE_NOTHING
+    return Recipe(str(file), components=str(folder), device=str(device), compile=compile_what)
 
 
 def copied_bytes(pipeline: BuiltInPipeline) -> int:
