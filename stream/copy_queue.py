@@ -11,8 +11,11 @@ import torch
 class CopyQueue(Protocol):
     """Copies blocks to the device, each when what reads its target is done."""
 
-    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
-        """Copy once everything queued on the device so far is done; returns a ticket for `wait`."""
+    def mark(self) -> object:
+        """A point in the device's work: everything that is queued so far by this thread."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: object) -> object:
+        """Copy once the device has come to the point `after`; returns a ticket. Any thread may call it."""
 
     def wait(self, ticket: object) -> None:
         """Let the device wait, before it goes on computing, until that copy is done; the host goes on."""
@@ -32,9 +35,14 @@ class CudaCopyQueue:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+    def mark(self) -> object:
+        """See `CopyQueue`."""
+        return torch.cuda.current_stream(self._device).record_event()
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: object) -> object:
         """See `CopyQueue`; from pageable memory the host waits for the copy."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        if isinstance(after, torch.cuda.Event):
+            self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
             return self._stream.record_event()
@@ -53,7 +61,11 @@ class CudaCopyQueue:
 class DirectCopyQueue:
     """Copies at once: for devices without queues, such as the CPU."""
 
-    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+    def mark(self) -> object:
+        """Nothing: what was called is done."""
+        return None
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: object) -> object:
         """See `CopyQueue`."""
         target.copy_(source)
         return None
