@@ -36,6 +36,7 @@ class ComponentStore:
 
     Attributes:
         components: as given, or exchanged since.
+        device: as given.
         on_load: called after each tensor is loaded.
         budget: bytes of the device that weights and working memory may take; None for as much as there is.
         on_disk: by component, the streamed layers that are kept on the disk.
@@ -46,7 +47,7 @@ class ComponentStore:
         self.on_load: LoadCallback = ignore_load
         self.budget: int | None = None
         self.on_disk: dict[str, tuple[int, ...]] = {}
-        self._device = device
+        self.device = device
         self._residency = residency
         self._modules: dict[str, nn.Module] = {}
         self._streamed: dict[str, tuple[int, ...]] = {}
@@ -67,7 +68,7 @@ class ComponentStore:
         self._streamed[name], self.on_disk[name] = streamed, on_disk
         module = self._modules.get(name)
         if module is not None:
-            streamer = self._streamer(self.components[name], module)
+            streamer = self._started_streamer(self.components[name], module)
             streamer.arrange(streamed, on_disk)
             streamer.open()
 
@@ -77,7 +78,7 @@ class ComponentStore:
             component = self.components[name]
             away = sum(component.layer_bytes[index] for index in self._streamed.get(name, ()))
             self._make_way([name], component.bytes - away)
-            self._residency.make_room(component.bytes - away, self._device)
+            self._residency.make_room(component.bytes - away, self.device)
             self._modules[name] = self._read(component)
             # Immediately: the residency cannot evict weights that are not registered with it.
             self.bring([name], working_bytes=0)
@@ -87,23 +88,12 @@ class ComponentStore:
         """Move loaded components to the device, with `working_bytes` left free for caches and activations."""
         modules = {name: self._modules[name] for name in names}
         self._make_way(modules, sum(resident_bytes(module) for module in modules.values()) + working_bytes)
-        self._residency.bring(modules, self._device, working_bytes)
+        self._residency.bring(modules, self.device, working_bytes)
 
-    def streaming(self) -> dict[str, dict[str, float | int | bool]]:
-        """How layers are streamed now, by component, as JSON values."""
-        told = {}
-        for name, module in self._modules.items():
-            streamer = streamer_of(module)
-            if streamer is not None and streamer.streamed:
-                told[name] = {
-                    "layers_streamed": len(streamer.streamed),
-                    "layers_on_disk": len(streamer.on_disk),
-                    "host_bytes": streamer.host_bytes,
-                    "disk_bytes": streamer.disk_bytes,
-                    "pinned": streamer.is_pinned,
-                    "bus_gb_per_second": round(streamer.bus_rate / 1e9, 1),
-                }
-        return told
+    def streamer(self, name: str) -> LayerStreamer | None:
+        """The streamer of a component's layers; None if it is not loaded or none were ever streamed."""
+        module = self._modules.get(name)
+        return None if module is None else streamer_of(module)
 
     @property
     def host_bytes(self) -> int:
@@ -124,7 +114,7 @@ class ComponentStore:
 
     def are_resident(self, names: Iterable[str]) -> bool:
         """Whether these components are loaded and on the device."""
-        return all_on_device([self._modules.get(name) for name in names], self._device)
+        return all_on_device([self._modules.get(name) for name in names], self.device)
 
     def explain_bad_weight(self) -> str | None:
         """Which tensor of a loaded component is not finite, and what to do; None when all are finite."""
@@ -154,7 +144,7 @@ class ComponentStore:
         if self.budget is None:
             return
         others = [(name, module) for name, module in self._modules.items() if name not in names]
-        held = [(name, module) for name, module in others if is_on_device(module, self._device)]
+        held = [(name, module) for name, module in others if is_on_device(module, self.device)]
         while held and needed + sum(resident_bytes(module) for _, module in held) > self.budget:
             self._residency.offload(*held.pop())
 
@@ -171,16 +161,16 @@ class ComponentStore:
         streamed, on_disk = self._streamed.get(component.name, ()), self.on_disk.get(component.name, ())
 
         def take_layer(module: nn.Module, index: int) -> None:
-            self._streamer(component, module).take_to_disk(index)
+            self._started_streamer(component, module).take_to_disk(index)
 
         def settle(module: nn.Module) -> None:
             if streamed:
-                streamer = self._streamer(component, module)
+                streamer = self._started_streamer(component, module)
                 streamer.arrange(streamed, on_disk)
                 streamer.open()
 
         return component.load(
-            self._device,
+            self.device,
             on_tensor,
             off_device=tuple(index for index in streamed if index not in on_disk),
             one_by_one=on_disk,
@@ -188,8 +178,8 @@ class ComponentStore:
             settle=settle,
         )
 
-    def _streamer(self, component: Component, module: nn.Module) -> LayerStreamer:
-        return start_streaming(module, component.layers_of(module), self._device, self.scratch_folder)
+    def _started_streamer(self, component: Component, module: nn.Module) -> LayerStreamer:
+        return start_streaming(module, component.layers_of(module), self.device, self.scratch_folder)
 
 
 def all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:

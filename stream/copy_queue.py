@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Protocol
 
@@ -22,6 +23,12 @@ class CopyQueue(Protocol):
 
     def finish(self, ticket: object) -> None:
         """Let the host wait until that copy is done."""
+
+    def now(self) -> object:
+        """When the device comes to this point of its work; for `seconds_between`."""
+
+    def seconds_between(self, earlier: object, later: object) -> float | None:
+        """Seconds from one such time to another; None as long as the device has not come there."""
 
 
 class CudaCopyQueue:
@@ -57,6 +64,17 @@ class CudaCopyQueue:
         if isinstance(ticket, torch.cuda.Event):
             ticket.synchronize()
 
+    def now(self) -> object:
+        """See `CopyQueue`."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds_between(self, earlier: object, later: object) -> float | None:
+        """See `CopyQueue`."""
+        assert isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event)
+        return earlier.elapsed_time(later) / 1e3 if later.query() else None
+
 
 class DirectCopyQueue:
     """Copies at once: for devices without queues, such as the CPU."""
@@ -75,6 +93,15 @@ class DirectCopyQueue:
 
     def finish(self, ticket: object) -> None:
         """Do nothing."""
+
+    def now(self) -> object:
+        """See `CopyQueue`."""
+        return time.perf_counter()
+
+    def seconds_between(self, earlier: object, later: object) -> float | None:
+        """See `CopyQueue`."""
+        assert isinstance(earlier, float) and isinstance(later, float)
+        return later - earlier
 
 
 def make_copy_queue(device: torch.device) -> CopyQueue:

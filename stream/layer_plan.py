@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..memory.byte_text import format_gb
-from .disk_reader import STAGES
-from .layer_streaming import SLOTS
+from .layer_slots import SLOTS
+from .read_ahead import STAGES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,39 +23,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..memory.tensor_bytes import held_tensor_bytes
 from .copy_queue import make_copy_queue
-from .disk_reader import DiskReader
+from .layer_slots import SLOTS, LayerSlot, shares
+from .read_ahead import ReadAhead, ReadCount
+from .stall_clock import BUS, DISK, StallClock
 from .stored_layers import StoredLayers
 
-SLOTS = 3
 _ATTRIBUTE = "streamblocks_layer_streamer"
-
-
-@dataclass
-class _Slot:
-    """Room for one layer on the device.
-
-    Attributes:
-        data: uint8, as large as its largest layer.
-        layers: that pass through it, by index, in order.
-        holds: which of them it holds, or will hold when the copy under way is done.
-        ticket: of that copy, or the promise of one when the layer has been read from the disk.
-    """
-
-    data: torch.Tensor
-    layers: tuple[int, ...]
-    holds: int | None = None
-    ticket: object = None
-
-    def after(self, layer: int) -> int:
-        """The layer that comes after `layer`, the first one after the last."""
-        place = self.layers.index(layer) + 1
-        return self.layers[place % len(self.layers)]
-
-    def settle(self) -> object:
-        """The ticket, once there is one; raises OSError when the disk failed."""
-        if isinstance(self.ticket, Future):
-            self.ticket = self.ticket.result()
-        return self.ticket
 
 
 class LayerStreamer:
@@ -74,6 +46,8 @@ class LayerStreamer:
     Attributes:
         copied_bytes: copied to the device's slots so far.
         bus_rate: bytes a second that copies to the slots take, measured when they were opened last; 0 before.
+        disk: what was read from the disk so far, and how fast.
+        stalls: how long the device waited for layers.
     """
 
     def __init__(
@@ -84,12 +58,14 @@ class LayerStreamer:
         self._slot_count = slots
         self._queue = make_copy_queue(device)
         self._stored = StoredLayers(layers, device, folder)
-        self._reader: DiskReader | None = None
-        self._slots: list[_Slot] = []
-        self._slot_of: dict[int, _Slot] = {}
+        self._reader: ReadAhead | None = None
+        self._slots: list[LayerSlot] = []
+        self._slot_of: dict[int, LayerSlot] = {}
         self._hooks: list[RemovableHandle] = []
         self.copied_bytes = 0
         self.bus_rate = 0.0
+        self.disk = ReadCount()
+        self.stalls = StallClock(self._queue)
 
     @property
     def streamed(self) -> tuple[int, ...]:
@@ -104,7 +80,7 @@ class LayerStreamer:
     @property
     def bytes_when_open(self) -> int:
         """Bytes that the slots take on the device while they are open."""
-        return sum(map(self._slot_size, self._shares()))
+        return sum(map(self._slot_size, shares(self.streamed, self._slot_count)))
 
     @property
     def slot_bytes(self) -> int:
@@ -158,11 +134,11 @@ class LayerStreamer:
         if self._slots or not self.streamed:
             return
         if self._stored.on_disk:
-            self._reader = DiskReader(self._stored.on_disk, self._queue, pin=self._device.type == "cuda")
+            self._reader = ReadAhead(self._stored.on_disk, self._queue, self.disk, pin=self._device.type == "cuda")
         with torch.inference_mode(False), torch.no_grad():
-            for layers in self._shares():
+            for layers in shares(self.streamed, self._slot_count):
                 size = self._slot_size(layers)
-                slot = _Slot(torch.empty(size, dtype=torch.uint8, device=self._device), layers)
+                slot = LayerSlot(torch.empty(size, dtype=torch.uint8, device=self._device), layers)
                 self._slots.append(slot)
                 for index in layers:
                     self._slot_of[index] = slot
@@ -184,10 +160,7 @@ class LayerStreamer:
         with torch.inference_mode(False), torch.no_grad():
             for slot in self._slots:
                 # The copy under way writes to memory that is about to be free.
-                if not isinstance(slot.ticket, Future):
-                    self._queue.wait(slot.ticket)
-                elif slot.ticket.done() and slot.ticket.exception() is None:
-                    self._queue.wait(slot.ticket.result())
+                self._queue.wait(slot.arrived())
             for index in self._slot_of:
                 self._stored.point_home(index)
         self._slot_of.clear()
@@ -214,9 +187,11 @@ class LayerStreamer:
     def before_layer(self, index: int) -> None:
         """Let the device wait for the layer's weights, and the host for a layer that is still being read."""
         slot = self._slot_of[index]
+        began = self._queue.now()
         if slot.holds != index:
             self._fill(slot, index)
         self._queue.wait(slot.settle())
+        self.stalls.add(index, DISK if index in self._stored.on_disk else BUS, began, self._queue.now())
 
     def after_layer(self, index: int) -> None:
         """Fill the layer's slot with the one that comes next through it."""
@@ -224,18 +199,13 @@ class LayerStreamer:
         if len(slot.layers) > 1:
             self._fill(slot, slot.after(index))
 
-    def _shares(self) -> list[tuple[int, ...]]:
-        """Which layers go through each slot."""
-        streamed = self.streamed
-        return [streamed[first :: self._slot_count] for first in range(min(self._slot_count, len(streamed)))]
-
     def _slot_size(self, layers: tuple[int, ...]) -> int:
         return max(map(self._stored.bytes_of, layers))
 
     def _streamed_parts(self) -> set[int]:
         return {id(part) for index in self.streamed for part in self._layers[index].modules()}
 
-    def _fill_first(self, slot: _Slot) -> None:
+    def _fill_first(self, slot: LayerSlot) -> None:
         """Fill a slot that was just opened, and measure the bus where that is all it takes."""
         first = slot.layers[0]
         began = time.perf_counter()
@@ -244,7 +214,7 @@ class LayerStreamer:
             self._queue.finish(slot.ticket)
             self.bus_rate = self._stored.bytes_of(first) / (time.perf_counter() - began)
 
-    def _fill(self, slot: _Slot, index: int) -> None:
+    def _fill(self, slot: LayerSlot, index: int) -> None:
         # What was asked of the disk for this slot must not arrive after what comes now.
         slot.settle()
         size = self._stored.bytes_of(index)

@@ -23,6 +23,7 @@ from .layer_streaming import streamer_of
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
+from .streaming_forecast import Pace
 from .streaming_plans import StreamingPlans
 
 BLOCK_COMPONENTS = ("transformer", "vae")
@@ -135,7 +136,9 @@ class BuiltInPipeline:
         estimate = self._estimate(spec, settings)
         check_it_fits(estimate, available, settings, others)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
-        self._plans.make(estimate, available, with_text_encoder=not settings.embeds_given)
+        pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
+        pace = Pace(settings.passes_per_block, pictures)
+        self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given)
         return settings
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
@@ -198,7 +201,7 @@ class BuiltInPipeline:
             "family": self.family.name,
             "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
-            "streaming": self._store.streaming(),
+            "streaming": self._plans.streaming(),
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),
         }

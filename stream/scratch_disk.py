@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,6 +74,11 @@ class DiskBlock:
     def mapped(self) -> torch.Tensor:
         """The bytes as uint8 [size], read from the file where they are looked at, without memory of their own."""
         return torch.frombuffer(mmap.mmap(self._file.fileno(), self.size), dtype=torch.uint8)
+
+    def forget_cached(self) -> None:
+        """Have the next read come from the disk itself; only where there is `os.posix_fadvise`."""
+        os.fsync(self._file.fileno())
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def release(self) -> None:
         """Delete the file, once nothing refers to it as mapped any more."""

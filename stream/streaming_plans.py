@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from .component_store import ComponentStore
 from .estimate import MemoryEstimate
 from .host_memory import place_layers
 from .layer_plan import LayerPlan, more_streamed, plan_layers
+from .layer_streaming import LayerStreamer
+from .streaming_forecast import Pace, Rates, forecast
+from .transfer_rates import measure_bus_rate, measure_disk_rate
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +32,8 @@ class StreamingPlans:
     def __init__(self, store: ComponentStore) -> None:
         self._store = store
         self._plans: dict[str, LayerPlan] = {}
+        self._paces: dict[str, Pace] = {}
+        self._rates = Rates()
 
     @property
     def transformer(self) -> LayerPlan:
@@ -38,12 +45,13 @@ class StreamingPlans:
         plan = self._plan("transformer", estimate.left_for("transformer", available))
         return plan is not None and len(plan.streamed) <= HIDDEN_SHARE * plan.layers
 
-    def make(self, estimate: MemoryEstimate, available: int, *, with_text_encoder: bool) -> None:
+    def make(self, estimate: MemoryEstimate, available: int, pace: Pace, *, with_text_encoder: bool) -> None:
         """Plan for an estimate that was found to fit.
 
         Args:
             estimate: of the stream.
             available: bytes of the device.
+            pace: of the transformer.
             with_text_encoder: whether it is needed.
 
         Raises:
@@ -55,6 +63,7 @@ class StreamingPlans:
             plan = self._plan(name, estimate.left_for(name, available))
             assert plan is not None
             plans[name] = plan
+        self._paces = {"transformer": pace, "text_encoder": Pace(1, unit="prompt")}
         self._follow(plans)
 
     def stream_more(self) -> bool:
@@ -73,8 +82,39 @@ class StreamingPlans:
         return plan is not None
 
     def describe(self) -> tuple[str, ...]:
-        """A sentence for each component that has layers streamed."""
-        return tuple(f"{plan.describe()}." for plan in self._plans.values() if plan.streamed)
+        """A sentence for each component that has layers streamed: where they lie, and what to expect at the most."""
+        return tuple(self._describe(plan) for plan in self._plans.values() if plan.streamed)
+
+    def streaming(self) -> dict[str, dict[str, Any]]:
+        """How layers are streamed now, by component, as JSON values; what set the pace, for the last block."""
+        streamers = {name: self._store.streamer(name) for name in self._store.components}
+        return {
+            name: describe_streaming(streamer, self._paces[name].passes if name in self._paces else 1)
+            for name, streamer in streamers.items()
+            if streamer is not None and streamer.streamed
+        }
+
+    def _describe(self, plan: LayerPlan) -> str:
+        expected = ""
+        if plan.component in self._paces:
+            sizes, pace = self._store.components[plan.component].layer_bytes, self._paces[plan.component]
+            expected = forecast(plan, sizes, pace, self._rates_of(plan.component))
+        return ": ".join(filter(None, (plan.describe(), expected))) + "."
+
+    def _rates_of(self, name: str) -> Rates:
+        """As measured while streaming, or before it."""
+        streamer = self._store.streamer(name)
+        if streamer is None:
+            return self._rates
+        return Rates(streamer.bus_rate or self._rates.bus, streamer.disk.rate or self._rates.disk)
+
+    def _measure(self) -> None:
+        """Measure once what is to be used."""
+        plans, folder = self._plans.values(), self._store.scratch_folder
+        if not self._rates.bus and any(plan.streamed for plan in plans):
+            self._rates = replace(self._rates, bus=measure_bus_rate(self._store.device))
+        if not self._rates.disk and any(plan.on_disk for plan in plans) and folder is not None:
+            self._rates = replace(self._rates, disk=measure_disk_rate(folder))
 
     def _plan(self, name: str, budget: int) -> LayerPlan | None:
         component = self._store.components[name]
@@ -86,7 +126,31 @@ class StreamingPlans:
         self._plans = place_layers(
             plans, sizes, held=store.host_bytes, folder=store.scratch_folder, kept=store.disk_bytes, now=store.on_disk
         )
-        for name, plan in self._plans.items():
-            store.stream_layers(name, plan.streamed, plan.on_disk)
+        self._measure()
         for sentence in self.describe():
             logger.info("%s", sentence)
+        for name, plan in self._plans.items():
+            store.stream_layers(name, plan.streamed, plan.on_disk)
+
+
+def describe_streaming(streamer: LayerStreamer, passes: int) -> dict[str, Any]:
+    """How a component's layers are streamed, as JSON values.
+
+    Args:
+        streamer: of the component.
+        passes: the last ones, of which is said what the device waited for.
+    """
+    told: dict[str, Any] = {
+        "layers_streamed": len(streamer.streamed),
+        "layers_on_disk": len(streamer.on_disk),
+        "host_bytes": streamer.host_bytes,
+        "disk_bytes": streamer.disk_bytes,
+        "pinned": streamer.is_pinned,
+        "bus_gb_per_second": round(streamer.bus_rate / 1e9, 1),
+        "disk_gb_per_second": round(streamer.disk.rate / 1e9, 2),
+    }
+    stalls = streamer.stalls.read(passes)
+    if stalls is not None:
+        told["bound"] = stalls.bound
+        told |= {"waited_for_bus": round(stalls.bus, 3), "waited_for_disk": round(stalls.disk, 3)}
+    return told

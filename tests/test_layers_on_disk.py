@@ -16,14 +16,14 @@ from test_layer_streaming import CPU, layers, run
 
 from streamblocks.memory.tensor_bytes import live_tensor_bytes
 from streamblocks.ops.quantization import QuantizationSpec
-from streamblocks.stream import scratch_disk, stored_layers
+from streamblocks.stream import scratch_disk, stored_layers, transfer_rates
 from streamblocks.stream.copy_queue import DirectCopyQueue
-from streamblocks.stream.disk_reader import DiskReader
 from streamblocks.stream.host_memory import MARGIN, place_layers
-from streamblocks.stream.layer_plan import plan_layers
+from streamblocks.stream.layer_plan import LayerPlan, plan_layers
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
+from streamblocks.stream.read_ahead import ReadAhead, ReadCount
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.save_quantized import save_quantized_pipeline
 from streamblocks.stream.scratch_disk import DiskBlock, folder_on_disk
@@ -105,7 +105,8 @@ def test_the_reader_is_ahead_of_what_is_asked_for(tmp_path):
         copied.append((len(data), int(data[0]), int(data[-1])))
         return len(data)
 
-    reader = DiskReader({index: Watched(index) for index in (2, 5, 7, 9)}, DirectCopyQueue(), pin=False)
+    count = ReadCount()
+    reader = ReadAhead({index: Watched(index) for index in (2, 5, 7, 9)}, DirectCopyQueue(), count, pin=False)
     assert reader.host_bytes == 2 * 1009
     for _ in range(2):
         done.acquire(timeout=10)
@@ -118,22 +119,22 @@ def test_the_reader_is_ahead_of_what_is_asked_for(tmp_path):
     assert reader.request(5, copy).result(timeout=10) == 1005
     assert copied == [(1000 + index, index, index) for index in (2, 5, 7, 9, 2, 5, 5)]
     reader.close()
-    assert not readers() and reader.bytes_read >= sum(length for length, _, _ in copied)
+    assert not readers() and count.bytes == sum(1000 + index for index in read) and count.rate > 0
 
 
-def test_a_disk_that_fails_is_said_by_the_next_layer(tmp_path):
+def test_a_disk_that_fails_is_said_by_the_next_layer(tmp_path, monkeypatch):
     module = layers("float32")
     expected = run(module, torch.ones(1, 16))
     streamer = LayerStreamer(module, CPU, folder=tmp_path)
     streamer.arrange(range(7), (5,))
-    block, broken = streamer._stored.on_disk[5], BrokenFile()
-    file, block._file = block._file, broken
+    block = streamer._stored.on_disk[5]
+    monkeypatch.setattr(block, "_file", BrokenFile())
     streamer.open()
     told = f"a layer kept in a temporary file in {tmp_path} cannot be read .Input/output error.: check the disk and run"
     for _ in range(2):
         with pytest.raises(OSError, match=told):
             run(module, torch.zeros(1, 16))
-    block._file = file
+    monkeypatch.undo()
     streamer.close()
     assert not readers()
     streamer.open()
@@ -173,6 +174,12 @@ def test_a_folder_in_ram_is_no_disk(tmp_path, monkeypatch):
     assert folder_on_disk([tmp_path]) is None
 
 
+def plan_of(name, *arguments) -> LayerPlan:
+    plan = plan_layers(name, *arguments)
+    assert plan is not None
+    return plan
+
+
 def ram(monkeypatch, available, disk=10**13):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available + MARGIN))
     monkeypatch.setattr(psutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
@@ -181,7 +188,7 @@ def ram(monkeypatch, available, disk=10**13):
 @pytest.mark.parametrize(("memory", "on_disk"), [(40, 0), (39, 3), (38, 4), (2, 40), (0, 40)])
 def test_as_many_layers_are_in_ram_as_fit(monkeypatch, memory, on_disk):
     """Two more than what is on the disk: they are read into."""
-    plan = plan_layers("transformer", TOTAL, LAYERS, 1620)
+    plan = plan_of("transformer", TOTAL, LAYERS, 1620)
     ram(monkeypatch, memory * 340)
     placed = place_layers({"transformer": plan}, {"transformer": LAYERS}, held=0, folder=Path("/"))["transformer"]
     assert len(placed.on_disk) == on_disk and placed.disk_bytes == 340 * on_disk
@@ -198,7 +205,7 @@ def test_as_many_layers_are_in_ram_as_fit(monkeypatch, memory, on_disk):
 
 def test_the_transformer_gets_the_ram_and_neither_ram_nor_disk_is_said(monkeypatch):
     size = [10**9] * 4
-    plans = {name: plan_layers(name, 5 * 10**9, size, 4 * 10**9 + 1) for name in ("transformer", "text_encoder")}
+    plans = {name: plan_of(name, 5 * 10**9, size, 4 * 10**9 + 1) for name in ("transformer", "text_encoder")}
     assert [len(plan.streamed) for plan in plans.values()] == [4, 4]
     sizes = dict.fromkeys(plans, size)
     ram(monkeypatch, 4 * 10**9)
@@ -226,7 +233,7 @@ class Loading:
 
     def __init__(self, monkeypatch):
         self.written = 0
-        self.live = {}
+        self.live: dict[int, int] = {}
         seen = 0
 
         def write(data, folder):
@@ -262,6 +269,7 @@ def test_a_stream_without_ram_has_the_same_pictures_and_is_saved_as_ever(deep, t
     release_materialised()
     del whole
     loading = Loading(monkeypatch)
+    monkeypatch.setattr(transfer_rates, "_BYTES", 2**16)
     ram(monkeypatch, 0)
     pipeline = materialise(recipe, residency=card)
     assert isinstance(pipeline, BuiltInPipeline)
@@ -274,7 +282,10 @@ def test_a_stream_without_ram_has_the_same_pictures_and_is_saved_as_ever(deep, t
     assert loading.live[2] == loading.live[8] and loading.live[10] == loading.live[16]
     told = pipeline.describe()
     assert told["streaming"]["transformer"]["layers_on_disk"] == 8
-    assert any("8 are read from" in notice for notice in told["notices"])
+    assert told["streaming"]["transformer"]["bound"] in ("disk", "compute")
+    assert any(
+        "8 are read from" in text and "reading the disk alone takes at least" in text for text in told["notices"]
+    )
     save_quantized_pipeline(pipeline, tmp_path / "disk.safetensors", NoWatcher())
     assert (tmp_path / "disk.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     ram(monkeypatch, 10**10)
@@ -287,7 +298,7 @@ def test_a_weight_that_is_not_finite_is_found_on_the_disk(deep):
     assert isinstance(pipeline, BuiltInPipeline)
     pipeline._store.stream_layers("transformer", tuple(range(8)), (1, 5))
     # Written to the file.
-    pipeline.transformer().blocks[5].ffn.net[2].weight.data[0, 0] = float("nan")
+    pipeline.transformer().get_parameter("blocks.5.ffn.net.2.weight").data[0, 0] = float("nan")
     pipeline._store.bring(["transformer"], working_bytes=0)
     assert pipeline.is_resident() is False and len(readers()) == 1
     assert "blocks.5.ffn.net.2.weight" in str(pipeline.explain_not_finite())

@@ -22,6 +22,24 @@ CopyLayer = Callable[[torch.Tensor], object]
 
 
 @dataclass
+class ReadCount:
+    """What was read from a disk.
+
+    Attributes:
+        bytes: so many.
+        seconds: that it took, while the thread did nothing else.
+    """
+
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second; 0 before anything was read."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+
+@dataclass
 class _Stage:
     """Memory that layers pass through on their way from the disk to the device.
 
@@ -51,6 +69,7 @@ class _Reading:
     """
 
     queue: CopyQueue
+    count: ReadCount
     blocks: Mapping[int, DiskBlock]
     stages: tuple[_Stage, ...]
     order: tuple[int, ...]
@@ -58,8 +77,6 @@ class _Reading:
     wanted: dict[int, tuple[CopyLayer, Future[object]]] = field(default_factory=dict)
     failed: BaseException | None = None
     stopped: bool = False
-    bytes_read: int = 0
-    seconds: float = 0.0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def run(self) -> None:
@@ -115,26 +132,27 @@ class _Reading:
         began = time.perf_counter()
         block.read_into(stage.block.data[: block.size])
         with self.changed:
-            self.seconds += time.perf_counter() - began
-            self.bytes_read += block.size
+            self.count.seconds += time.perf_counter() - began
+            self.count.bytes += block.size
             stage.ready = True
             self.hand_over(index)
 
 
-class DiskReader:
+class ReadAhead:
     """Reads layers from the disk, each a little before it is asked for.
 
     Args:
         blocks: by layer; asked for in the order of these numbers, the first one after the last. Any other order
             costs reading in vain.
         queue: of the copies; both threads use it.
+        count: what is read is added to it.
         pin: whether the memory that is read into is pinned.
     """
 
-    def __init__(self, blocks: Mapping[int, DiskBlock], queue: CopyQueue, *, pin: bool) -> None:
+    def __init__(self, blocks: Mapping[int, DiskBlock], queue: CopyQueue, count: ReadCount, *, pin: bool) -> None:
         size = max(block.size for block in blocks.values())
         stages = tuple(_Stage(HostBlock(size, pin=pin)) for _ in range(min(STAGES, len(blocks))))
-        self._reading = _Reading(queue, dict(blocks), stages, tuple(sorted(blocks)))
+        self._reading = _Reading(queue, count, dict(blocks), stages, tuple(sorted(blocks)))
         thread = threading.Thread(target=self._reading.run, name="streamblocks disk reader", daemon=True)
         # When the reader goes, or the process ends: a thread that runs into the interpreter's end can crash it.
         self._stop = weakref.finalize(self, _stop, self._reading, thread)
@@ -144,16 +162,6 @@ class DiskReader:
     def host_bytes(self) -> int:
         """Bytes of memory that layers are read into."""
         return sum(stage.block.data.numel() for stage in self._reading.stages)
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read so far."""
-        return self._reading.bytes_read
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that reading them took."""
-        return self._reading.seconds
 
     def request(self, index: int, copy: CopyLayer) -> Future[object]:
         """Have a layer copied as soon as it is read, by this thread or the reader's.
