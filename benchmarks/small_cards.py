@@ -16,13 +16,17 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 # Under a cap, what the allocator cannot use counts: segments that grow leave less of it. Read when torch is imported.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
+import psutil
 import streamblocks_path  # noqa: F401
 import torch
 from full_size_models import SIZES, ModelSize, build_text_encoder, build_transformer, build_vae
@@ -30,6 +34,7 @@ from weight_formats import layer_replacement
 
 from streamblocks.families.kv_policies import KV_FP8, KV_PLAIN
 from streamblocks.memory.cleanup import release_cached_memory
+from streamblocks.stream.host_memory import MARGIN
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
@@ -76,6 +81,7 @@ class Figures:
         bus_rate: GB/s that the copies of a block took of the whole block's time.
         same_pictures: equal to those of everything resident, where that was run.
         largest_difference: from those, of 255.
+        streaming: how the transformer's layers were streamed, and what set the pace.
         notices: of the plan.
         failed: why it did not run.
     """
@@ -91,6 +97,7 @@ class Figures:
     bus_rate: float = 0.0
     same_pictures: bool | None = None
     largest_difference: int = 0
+    streaming: dict[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     failed: str = ""
 
@@ -124,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resident", action=argparse.BooleanOptionalAction, default=True, help="for comparison")
     parser.add_argument("--cap-torch", action=argparse.BooleanOptionalAction, default=True, help="cap torch's memory")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="resident without savings")
+    parser.add_argument("--ram", type=float, help="GB for streamed layers; those that do not fit lie on the disk")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +200,8 @@ class Benchmark:
         if self.device.type == "cuda":
             settings = replace(settings, memory_gb=0.0 if case.cap is None else case.cap * GIB / 1e9)
             torch.cuda.reset_peak_memory_stats(self.device)
-        settings = pipeline.check_fit(settings)
+        with self._pretended_ram():
+            settings = pipeline.check_fit(settings)
         times, pictures, bytes_after, copied = [], [], [], []
         with Session(pipeline, settings) as session:
             for _ in range(settings.blocks):
@@ -204,6 +213,13 @@ class Benchmark:
                 copied.append(copied_bytes(pipeline) - before)
                 bytes_after.append(allocated(self.device))
         return self._figures(case, pipeline, times, pictures, bytes_after, copied)
+
+    def _pretended_ram(self) -> AbstractContextManager[object]:
+        """While a plan is made: the others lie on the disk."""
+        if self.options.ram is None:
+            return nullcontext()
+        free = SimpleNamespace(available=int(self.options.ram * 1e9) + MARGIN)
+        return patch.object(psutil, "virtual_memory", lambda: free)
 
     def _materialise(self, case: Case, settings: StreamSettings) -> BuiltInPipeline:
         pretended = PretendedCard() if self.device.type != "cuda" and case.cap is not None else None
@@ -232,12 +248,13 @@ class Benchmark:
         seconds = sum(times[steady]) / len(times[steady])
         streamer = streamer_of(pipeline.pipe.transformer)
         total = pipeline._store.components["transformer"].bytes
-        host, slots = (streamer.host_bytes, streamer.slot_bytes) if streamer is not None else (0, 0)
+        away, slots = (streamer.host_bytes + streamer.disk_bytes, streamer.slot_bytes) if streamer else (0, 0)
         per_block = sum(copied[steady]) // len(copied[steady])
         known = self._pictures.get(size) if case.saving else None
+        described = pipeline.describe()
         return Figures(
             layers_streamed=0 if streamer is None else len(streamer.streamed),
-            resident_weight_bytes=total - host,
+            resident_weight_bytes=total - away,
             streamed_weight_bytes=slots,
             copied_bytes=per_block,
             fps=sum(len(part) for part in pictures[steady]) / sum(times[steady]),
@@ -247,7 +264,8 @@ class Benchmark:
             bus_rate=per_block / seconds / 1e9,
             same_pictures=None if known is None else torch.equal(made, known),
             largest_difference=0 if known is None else largest_difference(made, known),
-            notices=tuple(text for text in pipeline.describe()["notices"] if "streamed from" in text),
+            streaming=described["streaming"].get("transformer", {}),
+            notices=tuple(text for text in described["notices"] if "stay on the device" in text),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -289,6 +307,14 @@ def copied_bytes(pipeline: BuiltInPipeline) -> int:
     return sum(streamer.copied_bytes for streamer in streamers if streamer is not None)
 
 
+def pace(streaming: dict[str, Any]) -> str:
+    """What the device waited for, of the last block's passes; empty where nothing is streamed."""
+    if "bound" not in streaming:
+        return ""
+    waited = ", ".join(f"{source} {streaming[f'waited_for_{source}']:.0%}" for source in ("bus", "disk"))
+    return f", bound by {streaming['bound']} (waited for {waited}), {streaming['layers_on_disk']} layers on the disk"
+
+
 def largest_difference(made: torch.Tensor, known: torch.Tensor) -> int:
     """Of uint8 pictures of one shape, taken one by one: a whole video in wider numbers takes gigabytes."""
     return max(int((one.int() - other.int()).abs().max()) for one, other in zip(made, known, strict=True))
@@ -310,7 +336,7 @@ def line(case: Case, figures: Figures) -> str:
     return (
         f"{name:>15} {case.width}x{case.height}: {figures.fps:.2f} fps, {figures.layers_streamed} layers streamed{peak}"
         f", growth {figures.growth_bytes}, {figures.copied_bytes / 1e9:.2f} GB a block at {figures.bus_rate:.1f} GB/s"
-        f"{buses}, same pictures: {figures.same_pictures} (by {figures.largest_difference})"
+        f"{buses}{pace(figures.streaming)}, same pictures: {figures.same_pictures} (by {figures.largest_difference})"
     )
 
 

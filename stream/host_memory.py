@@ -44,7 +44,7 @@ def place_layers(
         placed[name] = _place(plan, layer_bytes[name], left, now.get(name, ()))
         left = max(0, left - placed[name].host_bytes)
     to_write = sum(plan.disk_bytes for plan in placed.values())
-    room = 0 if folder is None else free_bytes(folder) + kept
+    room = free_bytes(folder) + kept if to_write and folder is not None else 0
     if to_write > room:
         needed = sum(layer_bytes[name][index] for name, plan in plans.items() for index in plan.streamed)
         disk = "no folder for temporary files is on a disk" if folder is None else f"{format_gb(room)} of {folder}"

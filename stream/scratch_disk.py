@@ -103,7 +103,11 @@ def free_bytes(folder: Path) -> int:
 def _file_system(folder: Path) -> str:
     """The kind of file system that `folder` lies on; empty where the system does not say."""
     path = _existing(folder).resolve()
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    try:
+        mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    except OSError:
+        # A container may hide them.
+        return ""
     return next((mounts[place] for place in (path, *path.parents) if place in mounts), "")
 
 
