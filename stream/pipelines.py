@@ -137,7 +137,7 @@ class BuiltInPipeline:
         check_it_fits(estimate, available, settings, others)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
-        pace = Pace(settings.passes_per_block, pictures)
+        pace = Pace(settings.passes_per_block, pictures, savings=settings.savings)
         self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given)
         return settings
 

@@ -31,11 +31,13 @@ class Pace:
         passes: a `unit`.
         pictures: that a `unit` makes; 0 for none.
         unit: "block" or "prompt".
+        savings: what else was chosen because layers are streamed, as clauses.
     """
 
     passes: int
     pictures: int = 0
     unit: str = "block"
+    savings: tuple[str, ...] = ()
 
 
 def forecast(plan: LayerPlan, layer_bytes: Sequence[int], pace: Pace, rates: Rates) -> str:

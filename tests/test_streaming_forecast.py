@@ -100,9 +100,10 @@ def test_the_passes_of_a_block_are_those_that_copy(tmp_path):
     pipeline._store.stream_layers("transformer", (0, 1, 2, 3))
     streamer = streamer_of(pipeline.transformer())
     assert streamer is not None
-    for policy, fused, passes in ((RECOMPUTE, True, 2), (RECOMPUTE, False, 3), (ROLLING, False, 3)):
-        settings = StreamSettings(width=32, height=32, steps=2, kv_policy=policy, fuse_context=fused)
+    for policy, fused, passes in ((RECOMPUTE, True, 1), (RECOMPUTE, False, 2), (ROLLING, False, 2)):
+        settings = StreamSettings(width=32, height=32, steps=1, kv_policy=policy, fuse_context=fused)
         assert settings.passes_per_block == passes
+        assert settings.savings == ("the context's pass fused with the first step",) * fused
         with Session(pipeline, settings) as session:
             session.run_block("waves")
             before = streamer.copied_bytes
