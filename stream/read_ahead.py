@@ -193,7 +193,9 @@ def _stop(reading: _Reading, thread: threading.Thread) -> None:
     with reading.changed:
         reading.stopped = True
         reading.changed.notify_all()
-    thread.join()
+    if thread is not threading.current_thread():
+        # It is where a garbage collection comes upon the reader while the thread reads.
+        thread.join()
     for stage in reading.stages:
         reading.queue.finish(stage.leaving)
         stage.block.release()

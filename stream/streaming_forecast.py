@@ -53,5 +53,10 @@ def forecast(plan: LayerPlan, layer_bytes: Sequence[int], pace: Pace, rates: Rat
     if not known:
         return ""
     seconds, what, size, rate = max(known)
-    text = f"{what} at least {seconds:.2g} s a {pace.unit} ({format_gb(size)} at {format_gb(int(rate))}/s)"
-    return f"{text}, at most {pace.pictures / seconds:.2g} fps" if pace.pictures else text
+    text = f"{what} at least {_short(seconds)} s a {pace.unit} ({format_gb(size)} at {_short(rate / 1e9)} GB/s)"
+    return f"{text}, at most {_short(pace.pictures / seconds)} fps" if pace.pictures else text
+
+
+def _short(value: float) -> str:
+    """Three digits, or as many as there are before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

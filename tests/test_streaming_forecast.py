@@ -27,15 +27,17 @@ PLAN = LayerPlan("transformer", 10, (0, 2, 4, 6, 8), 0, 3 * GB, on_disk=(2, 4), 
 def test_the_slower_of_bus_and_disk_is_the_bound():
     """5 layers of 1 GB, of which 4 change slots: 20 GB in 5 passes; of the two on the disk one keeps its slot."""
     pace, sizes = Pace(passes=5, pictures=12), [GB] * 10
-    bus = "the copies alone take at least 0.8 s a block (20.0 GB at 25.0 GB/s), at most 15 fps"
-    disk = "reading the disk alone takes at least 2.5 s a block (5.0 GB at 2.0 GB/s), at most 4.8 fps"
+    bus = "the copies alone take at least 0.8 s a block (20.0 GB at 25 GB/s), at most 15 fps"
+    disk = "reading the disk alone takes at least 2.5 s a block (5.0 GB at 2 GB/s), at most 4.8 fps"
     assert forecast(PLAN, sizes, pace, Rates(25 * GB, 2 * GB)) == disk
     assert forecast(PLAN, sizes, pace, Rates(25 * GB)) == bus
     assert forecast(PLAN, sizes, pace, Rates(25 * GB, 50 * GB)) == bus
+    slow = "reading the disk alone takes at least 333 s a block (5.0 GB at 0.015 GB/s), at most 0.036 fps"
+    assert forecast(PLAN, sizes, pace, Rates(25 * GB, 0.015 * GB)) == slow
     assert forecast(PLAN, sizes, pace, Rates()) == ""
     assert forecast(replace(PLAN, on_disk=()), sizes, pace, Rates(disk=GB)) == ""
     assert forecast(PLAN, sizes, Pace(1, unit="prompt"), Rates(GB)) == (
-        "the copies alone take at least 4 s a prompt (4.0 GB at 1.0 GB/s)"
+        "the copies alone take at least 4 s a prompt (4.0 GB at 1 GB/s)"
     )
 
 
