@@ -17,20 +17,26 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 # Under a cap, what the allocator cannot use counts: segments that grow leave less of it. Read when torch is imported.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
+import psutil
 import streamblocks_path  # noqa: F401
 import torch
 from full_size_models import SIZES, ModelSize, build_text_encoder, build_transformer, build_vae
+from small_card_figures import GIB, Case, Figures, line
 from weight_formats import layer_replacement
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.memory.cleanup import release_cached_memory
+from streamblocks.stream.host_memory import MARGIN
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
@@ -41,70 +47,7 @@ from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.checkpoints.quantized_checkpoint import save_quantized_transformer
 from streamblocks.wan.tiny_model import write_tiny_model
 
-GIB = 2**30
 STEADY = 2
-# GB/s that other slots carry.
-BUSES = {"PCIe 4 x16": 25.0, "PCIe 3 x16": 12.5}
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is run: a cap in GiB (None: everything resident), a picture size, and what streaming brings along.
-
-    Attributes:
-        saving: keys and values in 8 bits, and the context's pass fused with the first step; None leaves it to the plan.
-    """
-
-    cap: float | None
-    width: int
-    height: int
-    saving: bool | None = None
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What one stream took.
-
-    Attributes:
-        layers_streamed: of the transformer.
-        resident_weight_bytes: of the transformer on the device, slots left out.
-        streamed_weight_bytes: that are on the device at most: the slots.
-        copied_bytes: over the bus in a steady block.
-        fps: pictures a second, steady.
-        block_seconds: of a steady block.
-        peak_bytes: that torch reserved at most; None off CUDA.
-        growth_bytes: from the third block to the last.
-        bus_rate: GB/s that the copies of a block took of the whole block's time.
-        kv_format: of the past.
-        fused: whether the context went along with the first step.
-        of_resident: fps, of those of everything resident and plain; 0 where that was not run.
-        same_pictures: equal to those of everything resident, where that was run.
-        largest_difference: from those, of 255.
-        notices: of the plan.
-        failed: why it did not run.
-    """
-
-    layers_streamed: int = 0
-    resident_weight_bytes: int = 0
-    streamed_weight_bytes: int = 0
-    copied_bytes: int = 0
-    fps: float = 0.0
-    block_seconds: float = 0.0
-    peak_bytes: int | None = None
-    growth_bytes: int = 0
-    bus_rate: float = 0.0
-    kv_format: str = KV_PLAIN
-    fused: bool = False
-    of_resident: float = 0.0
-    same_pictures: bool | None = None
-    largest_difference: int = 0
-    notices: tuple[str, ...] = ()
-    failed: str = ""
-
-    def fps_on(self, rate: float) -> float:
-        """Pictures a second where the bus carries `rate` GB/s and computing takes what it took here."""
-        seconds = max(self.block_seconds, self.copied_bytes / (rate * 1e9))
-        return self.fps * self.block_seconds / seconds if seconds else 0.0
 
 
 class PretendedCard(PlainResidency):
@@ -131,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resident", action=argparse.BooleanOptionalAction, default=True, help="for comparison")
     parser.add_argument("--cap-torch", action=argparse.BooleanOptionalAction, default=True, help="cap torch's memory")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="resident without savings")
+    parser.add_argument("--ram", type=float, help="GB for streamed layers; those that do not fit lie on the disk")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +145,8 @@ class Benchmark:
         if self.device.type == "cuda":
             settings = replace(settings, memory_gb=0.0 if case.cap is None else case.cap * GIB / 1e9)
             torch.cuda.reset_peak_memory_stats(self.device)
-        settings = pipeline.check_fit(settings)
+        with self._pretended_ram():
+            settings = pipeline.check_fit(settings)
         times, pictures, bytes_after, copied = [], [], [], []
         with Session(pipeline, settings) as session:
             for _ in range(settings.blocks):
@@ -213,6 +158,13 @@ class Benchmark:
                 copied.append(copied_bytes(pipeline) - before)
                 bytes_after.append(allocated(self.device))
         return self._figures(case, settings, pipeline, times, pictures, bytes_after, copied)
+
+    def _pretended_ram(self) -> AbstractContextManager[object]:
+        """While a plan is made: the others lie on the disk."""
+        if self.options.ram is None:
+            return nullcontext()
+        free = SimpleNamespace(available=int(self.options.ram * 1e9) + MARGIN)
+        return patch.object(psutil, "virtual_memory", lambda: free)
 
     def _materialise(self, case: Case, settings: StreamSettings) -> BuiltInPipeline:
         pretended = PretendedCard() if self.device.type != "cuda" and case.cap is not None else None
@@ -246,12 +198,13 @@ class Benchmark:
         seconds = sum(times[steady]) / len(times[steady])
         streamer = streamer_of(pipeline.pipe.transformer)
         total = pipeline._store.components["transformer"].bytes
-        host, slots = (streamer.host_bytes, streamer.slot_bytes) if streamer is not None else (0, 0)
+        away, slots = (streamer.host_bytes + streamer.disk_bytes, streamer.slot_bytes) if streamer else (0, 0)
         per_block = sum(copied[steady]) // len(copied[steady])
         known = self._pictures.get(kind)
+        described = pipeline.describe()
         return Figures(
             layers_streamed=0 if streamer is None else len(streamer.streamed),
-            resident_weight_bytes=total - host,
+            resident_weight_bytes=total - away,
             streamed_weight_bytes=slots,
             copied_bytes=per_block,
             fps=fps,
@@ -264,7 +217,8 @@ class Benchmark:
             of_resident=fps / self._resident_fps[size] if size in self._resident_fps else 0.0,
             same_pictures=None if known is None else torch.equal(made, known),
             largest_difference=0 if known is None else largest_difference(made, known),
-            notices=tuple(text for text in pipeline.describe()["notices"] if "streamed from" in text),
+            streaming=described["streaming"].get("transformer", {}),
+            notices=tuple(text for text in described["notices"] if "stay on the device" in text),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -314,23 +268,6 @@ def largest_difference(made: torch.Tensor, known: torch.Tensor) -> int:
 def allocated(device: torch.device) -> int:
     """Bytes of tensors on a CUDA device; 0 elsewhere."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def line(case: Case, figures: Figures) -> str:
-    """One case as a line."""
-    name = "resident" if case.cap is None else f"{case.cap:g} GiB"
-    name += "" if figures.kv_format == KV_INT8 else ", plain"
-    name += ", fused" if figures.fused else ""
-    if figures.failed:
-        return f"{name:>15} {case.width}x{case.height}: {figures.failed}"
-    peak = "" if figures.peak_bytes is None else f", peak {figures.peak_bytes / GIB:.2f} GiB"
-    buses = "".join(f", {figures.fps_on(rate):.2f} on {bus}" for bus, rate in BUSES.items())
-    return (
-        f"{name:>15} {case.width}x{case.height}: {figures.fps:.2f} fps ({figures.of_resident:.1%} of resident), "
-        f"{figures.layers_streamed} layers streamed{peak}"
-        f", growth {figures.growth_bytes}, {figures.copied_bytes / 1e9:.2f} GB a block at {figures.bus_rate:.1f} GB/s"
-        f"{buses}, same pictures: {figures.same_pictures} (by {figures.largest_difference})"
-    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,8 @@ BuildModule = Callable[[Mapping[str, Any]], nn.Module]
 # Gives the rows of joined layers of the built module; see `load_weights`.
 JoinedRows = Callable[[Any], Mapping[str, tuple[str, slice]]]
 Prepare = Callable[[Any], None]
+# Called with the module and the index of a layer.
+TakeLayer = Callable[[nn.Module, int], None]
 
 
 def join_nothing(module: nn.Module) -> Mapping[str, tuple[str, slice]]:
@@ -33,6 +35,10 @@ def join_nothing(module: nn.Module) -> Mapping[str, tuple[str, slice]]:
 
 def prepare_nothing(module: nn.Module) -> None:
     """Do nothing: the module is used as it is loaded."""
+
+
+def leave_layer(module: nn.Module, index: int) -> None:
+    """Do nothing: the layer stays where it was loaded."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class Component:
         on_tensor: OnTensor | None = None,
         *,
         off_device: Collection[int] = (),
+        one_by_one: Collection[int] = (),
+        take_layer: TakeLayer = leave_layer,
         settle: Prepare = prepare_nothing,
     ) -> nn.Module:
         """Read the weights onto `device`, quantize them as planned, and prepare the module.
@@ -134,7 +142,9 @@ class Component:
             device: where the module computes, and its weights are quantized.
             on_tensor: called with the name and bytes of each tensor after it is loaded.
             off_device: layers whose weights lie in ordinary memory when they are read, by index.
-            settle: called with the module before it is prepared, to make those layers callable.
+            one_by_one: layers for which there is no memory, by index: each is read when the one before is taken.
+            take_layer: called with the module and the index of each of them, on the device, to take it away.
+            settle: called with the module before it is prepared, to make all those layers callable.
 
         Raises:
             CheckpointError: the checkpoint does not fit the model, or cannot be read.
@@ -149,6 +159,19 @@ class Component:
         def home_of(name: str) -> torch.device:
             return torch.device("cpu") if name.startswith(away) else device
 
+        def finish(names: Iterable[str]) -> None:
+            with torch.inference_mode(False), torch.no_grad():
+                for name in names:
+                    filling = fillings.pop(f"{name}.weight")
+                    linear = module.get_submodule(name)
+                    assert isinstance(linear, nn.Linear)
+                    replace_layer(module, name, filling.finish(linear))
+
+        def finish_layer(beginning: str) -> None:
+            finish([name for name in plan.quantized_names if name.startswith(beginning)])
+            take_layer(module, apart[beginning])
+
+        apart = {f"{self.layers}.{index}.": index for index in one_by_one}
         fillings = make_fillings(self.weights, plan, device=device, dtype=self.dtype, home_of=home_of)
         load_weights(
             module,
@@ -160,13 +183,10 @@ class Component:
             fillings=fillings,
             home_of=home_of,
             on_tensor=on_tensor,
+            apart=tuple(apart),
+            after_part=finish_layer,
         )
-        with torch.inference_mode(False), torch.no_grad():
-            for name in plan.quantized_names:
-                filling = fillings.pop(f"{name}.weight")
-                linear = module.get_submodule(name)
-                assert isinstance(linear, nn.Linear)
-                replace_layer(module, name, filling.finish(linear))
+        finish([name for name in plan.quantized_names if f"{name}.weight" in fillings])
         module.eval()
         module.requires_grad_(False)
         settle(module)

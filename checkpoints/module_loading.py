@@ -3,12 +3,13 @@
 For each tensor, `sources[name]` gives the rows and the `Destination` of the slot of that name takes them. Memory: the
 module's own tensors, allocated once on their device in their final dtype, plus the rows being copied. No state dict is
 held, and no file is mapped. All of the module's tensors are allocated before the first row is read: rows that come and
-go between them would leave holes in the C library's heap, which a process keeps.
+go between them would leave holes in the C library's heap, which a process keeps. Parts that have to lie elsewhere for
+want of memory are the exception: each is allocated when the one before is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -27,6 +28,10 @@ _NAMES_SHOWN = 3
 OnTensor = Callable[[str, int], None]
 
 
+def ignore_part(beginning: str) -> None:
+    """Leave a part that was loaded where it is."""
+
+
 def load_weights(
     module: nn.Module,
     sources: Mapping[str, RowSource],
@@ -38,6 +43,8 @@ def load_weights(
     fillings: Mapping[str, WeightFilling] = NO_FILLINGS,
     home_of: Callable[[str], torch.device] | None = None,
     on_tensor: OnTensor | None = None,
+    apart: Sequence[str] = (),
+    after_part: Callable[[str], None] = ignore_part,
 ) -> None:
     """Fill `module`, built under `init_empty_weights(include_buffers=False)`, from `sources`.
 
@@ -54,6 +61,9 @@ def load_weights(
             finished layers.
         home_of: where a parameter lies; None for `device`.
         on_tensor: called with the name and bytes of each tensor after it is loaded.
+        apart: beginnings of names; what begins with one is allocated and filled after everything else, and after what
+            begins with the one before.
+        after_part: called with each of them when it is filled; it may take the memory away.
 
     Raises:
         CheckpointError: missing or unexpected names, wrong shapes, or integers where floating-point weights belong (or
@@ -68,24 +78,31 @@ def load_weights(
         parts.setdefault(slots[name].target, []).append(name)
     # ComfyUI runs this in inference mode; tensors made in it cannot be modified outside of it (LoRA).
     with torch.inference_mode(False), torch.no_grad():
-        destinations: dict[str, Destination] = {}
-        for target, names in parts.items():
-            if target in fillings:
-                fillings[target].allocate()
-                destinations[target] = QuantizedDestination(fillings[target])
-            else:
-                final = destination_dtype(target, sources[names[0]].dtype, dtype, keep_fp32)
-                home = device if home_of is None else home_of(target)
-                destinations[target] = PlainDestination(_allocate(module, target, home, final))
-        for target, names in parts.items():
-            destination = destinations.pop(target)
-            destination.prepare([sources[name] for name in names])
-            for name in names:
-                taken = destination.take(slots[name].start, sources[name])
-                if on_tensor is not None:
-                    on_tensor(name, taken)
+
+        def fill(targets: Collection[str]) -> None:
+            destinations: dict[str, Destination] = {}
+            for target in targets:
+                if target in fillings:
+                    fillings[target].allocate()
+                    destinations[target] = QuantizedDestination(fillings[target])
+                else:
+                    final = destination_dtype(target, sources[parts[target][0]].dtype, dtype, keep_fp32)
+                    home = device if home_of is None else home_of(target)
+                    destinations[target] = PlainDestination(_allocate(module, target, home, final))
+            for target in targets:
+                destination = destinations.pop(target)
+                destination.prepare([sources[name] for name in parts[target]])
+                for name in parts[target]:
+                    taken = destination.take(slots[name].start, sources[name])
+                    if on_tensor is not None:
+                        on_tensor(name, taken)
+
+        fill([target for target in parts if not target.startswith(tuple(apart))])
         tie(module, aliases)
         _move_other_buffers(module, device)
+        for beginning in apart:
+            fill([target for target in parts if target.startswith(beginning)])
+            after_part(beginning)
 
 
 def check_sources(

@@ -9,6 +9,7 @@ KV_POLICIES = (RECOMPUTE, ROLLING)
 
 # How keys and values of the past are stored.
 KV_AUTO, KV_PLAIN, KV_FP8, KV_INT8 = KV_FORMATS = ("auto", "model's dtype", "FP8", "INT8")
+KV_IN_8_BITS = (KV_FP8, KV_INT8)
 
 
 def check_kv_format(name: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..stream.residency import is_on_device, move_module, resident_bytes
+from .files_made import temp_folder
 
 
 def default_device() -> torch.device:
@@ -95,6 +97,10 @@ class ComfyResidency:
     def streams_layers(self, device: torch.device) -> bool:
         """Not on a CPU, whose memory is the RAM that the layers would be streamed from."""
         return device.type != "cpu"
+
+    def scratch_folders(self) -> Sequence[Path]:
+        """ComfyUI's temp folder, which users move to a large disk."""
+        return (temp_folder(),)
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Evict other models from `device` until `weight_bytes` are free."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..checkpoints.component import Component
 from ..checkpoints.finite_weights import explain_bad_weight
-from .layer_streaming import stream_layers, streamer_of
+from .layer_streaming import LayerStreamer, start_streaming, streamer_of
 from .residency import Residency, is_on_device, resident_bytes
+from .scratch_disk import folder_on_disk, usual_folders
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +36,41 @@ class ComponentStore:
 
     Attributes:
         components: as given, or exchanged since.
+        device: as given.
         on_load: called after each tensor is loaded.
         budget: bytes of the device that weights and working memory may take; None for as much as there is.
+        on_disk: by component, the streamed layers that are kept on the disk.
     """
 
     def __init__(self, components: Mapping[str, Component], device: torch.device, residency: Residency) -> None:
         self.components = components
         self.on_load: LoadCallback = ignore_load
         self.budget: int | None = None
-        self._device = device
+        self.on_disk: dict[str, tuple[int, ...]] = {}
+        self.device = device
         self._residency = residency
         self._modules: dict[str, nn.Module] = {}
         self._streamed: dict[str, tuple[int, ...]] = {}
 
-    def stream_layers(self, name: str, streamed: tuple[int, ...]) -> None:
-        """Stream these layers of a component, by index, from now on; a loaded one is rearranged."""
-        if self._streamed.get(name, ()) == streamed:
+    def stream_layers(self, name: str, streamed: tuple[int, ...], on_disk: tuple[int, ...] = ()) -> None:
+        """Stream these layers of a component, by index, from now on; a loaded one is rearranged.
+
+        Args:
+            name: of the component.
+            streamed: its layers that do not stay on the device.
+            on_disk: of these, those that are kept on the disk instead of in RAM.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if (self._streamed.get(name, ()), self.on_disk.get(name, ())) == (streamed, on_disk):
             return
-        self._streamed[name] = streamed
+        self._streamed[name], self.on_disk[name] = streamed, on_disk
         module = self._modules.get(name)
         if module is not None:
-            stream_layers(module, self.components[name].layers_of(module), self._device, streamed)
+            streamer = self._started_streamer(self.components[name], module)
+            streamer.arrange(streamed, on_disk)
+            streamer.open()
 
     def load(self, name: str) -> nn.Module:
         """The module of a component, read from disk at the first call."""
@@ -61,7 +78,7 @@ class ComponentStore:
             component = self.components[name]
             away = sum(component.layer_bytes[index] for index in self._streamed.get(name, ()))
             self._make_way([name], component.bytes - away)
-            self._residency.make_room(component.bytes - away, self._device)
+            self._residency.make_room(component.bytes - away, self.device)
             self._modules[name] = self._read(component)
             # Immediately: the residency cannot evict weights that are not registered with it.
             self.bring([name], working_bytes=0)
@@ -71,21 +88,12 @@ class ComponentStore:
         """Move loaded components to the device, with `working_bytes` left free for caches and activations."""
         modules = {name: self._modules[name] for name in names}
         self._make_way(modules, sum(resident_bytes(module) for module in modules.values()) + working_bytes)
-        self._residency.bring(modules, self._device, working_bytes)
+        self._residency.bring(modules, self.device, working_bytes)
 
-    def streaming(self) -> dict[str, dict[str, float | int | bool]]:
-        """How layers are streamed now, by component, as JSON values."""
-        told = {}
-        for name, module in self._modules.items():
-            streamer = streamer_of(module)
-            if streamer is not None and streamer.streamed:
-                told[name] = {
-                    "layers_streamed": len(streamer.streamed),
-                    "host_bytes": streamer.host_bytes,
-                    "pinned": streamer.is_pinned,
-                    "bus_gb_per_second": round(streamer.bus_rate / 1e9, 1),
-                }
-        return told
+    def streamer(self, name: str) -> LayerStreamer | None:
+        """The streamer of a component's layers; None if it is not loaded or none were ever streamed."""
+        module = self._modules.get(name)
+        return None if module is None else streamer_of(module)
 
     @property
     def host_bytes(self) -> int:
@@ -93,14 +101,32 @@ class ComponentStore:
         streamers = (streamer_of(module) for module in self._modules.values())
         return sum(streamer.host_bytes for streamer in streamers if streamer is not None)
 
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of streamed layers on the disk now."""
+        streamers = (streamer_of(module) for module in self._modules.values())
+        return sum(streamer.disk_bytes for streamer in streamers if streamer is not None)
+
+    @cached_property
+    def scratch_folder(self) -> Path | None:
+        """Where layers are kept for which there is no RAM; None where every folder for temporary files is RAM."""
+        return folder_on_disk((*self._residency.scratch_folders(), *usual_folders()))
+
     def are_resident(self, names: Iterable[str]) -> bool:
         """Whether these components are loaded and on the device."""
-        return all_on_device([self._modules.get(name) for name in names], self._device)
+        return all_on_device([self._modules.get(name) for name in names], self.device)
 
     def explain_bad_weight(self) -> str | None:
         """Which tensor of a loaded component is not finite, and what to do; None when all are finite."""
-        explained = (explain_bad_weight(self.components[name], module) for name, module in self._modules.items())
-        return next((text for text in explained if text is not None), None)
+        for name, module in self._modules.items():
+            streamer = streamer_of(module)
+            if streamer is not None:
+                # Open, a layer's tensors hold whichever layer its slot holds.
+                streamer.close()
+            explained = explain_bad_weight(self.components[name], module)
+            if explained is not None:
+                return explained
+        return None
 
     def exchange(self, component: Component) -> None:
         """Put a component in the place of the one of its name, whose module is let go of before another is read."""
@@ -118,7 +144,7 @@ class ComponentStore:
         if self.budget is None:
             return
         others = [(name, module) for name, module in self._modules.items() if name not in names]
-        held = [(name, module) for name, module in others if is_on_device(module, self._device)]
+        held = [(name, module) for name, module in others if is_on_device(module, self.device)]
         while held and needed + sum(resident_bytes(module) for _, module in held) > self.budget:
             self._residency.offload(*held.pop())
 
@@ -132,13 +158,28 @@ class ComponentStore:
             placed += tensor_bytes
             self.on_load(component.name, placed, total)
 
-        streamed = self._streamed.get(component.name, ())
+        streamed, on_disk = self._streamed.get(component.name, ()), self.on_disk.get(component.name, ())
+
+        def take_layer(module: nn.Module, index: int) -> None:
+            self._started_streamer(component, module).take_to_disk(index)
 
         def settle(module: nn.Module) -> None:
             if streamed:
-                stream_layers(module, component.layers_of(module), self._device, streamed)
+                streamer = self._started_streamer(component, module)
+                streamer.arrange(streamed, on_disk)
+                streamer.open()
 
-        return component.load(self._device, on_tensor, off_device=streamed, settle=settle)
+        return component.load(
+            self.device,
+            on_tensor,
+            off_device=tuple(index for index in streamed if index not in on_disk),
+            one_by_one=on_disk,
+            take_layer=take_layer,
+            settle=settle,
+        )
+
+    def _started_streamer(self, component: Component, module: nn.Module) -> LayerStreamer:
+        return start_streaming(module, component.layers_of(module), self.device, self.scratch_folder)
 
 
 def all_on_device(modules: Iterable[nn.Module | None], device: torch.device) -> bool:

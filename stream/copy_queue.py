@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Protocol
 
@@ -11,14 +12,23 @@ import torch
 class CopyQueue(Protocol):
     """Copies blocks to the device, each when what reads its target is done."""
 
-    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
-        """Copy once everything queued on the device so far is done; returns a ticket for `wait`."""
+    def mark(self) -> object:
+        """A point in the device's work: everything that is queued so far by this thread."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: object) -> object:
+        """Copy once the device has come to the point `after`; returns a ticket. Any thread may call it."""
 
     def wait(self, ticket: object) -> None:
         """Let the device wait, before it goes on computing, until that copy is done; the host goes on."""
 
     def finish(self, ticket: object) -> None:
         """Let the host wait until that copy is done."""
+
+    def now(self) -> object:
+        """When the device comes to this point of its work; for `seconds_between`."""
+
+    def seconds_between(self, earlier: object, later: object) -> float | None:
+        """Seconds from one such time to another; None as long as the device has not come there."""
 
 
 class CudaCopyQueue:
@@ -32,9 +42,14 @@ class CudaCopyQueue:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+    def mark(self) -> object:
+        """See `CopyQueue`."""
+        return torch.cuda.current_stream(self._device).record_event()
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: object) -> object:
         """See `CopyQueue`; from pageable memory the host waits for the copy."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        if isinstance(after, torch.cuda.Event):
+            self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
             return self._stream.record_event()
@@ -49,11 +64,26 @@ class CudaCopyQueue:
         if isinstance(ticket, torch.cuda.Event):
             ticket.synchronize()
 
+    def now(self) -> object:
+        """See `CopyQueue`."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds_between(self, earlier: object, later: object) -> float | None:
+        """See `CopyQueue`."""
+        assert isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event)
+        return earlier.elapsed_time(later) / 1e3 if later.query() else None
+
 
 class DirectCopyQueue:
     """Copies at once: for devices without queues, such as the CPU."""
 
-    def copy_after_compute(self, target: torch.Tensor, source: torch.Tensor) -> object:
+    def mark(self) -> object:
+        """Nothing: what was called is done."""
+        return None
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: object) -> object:
         """See `CopyQueue`."""
         target.copy_(source)
         return None
@@ -63,6 +93,15 @@ class DirectCopyQueue:
 
     def finish(self, ticket: object) -> None:
         """Do nothing."""
+
+    def now(self) -> object:
+        """See `CopyQueue`."""
+        return time.perf_counter()
+
+    def seconds_between(self, earlier: object, later: object) -> float | None:
+        """See `CopyQueue`."""
+        assert isinstance(earlier, float) and isinstance(later, float)
+        return later - earlier
 
 
 def make_copy_queue(device: torch.device) -> CopyQueue:

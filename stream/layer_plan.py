@@ -1,14 +1,13 @@
-"""How many layers of a component stay on the device under a budget, and how many are streamed."""
+"""How many layers of a component stay on the device under a budget, how many are streamed, and from where."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import psutil
+from dataclasses import dataclass, replace
 
 from ..memory.byte_text import format_gb
-from .layer_streaming import SLOTS, spread_evenly
+from .layer_slots import SLOTS
+from .read_ahead import STAGES
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,9 @@ class LayerPlan:
         layers: how many it has.
         streamed: those that are streamed, by index.
         device_bytes: of the whole component on the device, slots among them.
-        host_bytes: of the streamed layers in ordinary memory.
+        host_bytes: of the streamed layers in ordinary memory, and of what those on the disk are read into.
+        on_disk: of the streamed layers, those that are read from the disk, by index.
+        disk_bytes: of these.
     """
 
     component: str
@@ -28,16 +29,20 @@ class LayerPlan:
     streamed: tuple[int, ...]
     device_bytes: int
     host_bytes: int
+    on_disk: tuple[int, ...] = ()
+    disk_bytes: int = 0
 
     def describe(self) -> str:
-        """One sentence for the user; empty when nothing is streamed."""
+        """A clause for the user, without a full stop; empty when nothing is streamed."""
         if not self.streamed:
             return ""
-        stay, gone = self.layers - len(self.streamed), len(self.streamed)
-        return (
-            f"{stay} of {self.layers} layers of the {self.component.replace('_', ' ')} stay on the device, {gone} are "
-            f"streamed from {format_gb(self.host_bytes)} of RAM."
-        )
+        stay, from_ram = self.layers - len(self.streamed), len(self.streamed) - len(self.on_disk)
+        parts = [f"{stay} of {self.layers} layers of the {self.component.replace('_', ' ')} stay on the device"]
+        if from_ram:
+            parts.append(f"{from_ram} are streamed from {format_gb(self.host_bytes)} of RAM")
+        if self.on_disk:
+            parts.append(f"{len(self.on_disk)} are read from {format_gb(self.disk_bytes)} on the disk")
+        return ", ".join(parts)
 
 
 def plan_layers(component: str, total: int, layer_bytes: Sequence[int], budget: int | None) -> LayerPlan | None:
@@ -77,6 +82,26 @@ def _plan(component: str, total: int, layer_bytes: Sequence[int], count: int) ->
     return LayerPlan(component, layers, streamed, total - host + slots, host)
 
 
+def keep_on_disk(plan: LayerPlan, layer_bytes: Sequence[int], on_disk: Iterable[int]) -> LayerPlan:
+    """`plan` with these of its streamed layers on the disk, by index."""
+    kept = tuple(sorted(set(on_disk) & set(plan.streamed)))
+    disk = sum(layer_bytes[index] for index in kept)
+    stages = min(STAGES, len(kept)) * max((layer_bytes[index] for index in kept), default=0)
+    host = sum(layer_bytes[index] for index in plan.streamed) - disk + stages
+    return replace(plan, host_bytes=host, on_disk=kept, disk_bytes=disk)
+
+
+def fit_into_memory(plan: LayerPlan, layer_bytes: Sequence[int], memory: int) -> LayerPlan:
+    """`plan` with as many of its streamed layers on the disk, spread evenly, as do not fit into `memory` bytes of RAM.
+
+    What layers on the disk are read into counts as well; it is needed even where there is no memory for it.
+    """
+    gone = len(plan.streamed)
+    chosen = ((plan.streamed[place] for place in spread_evenly(count, gone)) for count in range(gone + 1))
+    placed = [keep_on_disk(plan, layer_bytes, on_disk) for on_disk in chosen]
+    return next((choice for choice in placed if choice.host_bytes <= memory), placed[-1])
+
+
 def least_bytes(total: int, layer_bytes: Sequence[int]) -> int:
     """Bytes on the device of a component all of whose layers are streamed."""
     if len(layer_bytes) <= SLOTS:
@@ -84,20 +109,6 @@ def least_bytes(total: int, layer_bytes: Sequence[int]) -> int:
     return total - sum(layer_bytes) + SLOTS * max(layer_bytes)
 
 
-def check_host_memory(plans: Iterable[LayerPlan], held: int) -> None:
-    """Raise unless the streamed layers fit the machine's RAM.
-
-    Args:
-        plans: of all components.
-        held: bytes of streamed layers that are in RAM already.
-
-    Raises:
-        MemoryError: with the figures, and what to change.
-    """
-    needed = sum(plan.host_bytes for plan in plans)
-    free = int(psutil.virtual_memory().available) + held
-    if needed > free:
-        raise MemoryError(
-            f"the streamed layers need {format_gb(needed)} of RAM and {format_gb(free)} are free: close other "
-            "programs, choose FP8, or give the stream more of the device's memory."
-        )
+def spread_evenly(streamed: int, layers: int) -> tuple[int, ...]:
+    """Which of `layers` layers are streamed: as far from one another as they can be, so that copies find time."""
+    return tuple(int((place + 0.5) * layers / streamed) for place in range(streamed))

@@ -1,10 +1,10 @@
 """Run a module whose layers do not all fit the device: those that do stay, the others are streamed through slots.
 
-A streamed layer's weights lie packed in ordinary memory. A few slots on the device each hold one of them at a time:
-every streamed layer belongs to one slot for good, and its parameters are views of that slot, so nothing that reads them
-(a compiled graph, a kernel) sees anything move. When a layer is done, its slot is filled with the next layer of the
-slot; the copies run beside the computing. Layers must be called in their order, each through its own call; one called
-out of order is copied when it is called.
+A streamed layer's weights lie packed in ordinary memory, or on the disk where there is too little of it. A few slots on
+the device each hold one of them at a time: every streamed layer belongs to one slot for good, and its parameters are
+views of that slot, so nothing that reads them (a compiled graph, a kernel) sees anything move. When a layer is done,
+its slot is filled with the next layer of the slot; the copies run beside the computing. Layers must be called in their
+order, each through its own call; one called out of order is copied when it is called.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,33 +22,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..memory.tensor_bytes import held_tensor_bytes
-from .copy_queue import HostBlock, make_copy_queue
-from .packed_layers import PackedLayer
+from .copy_queue import make_copy_queue
+from .layer_slots import SLOTS, LayerSlot, shares
+from .read_ahead import ReadAhead, ReadCount
+from .stall_clock import BUS, DISK, StallClock
+from .stored_layers import StoredLayers
 
-SLOTS = 3
 _ATTRIBUTE = "streamblocks_layer_streamer"
-
-
-@dataclass
-class _Slot:
-    """Room for one layer on the device.
-
-    Attributes:
-        data: uint8, as large as its largest layer.
-        layers: that pass through it, by index, in order.
-        holds: which of them it holds, or will hold when the copy under way is done.
-        ticket: of that copy.
-    """
-
-    data: torch.Tensor
-    layers: tuple[int, ...]
-    holds: int | None = None
-    ticket: object = None
-
-    def after(self, layer: int) -> int:
-        """The layer that comes after `layer`, the first one after the last."""
-        place = self.layers.index(layer) + 1
-        return self.layers[place % len(self.layers)]
 
 
 class LayerStreamer:
@@ -59,38 +41,46 @@ class LayerStreamer:
         layers: all of the module's repeated layers, in the order they are called.
         device: where they compute.
         slots: how many streamed layers are on the device at a time.
+        folder: for layers that are kept on the disk; None for the system's.
 
     Attributes:
         copied_bytes: copied to the device's slots so far.
         bus_rate: bytes a second that copies to the slots take, measured when they were opened last; 0 before.
+        disk: what was read from the disk so far, and how fast.
+        stalls: how long the device waited for layers.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], device: torch.device, slots: int = SLOTS) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], device: torch.device, slots: int = SLOTS, folder: Path | None = None
+    ) -> None:
         self._layers = list(layers)
         self._device = device
         self._slot_count = slots
         self._queue = make_copy_queue(device)
-        self._packed: dict[int, PackedLayer] = {}
-        self._hosts: dict[int, HostBlock] = {}
-        self._slots: list[_Slot] = []
-        self._slot_of: dict[int, _Slot] = {}
+        self._stored = StoredLayers(layers, device, folder)
+        self._reader: ReadAhead | None = None
+        self._slots: list[LayerSlot] = []
+        self._slot_of: dict[int, LayerSlot] = {}
         self._hooks: list[RemovableHandle] = []
         self.copied_bytes = 0
         self.bus_rate = 0.0
+        self.disk = ReadCount()
+        self.stalls = StallClock(self._queue)
 
     @property
     def streamed(self) -> tuple[int, ...]:
-        """Indices of the layers whose weights lie in ordinary memory."""
-        return tuple(sorted(self._hosts))
+        """Indices of the layers whose weights do not stay on the device."""
+        return self._stored.indices
+
+    @property
+    def on_disk(self) -> tuple[int, ...]:
+        """Those of them that are read from the disk."""
+        return tuple(sorted(self._stored.on_disk))
 
     @property
     def bytes_when_open(self) -> int:
         """Bytes that the slots take on the device while they are open."""
-        streamed = self.streamed
-        return sum(
-            max(self._packed[index].bytes for index in streamed[first :: self._slot_count])
-            for first in range(min(self._slot_count, len(streamed)))
-        )
+        return sum(map(self._slot_size, shares(self.streamed, self._slot_count)))
 
     @property
     def slot_bytes(self) -> int:
@@ -100,65 +90,79 @@ class LayerStreamer:
     @property
     def host_bytes(self) -> int:
         """Bytes of the streamed layers in ordinary memory."""
-        return sum(block.data.numel() for block in self._hosts.values())
+        return self._stored.host_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the streamed layers on the disk."""
+        return self._stored.disk_bytes
 
     @property
     def is_pinned(self) -> bool:
         """Whether all of that memory is pinned: copies from other memory do not run beside the computing."""
-        return all(block.pinned for block in self._hosts.values())
+        return self._stored.is_pinned
 
     @property
     def is_open(self) -> bool:
         """Whether all layers can be called."""
-        return bool(self._slots) or not self._hosts
+        return bool(self._slots) or not self.streamed
 
-    def arrange(self, streamed: Collection[int]) -> None:
+    def take_to_disk(self, index: int) -> None:
+        """Stream a layer from the disk, before the others are arranged; slots are closed."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._stored.take(index, on_disk=True)
+
+    def arrange(self, streamed: Collection[int], on_disk: Collection[int] = ()) -> None:
         """Stream these layers, by index, and keep all others on the device; slots are closed.
 
         A layer that is on the device or elsewhere goes through the device on its way, where quantized layers choose
         their kernels; one that comes back takes device memory of its own.
+
+        Args:
+            streamed: in ordinary memory, unless they are on the disk.
+            on_disk: of these, those that are kept on the disk.
+
+        Raises:
+            OSError: the disk is full.
         """
         self.close()
         with torch.inference_mode(False), torch.no_grad():
-            for index in sorted(set(self._hosts) - set(streamed)):
-                self._bring_back(index)
-            for index in sorted(set(streamed) - set(self._hosts)):
-                self._take_away(index)
+            self._stored.arrange(streamed, on_disk)
 
     def open(self) -> None:
         """Allocate the slots, point the streamed layers to them and fill them."""
-        if self._slots or not self._hosts:
+        if self._slots or not self.streamed:
             return
-        streamed = self.streamed
+        if self._stored.on_disk:
+            self._reader = ReadAhead(self._stored.on_disk, self._queue, self.disk, pin=self._device.type == "cuda")
         with torch.inference_mode(False), torch.no_grad():
-            for first in range(min(self._slot_count, len(streamed))):
-                layers = streamed[first :: self._slot_count]
-                size = max(self._packed[index].bytes for index in layers)
-                slot = _Slot(torch.empty(size, dtype=torch.uint8, device=self._device), layers)
+            for layers in shares(self.streamed, self._slot_count):
+                size = self._slot_size(layers)
+                slot = LayerSlot(torch.empty(size, dtype=torch.uint8, device=self._device), layers)
                 self._slots.append(slot)
                 for index in layers:
                     self._slot_of[index] = slot
-                    self._packed[index].point_to(slot.data)
-                began = time.perf_counter()
-                self._fill(slot, layers[0])
-                self._queue.finish(slot.ticket)
-                self.bus_rate = self._packed[layers[0]].bytes / (time.perf_counter() - began)
-        for index in streamed:
+                    self._stored.point_to(index, slot.data)
+                self._fill_first(slot)
+        for index in self.streamed:
             hook = _StreamingHook(weakref.ref(self), index)
             self._hooks.append(self._layers[index].register_forward_pre_hook(hook.before))
             self._hooks.append(self._layers[index].register_forward_hook(hook.after))
 
     def close(self) -> None:
-        """Give the slots back; the streamed layers' tensors are views of ordinary memory until the next `open`."""
+        """Give the slots back; the streamed layers' tensors are views of where they are kept until the next `open`."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         with torch.inference_mode(False), torch.no_grad():
             for slot in self._slots:
                 # The copy under way writes to memory that is about to be free.
-                self._queue.wait(slot.ticket)
+                self._queue.wait(slot.arrived())
             for index in self._slot_of:
-                self._packed[index].point_to(self._hosts[index].data)
+                self._stored.point_home(index)
         self._slot_of.clear()
         self._slots.clear()
 
@@ -166,7 +170,7 @@ class LayerStreamer:
         """Move a module with these layers: to their own device, and open the slots, or to another, and close them."""
         if device != self._device:
             self.close()
-        streamed = {id(part) for index in self._hosts for part in self._layers[index].modules()}
+        streamed = self._streamed_parts()
         for part in module.modules():
             if id(part) not in streamed:
                 part._apply(lambda tensor: tensor.to(device), recurse=False)
@@ -175,17 +179,19 @@ class LayerStreamer:
 
     def resident_bytes(self, module: nn.Module) -> int:
         """Bytes that a module with these layers takes on the device while the slots are open."""
-        streamed = {id(part) for index in self._hosts for part in self._layers[index].modules()}
+        streamed = self._streamed_parts()
         parts = [part for part in module.modules() if id(part) not in streamed]
         own = [tensor for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())]
         return held_tensor_bytes(own) + self.bytes_when_open
 
     def before_layer(self, index: int) -> None:
-        """Let the device wait for the layer's weights."""
+        """Let the device wait for the layer's weights, and the host for a layer that is still being read."""
         slot = self._slot_of[index]
+        began = self._queue.now()
         if slot.holds != index:
             self._fill(slot, index)
-        self._queue.wait(slot.ticket)
+        self._queue.wait(slot.settle())
+        self.stalls.add(index, DISK if index in self._stored.on_disk else BUS, began, self._queue.now())
 
     def after_layer(self, index: int) -> None:
         """Fill the layer's slot with the one that comes next through it."""
@@ -193,26 +199,34 @@ class LayerStreamer:
         if len(slot.layers) > 1:
             self._fill(slot, slot.after(index))
 
-    def _fill(self, slot: _Slot, index: int) -> None:
-        source = self._hosts[index].data
-        slot.ticket = self._queue.copy_after_compute(slot.data[: source.numel()], source)
+    def _slot_size(self, layers: tuple[int, ...]) -> int:
+        return max(map(self._stored.bytes_of, layers))
+
+    def _streamed_parts(self) -> set[int]:
+        return {id(part) for index in self.streamed for part in self._layers[index].modules()}
+
+    def _fill_first(self, slot: LayerSlot) -> None:
+        """Fill a slot that was just opened, and measure the bus where that is all it takes."""
+        first = slot.layers[0]
+        began = time.perf_counter()
+        self._fill(slot, first)
+        if first not in self._stored.on_disk:
+            self._queue.finish(slot.ticket)
+            self.bus_rate = self._stored.bytes_of(first) / (time.perf_counter() - began)
+
+    def _fill(self, slot: LayerSlot, index: int) -> None:
+        # What was asked of the disk for this slot must not arrive after what comes now.
+        slot.settle()
+        size = self._stored.bytes_of(index)
+        copy = partial(self._queue.copy, slot.data[:size], after=self._queue.mark())
+        source = self._stored.in_memory(index)
+        if source is not None:
+            slot.ticket = copy(source)
+        else:
+            assert self._reader is not None
+            slot.ticket = self._reader.request(index, copy)
         slot.holds = index
-        self.copied_bytes += source.numel()
-
-    def _take_away(self, index: int) -> None:
-        layer = self._layers[index]
-        layer.to(self._device)
-        packed = PackedLayer(layer)
-        block = HostBlock(packed.bytes, pin=self._device.type == "cuda")
-        packed.copy_to(block.data)
-        packed.point_to(block.data)
-        self._packed[index], self._hosts[index] = packed, block
-
-    def _bring_back(self, index: int) -> None:
-        source = self._hosts.pop(index)
-        own = source.data.to(self._device, copy=True)
-        self._packed.pop(index).point_to(own)
-        source.release()
+        self.copied_bytes += size
 
 
 @dataclass(frozen=True)
@@ -235,30 +249,24 @@ class _StreamingHook:
             streamer.after_layer(self.index)
 
 
-def stream_layers(
-    module: nn.Module, layers: Sequence[nn.Module], device: torch.device, streamed: Collection[int]
-) -> None:
-    """Stream these of a module's layers from now on, and make all of them callable.
+def start_streaming(
+    module: nn.Module, layers: Sequence[nn.Module], device: torch.device, folder: Path | None = None
+) -> LayerStreamer:
+    """The streamer of a module's layers, which the module keeps; made if it has none.
 
     Args:
-        module: whose layers they are; it keeps the streamer.
+        module: whose layers they are.
         layers: all of them, in the order they are called.
         device: where they compute.
-        streamed: by index; the others stay on the device.
+        folder: for layers that are kept on the disk; None for the system's.
     """
     streamer = streamer_of(module)
     if streamer is None:
-        streamer = LayerStreamer(layers, device)
+        streamer = LayerStreamer(layers, device, folder=folder)
         module.__dict__[_ATTRIBUTE] = streamer
-    streamer.arrange(streamed)
-    streamer.open()
+    return streamer
 
 
 def streamer_of(module: nn.Module) -> LayerStreamer | None:
     """The streamer of a module's layers; None if it has none."""
     return module.__dict__.get(_ATTRIBUTE)
-
-
-def spread_evenly(streamed: int, layers: int) -> tuple[int, ...]:
-    """Which of `layers` layers are streamed: as far from one another as they can be, so that copies find time."""
-    return tuple(int((place + 0.5) * layers / streamed) for place in range(streamed))

@@ -19,16 +19,14 @@ from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
-from .layer_plan import LayerPlan, check_host_memory, more_streamed, plan_layers
 from .layer_streaming import streamer_of
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
+from .streaming_forecast import Pace
+from .streaming_plans import StreamingPlans
 
 BLOCK_COMPONENTS = ("transformer", "vae")
-# Of the layers, how many can be streamed without the bus setting the pace. Measured with the 14B on an H100: 10 of 40
-# cost 2 % at 832x480, while keys in 8 bits and the fused pass cost 6 %.
-HIDDEN_SHARE = 0.25
 
 
 class BuiltInPipeline:
@@ -60,7 +58,7 @@ class BuiltInPipeline:
         self.memory_facts = family.memory_facts
         self.pipe = family.make_pipeline()
         self._store = store
-        self._plans: dict[str, LayerPlan] = {}
+        self._plans = StreamingPlans(store)
         self._load_tokenizer = load_tokenizer
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
@@ -124,7 +122,7 @@ class BuiltInPipeline:
         settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
         if available is None:
             return settings
-        if not self._mostly_resident(self._estimate(spec, settings), available):
+        if not self._plans.would_stay(self._estimate(spec, settings), available):
             settings = replace(settings, kv_format=KV_INT8) if packs else settings
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
@@ -139,15 +137,10 @@ class BuiltInPipeline:
         estimate = self._estimate(spec, settings)
         check_it_fits(estimate, available, settings, others)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
-        self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
+        pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
+        pace = Pace(settings.passes_per_block, pictures, savings=settings.savings)
+        self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given)
         return settings
-
-    def _mostly_resident(self, estimate: MemoryEstimate, available: int) -> bool:
-        """Whether so few of the transformer's layers are streamed that their copies are sure to hide."""
-        component = self._store.components["transformer"]
-        budget = estimate.left_for("transformer", available)
-        plan = plan_layers("transformer", component.bytes, component.layer_bytes, budget)
-        return plan is not None and len(plan.streamed) <= HIDDEN_SHARE * plan.layers
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
         free = self.residency.available_bytes(self.device)
@@ -159,18 +152,6 @@ class BuiltInPipeline:
                 "leave it at 0."
             )
         return min(free, int(settings.memory_gb * 1e9))
-
-    def _plan_layers(self, estimate: MemoryEstimate, available: int, *, with_text_encoder: bool) -> None:
-        self._plans.clear()
-        for name in ("transformer", "text_encoder") if with_text_encoder else ("transformer",):
-            component = self._store.components[name]
-            plan = plan_layers(name, component.bytes, component.layer_bytes, estimate.left_for(name, available))
-            # `check_it_fits` has seen that there is one.
-            assert plan is not None
-            self._plans[name] = plan
-        check_host_memory(self._plans.values(), self._store.host_bytes)
-        for name, plan in self._plans.items():
-            self._store.stream_layers(name, plan.streamed)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""
@@ -186,13 +167,7 @@ class BuiltInPipeline:
 
     def stream_more_layers(self) -> bool:
         """A tenth of the transformer's layers more."""
-        component = self._store.components["transformer"]
-        plan = more_streamed(self._plans.get("transformer"), component.bytes, component.layer_bytes)
-        if plan is None:
-            return False
-        self._plans["transformer"] = plan
-        self._store.stream_layers("transformer", plan.streamed)
-        return True
+        return self._plans.stream_more()
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move transformer and VAE to the device, with room for the stream's caches and activations."""
@@ -221,13 +196,13 @@ class BuiltInPipeline:
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
         notices |= {match.notice for match in loras}
-        notices |= {plan.describe() for plan in self._plans.values()}
+        notices |= set(self._plans.describe())
         notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,
             "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
-            "streaming": self._store.streaming(),
+            "streaming": self._plans.streaming(),
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),
         }
@@ -249,15 +224,10 @@ class BuiltInPipeline:
 
     def fit_transformer(self, budget: int) -> bool:
         """Stream as many of the transformer's layers as the budget, in bytes, needs; whether it fits then."""
-        component = self._store.components["transformer"]
-        plan = plan_layers("transformer", component.bytes, component.layer_bytes, budget)
-        if plan is not None:
-            self._plans["transformer"] = plan
-            self._store.stream_layers("transformer", plan.streamed)
-        return plan is not None
+        return self._plans.fit_transformer(budget)
 
     def transformer(self) -> nn.Module:
-        """The transformer, read from disk if it is not loaded; streamed layers' weights lie in RAM, to be read."""
+        """The transformer, read from disk if it is not loaded; streamed layers can be read, and not called."""
         module = self._load("transformer")
         streamer = streamer_of(module)
         if streamer is not None:

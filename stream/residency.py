@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -41,6 +42,9 @@ class Residency(Protocol):
     def streams_layers(self, device: torch.device) -> bool:
         """Whether layers that do not fit can be streamed: `device` has memory of its own, other than RAM."""
 
+    def scratch_folders(self) -> Sequence[Path]:
+        """Folders for what no RAM is left for, the best first, besides the system's."""
+
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Free device memory for weights about to be read from disk."""
 
@@ -71,6 +75,10 @@ class PlainResidency:
     def streams_layers(self, device: torch.device) -> bool:
         """Wherever the device's memory is counted."""
         return self.available_bytes(device) is not None
+
+    def scratch_folders(self) -> Sequence[Path]:
+        """None: the system's will do."""
+        return ()
 
     def make_room(self, weight_bytes: int, device: torch.device) -> None:
         """Evict all components if the device has less than `weight_bytes` left."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..families.kv_policies import KV_PLAIN, check_kv_format, check_kv_policy
+from ..families.kv_policies import KV_IN_8_BITS, KV_PLAIN, RECOMPUTE, check_kv_format, check_kv_policy
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
@@ -121,6 +121,18 @@ class StreamSettings:
     def passes(self) -> int:
         """Denoising passes of the whole stream."""
         return self.passes_before(self.blocks)
+
+    @property
+    def passes_per_block(self) -> int:
+        """Passes over the transformer's weights in a block with a whole context, whose own pass is among them."""
+        fused = self.fuse_context and (self.kv_policy != RECOMPUTE or self.context_frames == self.frames_per_block)
+        return self.steps if fused else self.steps + 1
+
+    @property
+    def savings(self) -> tuple[str, ...]:
+        """What was chosen because weights are streamed, as clauses."""
+        packed, fused = self.kv_format in KV_IN_8_BITS, self.fuse_context
+        return ("keys of the past in 8 bits",) * packed + ("the context's pass fused with the first step",) * fused
 
     def passes_before(self, block: int) -> int:
         """Denoising passes of the blocks before `block`."""

@@ -181,7 +181,7 @@ def first_steps(golden, *, fused, packed):
     return velocity, predict_velocity(transformer, 0.5 * noise, 500.0, causal_pass)
 
 
-@pytest.mark.parametrize("packed", PACKED_DTYPES.values())
+@pytest.mark.parametrize("packed", PACKED_DTYPES)
 def test_the_first_step_sees_the_new_keys_in_8_bits(golden, packed):
     apart, together = (first_steps(golden, fused=fused, packed=packed) for fused in (False, True))
     exact = first_steps(golden, fused=True, packed=None)
@@ -190,7 +190,7 @@ def test_the_first_step_sees_the_new_keys_in_8_bits(golden, packed):
         assert relative_error(ours, unrounded) >= 1e-4
 
 
-@pytest.mark.parametrize("packed_dtype", PACKED_DTYPES.values())
+@pytest.mark.parametrize("packed_dtype", PACKED_DTYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_in_the_models_dtype_is_that_of_packing(dtype, packed_dtype):
     """Also of values that are nothing in e4m3fn, of those below its smallest normal number, and of ties."""

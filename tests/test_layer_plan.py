@@ -1,16 +1,14 @@
 """Which layers stay under a budget, the estimate that decides it, and what is said when even that is too little."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from test_estimate import SmallCard
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.ops.quantization import QuantizationSpec
-from streamblocks.stream.layer_plan import LayerPlan, check_host_memory, least_bytes, plan_layers
+from streamblocks.stream.layer_plan import LayerPlan, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
@@ -50,17 +48,9 @@ def test_a_plan_says_what_it_does():
     plan = plan_layers("text_encoder", TOTAL * 10**6, [size * 10**6 for size in LAYERS], 8 * 10**9)
     assert plan is not None
     assert plan.describe() == (
-        "18 of 40 layers of the text encoder stay on the device, 22 are streamed from 7.5 GB of RAM."
+        "18 of 40 layers of the text encoder stay on the device, 22 are streamed from 7.5 GB of RAM"
     )
     assert LayerPlan("transformer", 40, (), 0, 0).describe() == ""
-
-
-def test_ram_that_is_too_small_is_said_before_anything_is_loaded(monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * 10**9))
-    plan = LayerPlan("transformer", 40, tuple(range(40)), 0, 13 * 10**9)
-    with pytest.raises(MemoryError, match=r"need 13\.0 GB of RAM and 8\.0 GB are free: close other programs, "):
-        check_host_memory([plan], 0)
-    check_host_memory([plan], 5 * 10**9)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +125,7 @@ def test_a_budget_is_kept_where_more_is_free(deep):
     least = pipeline._estimate(None, settings).least
     enough = StreamSettings(width=96, height=96, steps=2, memory_gb=least / 1e9 + 1e-6)
     pipeline.check_fit(enough)
-    assert len(pipeline._plans["transformer"].streamed) > 3
+    assert len(pipeline._plans.transformer.streamed) > 3
     too_small = StreamSettings(width=96, height=96, steps=2, memory_gb=least / 2e9)
     with pytest.raises(MemoryError, match=r"at 96x96 needs at least .*, its layers streamed from RAM"):
         pipeline.check_fit(too_small)

@@ -11,7 +11,8 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize
 from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
 from streamblocks.ops.fp8_linear import FP8Linear, fp8_scale, largest_magnitude, round_to_fp8
 from streamblocks.ops.quantization import QuantizationSpec
-from streamblocks.stream.layer_streaming import LayerStreamer, spread_evenly, streamer_of
+from streamblocks.stream.layer_plan import spread_evenly
+from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import Recipe

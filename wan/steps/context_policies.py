@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from ...families.kv_policies import RECOMPUTE, ROLLING, check_kv_policy
+from ...families.kv_policies import KV_FP8, KV_INT8, RECOMPUTE, ROLLING, check_kv_policy
+from ...ops.fp8_linear import FP8_DTYPE
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
-from ..transformer.eight_bits import PACKED_DTYPES, Packing
+from ..transformer.eight_bits import Packing
 from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
 from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
 from .clean_keys import write_clean_keys
@@ -266,15 +267,16 @@ class Rolling:
         cache.commit(frames * cache.tokens_per_frame)
 
 
+_PACKED_DTYPES = {KV_FP8: FP8_DTYPE, KV_INT8: torch.int8}
 _POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}
 
 
 def find_packing(kv_policy: str, kv_format: str, context_frames: int, block_frames: int) -> Packing | None:
     """How much of the past is kept in 8 bits; None for nothing."""
-    if kv_format not in PACKED_DTYPES:
+    if kv_format not in _PACKED_DTYPES:
         return None
     frames = find_context_policy(kv_policy).packed_frames(context_frames, block_frames)
-    return Packing(frames, PACKED_DTYPES[kv_format])
+    return Packing(frames, _PACKED_DTYPES[kv_format])
 
 
 def find_context_policy(name: str) -> ContextPolicy:

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from ...families.kv_policies import KV_FP8, KV_INT8
 from ...ops.fp8_linear import FP8_DTYPE, FP8_MAX, fp8_scale, largest_magnitude, round_to_fp8
 
-PACKED_DTYPES = {KV_FP8: FP8_DTYPE, KV_INT8: torch.int8}
+PACKED_DTYPES = (FP8_DTYPE, torch.int8)
 
 _INT8_MAX = 127.0
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
