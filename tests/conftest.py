@@ -40,6 +40,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def modules_before_are_passed_over() -> None:
+    """The same for what earlier test files have imported and made; those that count tensors compare two counts."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     """Otherwise libraries that look for leaks at exit would report all of it."""
     gc.unfreeze()
