@@ -18,6 +18,7 @@ from streamblocks.wan.geometry import WAN_22_GEOMETRY
 from streamblocks.wan.tiny_model import write_tiny_model
 
 from comfyui_server import ComfyUIServer, comfyui_found, comfyui_path
+from remembered_rehearsals import remember_rehearsals
 
 # The tensors here are tiny: more threads only wait for each other, for minutes on a busy machine.
 torch.set_num_threads(1)
@@ -39,9 +40,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def modules_before_are_passed_over() -> None:
+    """The same for what earlier test files have imported and made; those that count tensors compare two counts."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     """Otherwise libraries that look for leaks at exit would report all of it."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rehearsals_remembered() -> Iterator[None]:
+    """A rehearsal takes ten times as long as a block of the tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamblocks.wan.rehearsal.rehearse_streaming_bytes", remember_rehearsals())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -83,27 +83,27 @@ def test_the_bytes_per_score_are_those_that_are_held():
 
 
 def test_only_eager_flex_attention_holds_scores(tiny_folder):
-    settings = StreamSettings(width=320, height=192, steps=1, context_frames=12, frames_per_block=12)
+    settings = StreamSettings(width=1280, height=768, steps=1, context_frames=3)
     native, eager, compiled = (
         estimate(tiny_folder, settings, torch.bfloat16, attention=choice).streaming
         for choice in (NATIVE, AttentionChoice("flex"), AttentionChoice("flex", compiled=True))
     )
     assert compiled == native
     # 2 heads; a block attends to itself and to the context. Without the scores, decoding is what holds most.
-    scores = 2 * (12 * 240) * (24 * 240)
+    scores = 2 * (3 * 3840) * (6 * 3840)
     assert native < eager == pytest.approx(bytes_per_score(AttentionChoice("flex")) * scores, rel=0.25)
 
 
 def test_a_long_past_is_rehearsed_with_its_window_full(tiny_folder):
     """Most of this stream's memory is its context's pictures, which a few blocks would not fill."""
-    settings = StreamSettings(width=64, height=64, steps=1, context_frames=60)
+    settings = StreamSettings(width=64, height=64, steps=1, context_frames=30)
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     pipeline.encode_prompt(PipelineState(), "a cat")
     with PeakMeter() as meter, Session(pipeline, settings) as session:
-        for _ in range(22):
+        for _ in range(12):
             session.run_block("a cat")
     expected = estimate(tiny_folder, settings, torch.float32)
-    pictures = (1 + 59 * 4) * 3 * 64 * 64 * 4
+    pictures = (1 + 29 * 4) * 3 * 64 * 64 * 4
     assert expected.streaming > pictures > 0.4 * expected.streaming
     made = expected.transformer + expected.vae + expected.streaming
     assert made == pytest.approx(meter.peak_bytes, rel=0.05)

@@ -124,42 +124,54 @@ prompt["saver"] = {"class_type": "StreamBlocksSaveQuantizedModel", "inputs": sav
 """
 
 
-@needs_embedded_host
-def test_the_node_shows_loading_and_writing(tmp_path):
-    facts = run_in_host(
-        tmp_path,
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """By stage, what a cancel in it leaves; then a save that is let through. In one host, whose start takes seconds."""
+    return run_in_host(
+        tmp_path_factory.mktemp("scenes"),
         SAVE
         + """
-host.execute(prompt, {"nodes": []})
-report(seen=seen, said=said, files=[path.name for path in host.output.rglob("*") if path.is_file()])
+import importlib
+import comfy.model_management
+release = importlib.import_module(PACK + ".stream.materialise").release_materialised
+plain_say, scenes = host.progress.say, {}
+def play(name, stage=None):
+    def cancel_early(node, text):
+        plain_say(node, text)
+        if stage and text.startswith(stage) and int(text.split(": ")[1].split(" ")[0]) >= 20:
+            comfy.model_management.interrupt_current_processing()
+    host.progress.say, kind = cancel_early, None
+    seen.clear()
+    said.clear()
+    release()
+    try:
+        host.execute(prompt, {"nodes": []})
+    except BaseException as error:
+        kind = type(error).__name__
+    files = [path.name for path in host.output.rglob("*") if path.is_file()]
+    scenes[name] = {"kind": kind, "seen": list(seen), "said": list(said), "files": files}
+play("loading", "loading")
+play("writing", "writing")
+play("whole")
+report(**scenes)
 """,
     )
+
+
+@needs_embedded_host
+def test_the_node_shows_loading_and_writing(scenes):
+    facts = scenes["whole"]
     steps = [value for value, _ in facts["seen"]]
     assert steps == sorted(steps) and max(steps) >= 50 and {total for _, total in facts["seen"]} == {100}
     assert "loading transformer: 100 % of 0.00 GB" in facts["said"]
     assert sum(line.startswith("writing tiny_00001_.safetensors: ") for line in facts["said"]) > 5
-    assert facts["files"] == ["tiny_00001_.safetensors"]
+    assert facts["files"] == ["tiny_00001_.safetensors"] and facts["kind"] is None
 
 
 @needs_embedded_host
 @pytest.mark.parametrize("stage", ["loading", "writing"])
-def test_the_nodes_cancel_leaves_no_file(tmp_path, stage):
-    facts = run_in_host(
-        tmp_path,
-        SAVE
-        + f"""
-import comfy.model_management
-def cancel_early(node, text):
-    said.append(text)
-    if text.startswith({stage!r}) and int(text.split(": ")[1].split(" ")[0]) >= 20:
-        comfy.model_management.interrupt_current_processing()
-host.progress.say = cancel_early
-try:
-    host.execute(prompt, {{"nodes": []}})
-except BaseException as error:
-    report(kind=type(error).__name__, said=said, files=[str(path) for path in host.output.rglob("*") if path.is_file()])
-""",
-    )
+def test_the_nodes_cancel_leaves_no_file(scenes, stage):
+    facts = scenes[stage]
     assert facts["kind"] == "InterruptProcessingException"
     assert facts["files"] == []
     assert facts["said"][-1].startswith(stage) and ": 100 %" not in facts["said"][-1]
