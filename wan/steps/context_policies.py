@@ -10,7 +10,6 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from ...families.kv_policies import KV_FP8, KV_INT8, RECOMPUTE, ROLLING, check_kv_policy
-from ...ops.fp8_linear import FP8_DTYPE
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
 from ..transformer.eight_bits import Packing
@@ -267,7 +266,7 @@ class Rolling:
         cache.commit(frames * cache.tokens_per_frame)
 
 
-_PACKED_DTYPES = {KV_FP8: FP8_DTYPE, KV_INT8: torch.int8}
+_PACKED_DTYPES = {KV_FP8: torch.float8_e4m3fn, KV_INT8: torch.int8}
 _POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}
 
 
