@@ -125,6 +125,7 @@ class BuiltInPipeline:
             return settings
         if not self._mostly_resident(self._estimate(spec, settings), available):
             settings = replace(settings, kv_format=KV_FP8) if packs else settings
+            settings = self._bound_decoding(settings, available)
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
             settings = fused if self._estimate(spec, fused).least <= available else settings
@@ -140,6 +141,18 @@ class BuiltInPipeline:
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
         return settings
+
+    def _bound_decoding(self, settings: StreamSettings, available: int) -> StreamSettings:
+        """The mildest way of decoding that fits, or the one that takes least: in bands, then with its cache in RAM."""
+        spec = self.recipe.quantization
+        if self._estimate(spec, settings).least <= available:
+            return settings
+        counts = self.family.decode_bands(self._store.components)
+        for in_ram in (False, True) if self.residency.streams_layers(self.device) else (False,):
+            choices = [replace(settings, decode_bands=count, decoder_cache_in_ram=in_ram) for count in counts]
+            if self._estimate(spec, choices[-1]).least <= available:
+                return next(choice for choice in choices if self._estimate(spec, choice).least <= available)
+        return choices[-1]
 
     def _mostly_resident(self, estimate: MemoryEstimate, available: int) -> bool:
         """Whether so few of the transformer's layers are streamed that their copies are sure to hide."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -33,11 +34,13 @@ class DecodeBounds:
 _StageRun = Callable[[DecoderStage, torch.Tensor, AnyFeatures], torch.Tensor]
 
 UNBOUNDED = DecodeBounds()
+# Eight would save 0.15 GB more at 832x480: halos and whole pictures between the stages remain.
+BAND_COUNTS = (1, 2, 4)
 
 
-def can_split(vae: AutoencoderKLWan) -> bool:
-    """Whether the VAE's decoder works in bands: the up blocks of Wan 2.2's have shortcuts around their upsampling."""
-    return not vae.config.is_residual
+def can_split(config: Mapping[str, Any]) -> bool:
+    """Whether the decoder of a VAE works in bands: the up blocks of Wan 2.2's have shortcuts around their upsampling."""
+    return not config["is_residual"]
 
 
 def decode_within(
@@ -53,7 +56,7 @@ def decode_within(
         first: whether this is the stream's first latent frame.
     """
     rows = latents.shape[3]
-    if not can_split(vae):
+    if not can_split(vae.config):
         seen = BandFeatures(features, rows, latents.device, in_ram=bounds.cache_in_ram)
         made: torch.Tensor = vae.decoder(latents, feat_cache=seen, feat_idx=[0], first_chunk=first)
         return made

@@ -8,6 +8,7 @@ rows on each side; a stage ends before pictures are enlarged, so its band has a 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
@@ -67,7 +68,7 @@ class DecoderStage:
         edges = [rows * index // count for index in range(count + 1)]
         return [
             Band(max(0, start - halo), start, stop, min(rows, stop + halo))
-            for start, stop in zip(edges[:-1], edges[1:], strict=True)
+            for start, stop in itertools.pairwise(edges)
         ]
 
 
