@@ -52,9 +52,10 @@ class StreamSettings:
         kv_policy: "recompute" or "rolling".
         fuse_context: whether a block's first step takes the context's pass along, where it can: fewer passes over the
             weights, the same pictures but for rounding. Chosen where weights are streamed.
-        decode_bands: of rows that a large picture is decoded in, with the same result but for rounding; more than 1 where
-            whole pictures do not fit.
-        decoder_cache_in_ram: whether what the decoder keeps of past frames lies in RAM; chosen where bands are too little.
+        decode_bands: of rows that large pictures are decoded in, the same pictures but for rounding; more than 1 where
+            whole ones do not fit.
+        decoder_cache_in_ram: whether what the decoder keeps of past frames lies in RAM; chosen where bands are not
+            enough.
         kv_format: how keys and values of the past are stored, one of `KV_FORMATS`; "auto" is decided by the memory.
         context_frames: latent frames of the past that a block attends to.
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).

@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_fused_decoder import count_calls, make_vae
 
+from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.wan.vae.banded_decoder import DecodeBounds
 from streamblocks.wan.vae.decoder_stages import split_into_stages
 from streamblocks.wan.vae.steady_decoder import fuse_decoder
@@ -16,7 +17,6 @@ BOUNDS = [
     DecodeBounds(cache_in_ram=True),
     DecodeBounds(bands=2),
     DecodeBounds(bands=4, cache_in_ram=True),
-    DecodeBounds(bands=8),
     # More than there are rows for.
     DecodeBounds(bands=1000),
 ]
@@ -93,6 +93,42 @@ def test_the_fused_decoder_works_in_bands_too(vae, latents, monkeypatch):
     # The middle block's four are whole; of the stages, those of 1/64, 1/8, 1/2 and all of the largest one's size.
     by_frame = 4 + norms[0] + norms[1] + 2 * norms[2] + 4 * (norms[3] + 1)
     assert len(calls) == (FRAMES - 2) * by_frame
+
+
+def test_bands_and_ram_take_less_memory_and_a_rehearsal_counts_it(latents):
+    """Of the decoder alone, on the meta device as on this one; there RAM is not counted."""
+
+    def peak(device, bounds):
+        vae = make_vae().to(device)
+        cache = DecoderCache.for_vae(vae)
+        with PeakMeter(meta=device == "meta") as meter:
+            for latent in latents[:, :, :3].to(device).split(1, dim=2):
+                decode_latent_frame(vae, latent, cache, bounds)
+        features = [feature for feature in cache.features if isinstance(feature, torch.Tensor)]
+        return meter.peak_bytes, sum(feature.nbytes for feature in features)
+
+    whole, cached = peak("meta", WHOLE)
+    banded, _ = peak("meta", DecodeBounds(bands=2))
+    in_ram, _ = peak("meta", DecodeBounds(bands=2, cache_in_ram=True))
+    assert banded < 0.85 * whole and in_ram < banded - 0.9 * cached
+    assert peak("cpu", DecodeBounds(bands=2))[0] == pytest.approx(banded, rel=0.02)
+
+
+def test_a_cache_knows_that_a_decoder_failed_on_the_way(latents):
+    """Features are overwritten in place, so the block cannot be made again."""
+    vae, bounds = make_vae(), DecodeBounds(bands=2)
+    cache = DecoderCache.for_vae(vae)
+    decode_latent_frame(vae, latents[:, :, :1], cache, bounds)
+    is_unchanged = cache.remember()
+    assert is_unchanged()
+
+    def run_out(module, arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    vae.decoder.up_blocks[-1].resnets[0].register_forward_pre_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        decode_latent_frame(vae, latents[:, :, 1:2], cache, bounds)
+    assert not is_unchanged() and cache.latent_frames == 1
 
 
 def test_a_stream_may_change_its_bounds_on_the_way(vae, latents, expected):

@@ -39,7 +39,7 @@ BAND_COUNTS = (1, 2, 4)
 
 
 def can_split(config: Mapping[str, Any]) -> bool:
-    """Whether the decoder of a VAE works in bands: the up blocks of Wan 2.2's have shortcuts around their upsampling."""
+    """Whether a VAE's decoder works in bands: the up blocks of Wan 2.2's have shortcuts around their upsampling."""
     return not config["is_residual"]
 
 

@@ -67,8 +67,7 @@ class DecoderStage:
         count = max(1, min(count, rows // halo))
         edges = [rows * index // count for index in range(count + 1)]
         return [
-            Band(max(0, start - halo), start, stop, min(rows, stop + halo))
-            for start, stop in itertools.pairwise(edges)
+            Band(max(0, start - halo), start, stop, min(rows, stop + halo)) for start, stop in itertools.pairwise(edges)
         ]
 
 
