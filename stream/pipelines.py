@@ -18,6 +18,7 @@ from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
+from .decode_bounds import bound_decoding, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_plan import LayerPlan, check_host_memory, more_streamed, plan_layers
 from .layer_streaming import streamer_of
@@ -61,6 +62,7 @@ class BuiltInPipeline:
         self.pipe = family.make_pipeline()
         self._store = store
         self._plans: dict[str, LayerPlan] = {}
+        self._decoding = ""
         self._load_tokenizer = load_tokenizer
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
@@ -121,11 +123,18 @@ class BuiltInPipeline:
         spec = self.recipe.quantization
         packs = settings.kv_format == KV_AUTO
         settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
+        self._decoding = ""
         if available is None:
             return settings
         if not self._mostly_resident(self._estimate(spec, settings), available):
             settings = replace(settings, kv_format=KV_FP8) if packs else settings
-            settings = self._bound_decoding(settings, available)
+            settings = bound_decoding(
+                settings,
+                available,
+                lambda changed: self._estimate(spec, changed).least,
+                self.family.decode_bands(self._store.components),
+                has_ram=self.residency.streams_layers(self.device),
+            )
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
             settings = fused if self._estimate(spec, fused).least <= available else settings
@@ -138,21 +147,10 @@ class BuiltInPipeline:
         others = ((text, self._estimate(other, changed)) for text, other, changed in choices)
         estimate = self._estimate(spec, settings)
         check_it_fits(estimate, available, settings, others)
+        self._decoding = decoding_notice(settings)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
         return settings
-
-    def _bound_decoding(self, settings: StreamSettings, available: int) -> StreamSettings:
-        """The mildest way of decoding that fits, or the one that takes least: in bands, then with its cache in RAM."""
-        spec = self.recipe.quantization
-        if self._estimate(spec, settings).least <= available:
-            return settings
-        counts = self.family.decode_bands(self._store.components)
-        for in_ram in (False, True) if self.residency.streams_layers(self.device) else (False,):
-            choices = [replace(settings, decode_bands=count, decoder_cache_in_ram=in_ram) for count in counts]
-            if self._estimate(spec, choices[-1]).least <= available:
-                return next(choice for choice in choices if self._estimate(spec, choice).least <= available)
-        return choices[-1]
 
     def _mostly_resident(self, estimate: MemoryEstimate, available: int) -> bool:
         """Whether so few of the transformer's layers are streamed that their copies are sure to hide."""
@@ -233,7 +231,7 @@ class BuiltInPipeline:
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
         notices |= {match.notice for match in loras}
-        notices |= {plan.describe() for plan in self._plans.values()}
+        notices |= {plan.describe() for plan in self._plans.values()} | {self._decoding}
         notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,

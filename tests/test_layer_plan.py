@@ -10,6 +10,7 @@ from test_estimate import SmallCard
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
 from streamblocks.ops.quantization import QuantizationSpec
+from streamblocks.stream.decode_bounds import decoding_notice
 from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.layer_plan import LayerPlan, check_host_memory, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
@@ -135,6 +136,21 @@ def bounded_estimate(pipeline, spec, settings):
     return estimate if pipeline.residency.streams_layers(pipeline.device) else estimate.without_streaming()
 
 
+DECODING = {
+    (1, False): "",
+    (2, False): "Pictures are decoded in 2 bands of rows: the device has no room for more.",
+    (4, False): "Pictures are decoded in 4 bands of rows: the device has no room for more.",
+    (
+        2,
+        True,
+    ): "Pictures are decoded in 2 bands of rows, with the decoder's cache in RAM: the device has no room for more.",
+    (
+        4,
+        True,
+    ): "Pictures are decoded in 4 bands of rows, with the decoder's cache in RAM: the device has no room for more.",
+}
+
+
 @pytest.mark.parametrize(
     ("available", "bands", "in_ram"),
     [(900, 1, False), (899, 2, False), (800, 2, False), (799, 4, False), (749, 2, True), (799 - 100, 4, True)],
@@ -149,6 +165,8 @@ def test_where_whole_pictures_do_not_fit_they_are_decoded_in_bands_then_with_the
     assert isinstance(pipeline, BuiltInPipeline)
     chosen = replace(pipeline.check_fit(settings), fuse_context=False)
     assert chosen == replace(settings, decode_bands=bands, decoder_cache_in_ram=in_ram)
+    assert decoding_notice(chosen) == DECODING[bands, in_ram]
+    assert pipeline._decoding == decoding_notice(chosen)
 
 
 def test_where_the_device_is_the_ram_the_cache_of_the_decoder_stays(deep, monkeypatch):

@@ -88,6 +88,7 @@ class BandFeatures:
             and before.shape[2] == PAST_FRAMES
             and before.dtype == value.dtype
             and before.device == home
+            and (torch.is_inference_mode_enabled() or not before.is_inference())
         )
 
     def _home(self) -> torch.device:

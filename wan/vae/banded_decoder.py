@@ -90,12 +90,23 @@ def _run_in_bands(
             return made
         scale = stage.scale
         if whole is None:
-            whole = made.new_empty((*made.shape[:3], rows * scale, made.shape[4]))
+            whole = _empty_like(made, rows * scale)
         own = made[:, :, :, (band.start - band.top) * scale : (band.stop - band.top) * scale]
         whole[:, :, :, band.start * scale : band.stop * scale] = own
         del made, own
     assert whole is not None
     return whole
+
+
+def _empty_like(band: torch.Tensor, rows: int) -> torch.Tensor:
+    """As many rows, in the band's memory layout."""
+    channels_last = band.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.empty(
+        (*band.shape[:3], rows, band.shape[4]),
+        dtype=band.dtype,
+        device=band.device,
+        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
+    )
 
 
 def _run_entry(decoder: WanDecoder3d, latents: torch.Tensor, features: AnyFeatures) -> torch.Tensor:
