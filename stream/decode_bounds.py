@@ -37,6 +37,22 @@ def bound_decoding(
     return choices[-1]
 
 
+def decoder_ram_bytes(
+    settings: StreamSettings, streaming_of: Callable[[StreamSettings], int], band_counts: Sequence[int]
+) -> int:
+    """Bytes of RAM that the decoder's cache takes: what it no longer takes on the device.
+
+    Args:
+        settings: as `bound_decoding` made them.
+        streaming_of: bytes of caches and activations under settings.
+        band_counts: see `bound_decoding`, which has asked for those with the most bands.
+    """
+    if not settings.decoder_cache_in_ram:
+        return 0
+    most = replace(settings, decode_bands=band_counts[-1], fuse_context=False)
+    return max(0, streaming_of(replace(most, decoder_cache_in_ram=False)) - streaming_of(most))
+
+
 def decoding_notice(settings: StreamSettings) -> str:
     """One sentence for the user; empty where whole pictures are decoded on the device."""
     ways = []

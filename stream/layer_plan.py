@@ -84,20 +84,22 @@ def least_bytes(total: int, layer_bytes: Sequence[int]) -> int:
     return total - sum(layer_bytes) + SLOTS * max(layer_bytes)
 
 
-def check_host_memory(plans: Iterable[LayerPlan], held: int) -> None:
-    """Raise unless the streamed layers fit the machine's RAM.
+def check_host_memory(plans: Iterable[LayerPlan], held: int, decoder: int = 0) -> None:
+    """Raise unless what is kept in RAM instead of on the device fits there.
 
     Args:
         plans: of all components.
         held: bytes of streamed layers that are in RAM already.
+        decoder: bytes of the decoder's cache, where that lies in RAM.
 
     Raises:
         MemoryError: with the figures, and what to change.
     """
-    needed = sum(plan.host_bytes for plan in plans)
+    needed = sum(plan.host_bytes for plan in plans) + decoder
     free = int(psutil.virtual_memory().available) + held
     if needed > free:
+        cache = " and the cache of the decoder" if decoder else ""
         raise MemoryError(
-            f"the streamed layers need {format_gb(needed)} of RAM and {format_gb(free)} are free: close other "
+            f"the streamed layers{cache} need {format_gb(needed)} of RAM and {format_gb(free)} are free: close other "
             "programs, choose FP8, or give the stream more of the device's memory."
         )

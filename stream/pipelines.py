@@ -18,7 +18,7 @@ from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
-from .decode_bounds import bound_decoding, decoding_notice
+from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_plan import LayerPlan, check_host_memory, more_streamed, plan_layers
 from .layer_streaming import streamer_of
@@ -126,13 +126,14 @@ class BuiltInPipeline:
         self._decoding = ""
         if available is None:
             return settings
+        band_counts = self.family.decode_bands(self._store.components)
         if not self._mostly_resident(self._estimate(spec, settings), available):
             settings = replace(settings, kv_format=KV_FP8) if packs else settings
             settings = bound_decoding(
                 settings,
                 available,
                 lambda changed: self._estimate(spec, changed).least,
-                self.family.decode_bands(self._store.components),
+                band_counts,
                 has_ram=self.residency.streams_layers(self.device),
             )
             fused = replace(settings, fuse_context=True)
@@ -150,6 +151,10 @@ class BuiltInPipeline:
         self._decoding = decoding_notice(settings)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         self._plan_layers(estimate, available, with_text_encoder=not settings.embeds_given)
+        in_ram = decoder_ram_bytes(settings, lambda changed: self._estimate(spec, changed).streaming, band_counts)
+        check_host_memory(self._plans.values(), self._store.host_bytes, in_ram)
+        for name, plan in self._plans.items():
+            self._store.stream_layers(name, plan.streamed)
         return settings
 
     def _mostly_resident(self, estimate: MemoryEstimate, available: int) -> bool:
@@ -178,9 +183,6 @@ class BuiltInPipeline:
             # `check_it_fits` has seen that there is one.
             assert plan is not None
             self._plans[name] = plan
-        check_host_memory(self._plans.values(), self._store.host_bytes)
-        for name, plan in self._plans.items():
-            self._store.stream_layers(name, plan.streamed)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""

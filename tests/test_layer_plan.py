@@ -167,6 +167,12 @@ def test_where_whole_pictures_do_not_fit_they_are_decoded_in_bands_then_with_the
     assert chosen == replace(settings, decode_bands=bands, decoder_cache_in_ram=in_ram)
     assert decoding_notice(chosen) == DECODING[bands, in_ram]
     assert pipeline._decoding == decoding_notice(chosen)
+    if in_ram:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=99))
+        with pytest.raises(MemoryError, match="the streamed layers and the cache of the decoder need"):
+            pipeline.check_fit(settings)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+        pipeline.check_fit(settings)
 
 
 def test_where_the_device_is_the_ram_the_cache_of_the_decoder_stays(deep, monkeypatch):
