@@ -211,6 +211,13 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
+    def decode_bands(self, components: Mapping[str, Component]) -> tuple[int, ...]:
+        """In how many bands of rows a picture can be decoded, fewest first; (1,) for whole pictures only.
+
+        They are values of `StreamSettings.decode_bands`; more take less memory and more time.
+        """
+
+    @abstractmethod
     def text_encoding_bytes(self, text_encoder: Component) -> int:
         """Bytes of the text encoder's activations at their largest, for a full-length prompt."""
 

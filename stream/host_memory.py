@@ -24,6 +24,7 @@ def place_layers(
     folder: Path | None,
     kept: int = 0,
     now: Mapping[str, Collection[int]] = MappingProxyType({}),
+    reserved: int = 0,
 ) -> dict[str, LayerPlan]:
     """Decide which streamed layers are kept on the disk: those for which the machine's RAM is too small.
 
@@ -34,11 +35,12 @@ def place_layers(
         folder: for the disk; None where there is none.
         kept: bytes of streamed layers that are on the disk already.
         now: by component, which these are.
+        reserved: bytes of RAM that something else of the stream takes.
 
     Raises:
         MemoryError: neither has room, with the figures and what to change.
     """
-    free = max(0, int(psutil.virtual_memory().available) + held - MARGIN)
+    free = max(0, int(psutil.virtual_memory().available) + held - reserved - MARGIN)
     placed, left = {}, free
     for name, plan in plans.items():
         placed[name] = _place(plan, layer_bytes[name], left, now.get(name, ()))

@@ -18,6 +18,7 @@ from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
+from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
 from .recipe import COMPILE_NOTHING, Recipe
@@ -59,6 +60,7 @@ class BuiltInPipeline:
         self.pipe = family.make_pipeline()
         self._store = store
         self._plans = StreamingPlans(store)
+        self._decoding = ""
         self._load_tokenizer = load_tokenizer
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
@@ -120,10 +122,19 @@ class BuiltInPipeline:
         spec = self.recipe.quantization
         packs = settings.kv_format == KV_AUTO
         settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
+        self._decoding = ""
         if available is None:
             return settings
+        band_counts = self.family.decode_bands(self._store.components)
         if not self._plans.would_stay(self._estimate(spec, settings), available):
             settings = replace(settings, kv_format=KV_INT8) if packs else settings
+            settings = bound_decoding(
+                settings,
+                available,
+                lambda changed: self._estimate(spec, changed).least,
+                band_counts,
+                has_ram=self.residency.streams_layers(self.device),
+            )
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
             settings = fused if self._estimate(spec, fused).least <= available else settings
@@ -136,10 +147,12 @@ class BuiltInPipeline:
         others = ((text, self._estimate(other, changed)) for text, other, changed in choices)
         estimate = self._estimate(spec, settings)
         check_it_fits(estimate, available, settings, others)
+        self._decoding = decoding_notice(settings)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
         pace = Pace(settings.passes_per_block, pictures, savings=settings.savings)
-        self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given)
+        in_ram = decoder_ram_bytes(settings, lambda changed: self._estimate(spec, changed).streaming, band_counts)
+        self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given, reserved=in_ram)
         return settings
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
@@ -196,7 +209,7 @@ class BuiltInPipeline:
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
         notices |= {match.notice for match in loras}
-        notices |= set(self._plans.describe())
+        notices |= {*self._plans.describe(), self._decoding}
         notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,

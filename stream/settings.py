@@ -27,6 +27,8 @@ INPUT_NAMES: Mapping[str, str] = MappingProxyType(
         "kv_policy": "kv_policy",
         "kv_format": "kv_format",
         "fuse_context": "fuse_context",
+        "decode_bands": "decode_bands",
+        "decoder_cache_in_ram": "decoder_cache_in_ram",
         "context_frames": "context_frames",
         "sink_frames": "sink_frames",
         "attention_bias": "attention_bias",
@@ -51,6 +53,10 @@ class StreamSettings:
         fuse_context: whether a block's first step takes the context's pass ("recompute") or the clean pass of the block
             before ("rolling") along, where it can: fewer passes over the weights, the same pictures but for rounding.
             Chosen where weights are streamed.
+        decode_bands: of rows that large pictures are decoded in, the same pictures but for rounding; more than 1 where
+            whole ones do not fit.
+        decoder_cache_in_ram: whether what the decoder keeps of past frames lies in RAM; chosen where bands are not
+            enough.
         kv_format: how keys and values of the past are stored, one of `KV_FORMATS`; "auto" is decided by the memory.
         context_frames: latent frames of the past that a block attends to.
         sink_frames: of these, how many stay the stream's first ones ("rolling" only).
@@ -78,6 +84,8 @@ class StreamSettings:
     timesteps: StepList | None = None
     first_block_timesteps: StepList | None = None
     kv_format: str = KV_PLAIN
+    decode_bands: int = 1
+    decoder_cache_in_ram: bool = False
     fuse_context: bool = False
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
@@ -90,7 +98,7 @@ class StreamSettings:
         Raises:
             ValueError: one sentence that names the setting, its value and what is allowed.
         """
-        for name in ("width", "height", "blocks", "steps", "context_frames", "frames_per_block"):
+        for name in ("width", "height", "blocks", "steps", "context_frames", "frames_per_block", "decode_bands"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
         if self.timesteps is not None and len(self.timesteps) != self.steps:

@@ -36,6 +36,7 @@ class StreamingPlans:
         self._plans: dict[str, LayerPlan] = {}
         self._paces: dict[str, Pace] = {}
         self._rates = Rates()
+        self._reserved = 0
 
     @property
     def transformer(self) -> LayerPlan:
@@ -47,7 +48,9 @@ class StreamingPlans:
         plan = self._plan("transformer", estimate.left_for("transformer", available))
         return plan is not None and len(plan.streamed) <= HIDDEN_SHARE * plan.layers
 
-    def make(self, estimate: MemoryEstimate, available: int, pace: Pace, *, with_text_encoder: bool) -> None:
+    def make(
+        self, estimate: MemoryEstimate, available: int, pace: Pace, *, with_text_encoder: bool, reserved: int = 0
+    ) -> None:
         """Plan for an estimate that was found to fit.
 
         Args:
@@ -55,6 +58,7 @@ class StreamingPlans:
             available: bytes of the device.
             pace: of the transformer.
             with_text_encoder: whether it is needed.
+            reserved: bytes of RAM that something else of the stream takes.
 
         Raises:
             MemoryError: neither RAM nor disk have room for the streamed layers.
@@ -65,6 +69,7 @@ class StreamingPlans:
             plan = self._plan(name, estimate.left_for(name, available))
             assert plan is not None
             plans[name] = plan
+        self._reserved = reserved
         self._paces = {"transformer": pace, "text_encoder": Pace(1, unit="prompt")}
         self._follow(plans)
 
@@ -129,7 +134,13 @@ class StreamingPlans:
         store = self._store
         sizes = {name: store.components[name].layer_bytes for name in plans}
         self._plans = place_layers(
-            plans, sizes, held=store.host_bytes, folder=store.scratch_folder, kept=store.disk_bytes, now=store.on_disk
+            plans,
+            sizes,
+            held=store.host_bytes,
+            folder=store.scratch_folder,
+            kept=store.disk_bytes,
+            now=store.on_disk,
+            reserved=self._reserved,
         )
         self._measure()
         for sentence in self.describe():

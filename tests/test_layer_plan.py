@@ -8,6 +8,8 @@ from test_estimate import SmallCard
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.ops.quantization import QuantizationSpec
+from streamblocks.stream.decode_bounds import decoding_notice
+from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.layer_plan import LayerPlan, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -16,6 +18,7 @@ from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.save_quantized import save_quantized_pipeline
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.stream.streaming_plans import StreamingPlans
 from streamblocks.wan.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_pipeline")
@@ -117,6 +120,70 @@ def test_what_streaming_brings_along_is_chosen_by_the_memory(deep):
     assert materialise(Recipe(str(deep))).check_fit(settings).kv_format == KV_PLAIN
 
 
+def bounded_estimate(pipeline, spec, settings):
+    """A stand-in for `BuiltInPipeline._estimate`: a decoder that takes 400, or 100 and its share of the rest."""
+    decoding = 100 + 200 // settings.decode_bands + (0 if settings.decoder_cache_in_ram else 100)
+    estimate = MemoryEstimate(1000, 0, 0, 0, decoding + settings.fuse_context, transformer_least=500)
+    return estimate if pipeline.residency.streams_layers(pipeline.device) else estimate.without_streaming()
+
+
+DECODING = {
+    (1, False): "",
+    (2, False): "Pictures are decoded in 2 bands of rows: the device has no room for more.",
+    (4, False): "Pictures are decoded in 4 bands of rows: the device has no room for more.",
+    (
+        2,
+        True,
+    ): "Pictures are decoded in 2 bands of rows, with the decoder's cache in RAM: the device has no room for more.",
+    (
+        4,
+        True,
+    ): "Pictures are decoded in 4 bands of rows, with the decoder's cache in RAM: the device has no room for more.",
+}
+
+
+@pytest.mark.parametrize(
+    ("available", "bands", "in_ram"),
+    [(900, 1, False), (899, 2, False), (800, 2, False), (799, 4, False), (749, 2, True), (799 - 100, 4, True)],
+)
+def test_where_whole_pictures_do_not_fit_they_are_decoded_in_bands_then_with_the_cache_in_ram(
+    deep, monkeypatch, available, bands, in_ram
+):
+    reserved = []
+    monkeypatch.setattr(BuiltInPipeline, "_estimate", bounded_estimate)
+    monkeypatch.setattr(StreamingPlans, "make", lambda *_, **options: reserved.append(options["reserved"]))
+    settings = StreamSettings(width=96, height=96, steps=1)
+    pipeline = materialise(Recipe(str(deep)), residency=SmallCard(available))
+    assert isinstance(pipeline, BuiltInPipeline)
+    chosen = replace(pipeline.check_fit(settings), fuse_context=False)
+    assert chosen == replace(settings, decode_bands=bands, decoder_cache_in_ram=in_ram)
+    assert decoding_notice(chosen) == DECODING[bands, in_ram]
+    assert pipeline._decoding == decoding_notice(chosen)
+    assert reserved == [100 if in_ram else 0]
+
+
+def test_where_the_device_is_the_ram_the_cache_of_the_decoder_stays(deep, monkeypatch):
+    monkeypatch.setattr(BuiltInPipeline, "_estimate", bounded_estimate)
+    monkeypatch.setattr(StreamingPlans, "make", lambda *_, **options: None)
+    settings = StreamSettings(width=96, height=96, steps=1)
+    card = Ram(1250)
+    pipeline = materialise(Recipe(str(deep)), residency=card)
+    assert replace(pipeline.check_fit(settings), fuse_context=False) == replace(settings, decode_bands=4)
+    card.available = 1249
+    with pytest.raises(MemoryError, match="at 96x96 needs at least"):
+        pipeline.check_fit(settings)
+
+
+def test_a_bounded_decoder_makes_the_pictures_of_the_stream(deep):
+    settings = StreamSettings(width=32, height=32, steps=1)
+    pipeline = materialise(Recipe(str(deep)))
+    made = []
+    for chosen in (settings, replace(settings, decode_bands=4, decoder_cache_in_ram=True)):
+        with Session(pipeline, chosen) as session:
+            made.append(torch.cat([session.run_block("waves").frames for _ in range(2)]).int())
+    assert (made[0] - made[1]).abs().max() <= 1
+
+
 def test_a_budget_is_kept_where_more_is_free(deep):
     card = SmallCard(10**12)
     settings = StreamSettings(width=96, height=96, steps=2)
@@ -209,7 +276,7 @@ def test_where_the_device_is_the_ram_nothing_is_streamed(deep):
     needed = pipeline._estimate(None, settings).needed
     card.available = needed
     assert pipeline.check_fit(settings) == settings
-    card.available = needed - 1
+    card.available = needed // 2
     with pytest.raises(MemoryError, match=r"at 96x96 needs at least [0-9.]+ GB \(weights"):
         pipeline.check_fit(settings)
     with pytest.raises(ValueError, match="memory_gb is 8 and the device is cpu"):

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from streamblocks.wan.vae import gpu_layout
+from streamblocks.wan.vae.banded_decoder import UNBOUNDED, DecodeBounds
 from streamblocks.wan.vae.streaming_vae import (
     DecoderCache,
     EncoderCache,
@@ -70,6 +71,20 @@ def test_streaming_decode_equals_decoding_at_once(vae):
     assert [part.shape[2] for part in parts] == [1, 4, 4, 4, 4, 4, 4]
     assert parts[0].shape[3:] == (64, 64)
     assert relative_error(torch.cat(parts, dim=2), expected) <= 1e-5
+
+
+def test_a_decoder_that_cannot_be_split_keeps_its_cache_in_ram_all_the_same(residual_vae):
+    latents = draw(1, 48, 4, 4, 2)
+    streams = []
+    for bounds in (UNBOUNDED, DecodeBounds(bands=4, cache_in_ram=True)):
+        cache = DecoderCache.for_vae(residual_vae)
+        parts = [decode_latent_frame(residual_vae, latent, cache, bounds) for latent in latents.split(1, dim=2)]
+        streams.append((torch.cat(parts, dim=2), cache))
+    (expected, _), (made, cache) = streams
+    assert relative_error(made, expected) <= 1e-5
+    # Overwritten in place: a feature's rows lie together.
+    for feature in cache.features:
+        assert isinstance(feature, torch.Tensor) and feature.permute(3, 0, 2, 4, 1).is_contiguous()
 
 
 @torch.no_grad()

@@ -153,6 +153,12 @@ class CausalWan(ModelFamily):
 
         return rehearse_streaming_bytes(components["transformer"], components["vae"], self.geometry, inputs, attention)
 
+    def decode_bands(self, components: Mapping[str, Component]) -> tuple[int, ...]:
+        """See `ModelFamily`; Wan 2.2's decoder works on whole pictures only."""
+        from .vae.banded_decoder import BAND_COUNTS, can_split
+
+        return BAND_COUNTS if can_split(components["vae"].config) else (1,)
+
     def text_encoding_bytes(self, text_encoder: Component) -> int:
         """See `text_encoding_bytes`."""
         from .rehearsal import text_encoding_bytes

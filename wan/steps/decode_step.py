@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
+from ..vae.banded_decoder import DecodeBounds
 from ..vae.streaming_vae import DecoderCache, decode_latent_frame
 from .names import MODEL_NAME
 from .prepare_steps import State
@@ -31,11 +32,13 @@ class DecodeBlockStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Latents and the caches."""
+        """Latents, the caches, and how decoding saves memory."""
         return [
             InputParam("latents", required=True, type_hint=torch.Tensor),
             InputParam("decoder_cache", required=True, type_hint=DecoderCache),
             InputParam("frame_cache_context", required=True, type_hint=deque),
+            InputParam("decode_bands", type_hint=int, default=1, description="of rows, see `DecodeBounds`"),
+            InputParam("decoder_cache_in_ram", type_hint=bool, default=False, description="see `DecodeBounds`"),
         ]
 
     @property
@@ -51,10 +54,11 @@ class DecodeBlockStep(ModularPipelineBlocks):
         """Run the block."""
         block_state = self.get_block_state(state)
         frame_cache: deque[torch.Tensor] = block_state.frame_cache_context
+        bounds = DecodeBounds(block_state.decode_bands, block_state.decoder_cache_in_ram)
         pictures = []
         finite = []
         for latent in block_state.latents.split(1, dim=2):
-            pixels = decode_latent_frame(components.vae, latent, block_state.decoder_cache)
+            pixels = decode_latent_frame(components.vae, latent, block_state.decoder_cache, bounds)
             for frame in pixels.unbind(2)[-(frame_cache.maxlen or 0) :]:
                 # Cloned: a view in the deque would keep all frames of its chunk.
                 frame_cache.append(frame.clone())

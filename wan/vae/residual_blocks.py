@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
@@ -18,6 +18,17 @@ from torch.nn import functional as F
 from .norm_silu import PendingSum
 
 Features = list[torch.Tensor | str | None]
+
+
+class AnyFeatures(Protocol):
+    """diffusers' list of features, or what stands for it."""
+
+    def __getitem__(self, index: int, /) -> torch.Tensor | str | None:
+        """A feature as diffusers keeps it."""
+
+    def __setitem__(self, index: int, value: torch.Tensor | str | None, /) -> None:
+        """Keep a feature."""
+
 
 # Adds up the sum, norms it and convolves; returns the convolution without its bias.
 NormedConvolution = Callable[[WanRMS_norm, WanCausalConv3d, PendingSum], torch.Tensor]

@@ -15,7 +15,7 @@ The cache is diffusers' own list, so both can decode one stream.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,13 +25,14 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanDecoder3d,
     WanResample,
     WanRMS_norm,
-    WanUpBlock,
 )
 from torch import nn
 from torch.nn import functional as F
 
+from .decoder_stages import DecoderStage, split_into_stages
 from .norm_silu import PAST_FRAMES, TAPS, PendingSum, norm_into_window
 from .residual_blocks import (
+    AnyFeatures,
     Features,
     apply_mid_block,
     apply_residual_block,
@@ -69,37 +70,61 @@ class _SteadyForward:
         first_chunk: bool = False,
     ) -> torch.Tensor:
         """Decode latents [1, z_dim, frames, height, width]; arguments as diffusers'."""
-        if feat_cache is None or first_chunk or x.shape[0] != 1 or not _is_steady(feat_cache):
+        if feat_cache is None or first_chunk or x.shape[0] != 1 or not is_steady(feat_cache):
             return self.original(x, feat_cache=feat_cache, feat_idx=feat_idx or [0], first_chunk=first_chunk)
         return to_diffusers(_SteadyPass(feat_cache).decode(self.decoder, from_diffusers(x)))
 
 
-def _is_steady(features: Features) -> bool:
+def is_fused(decoder: WanDecoder3d) -> bool:
+    """Whether `fuse_decoder` changed the decoder."""
+    return isinstance(decoder.forward, _SteadyForward)
+
+
+def is_steady(features: Iterable[torch.Tensor | str | None]) -> bool:
+    """Whether each of the convolutions has its two frames, so that this module can run them."""
     return all(isinstance(feature, torch.Tensor) and feature.shape[2] == PAST_FRAMES for feature in features)
+
+
+def run_steady_entry(decoder: WanDecoder3d, latents: torch.Tensor, features: AnyFeatures) -> torch.Tensor:
+    """The first convolution and the middle block, of latents [1, z_dim, frames, height, width]."""
+    return to_diffusers(_SteadyPass(features).enter(decoder, from_diffusers(latents)).add_up())
+
+
+def run_steady_stage(stage: DecoderStage, value: torch.Tensor, features: AnyFeatures) -> torch.Tensor:
+    """A stage of the decoder, of [1, channels, frames, height, width]; the last makes pixels."""
+    made = _SteadyPass(features, stage.first_feature).run_stage(stage, PendingSum(from_diffusers(value)))
+    return to_diffusers(made.add_up())
 
 
 @dataclass
 class _SteadyPass:
     """One walk through the decoder; `features` are replaced one by one, in the order diffusers counts them."""
 
-    features: Features
+    features: AnyFeatures
     _next: int = field(default=0)
 
     def decode(self, decoder: WanDecoder3d, latents: torch.Tensor) -> torch.Tensor:
         """[frames, height, width, z_dim] to pixels [4 * frames, 8 * height, 8 * width, channels]."""
-        value = PendingSum(self._convolve_window(decoder.conv_in, latents), decoder.conv_in.bias)
-        value = apply_mid_block(decoder.mid_block, value, self._normed_convolution)
-        for block in decoder.up_blocks:
-            value = self._up_block(block, value)
-        pixels = self._normed_convolution(decoder.norm_out, decoder.conv_out, value)
-        return pixels.add_(decoder.conv_out.bias)
+        value = self.enter(decoder, latents)
+        for stage in split_into_stages(decoder):
+            value = self.run_stage(stage, value)
+        return value.add_up()
 
-    def _up_block(self, block: WanUpBlock, value: PendingSum) -> PendingSum:
-        for resnet in block.resnets:
+    def enter(self, decoder: WanDecoder3d, latents: torch.Tensor) -> PendingSum:
+        """The first convolution and the middle block."""
+        value = PendingSum(self._convolve_window(decoder.conv_in, latents), decoder.conv_in.bias)
+        return apply_mid_block(decoder.mid_block, value, self._normed_convolution)
+
+    def run_stage(self, stage: DecoderStage, value: PendingSum) -> PendingSum:
+        """One stage; the last makes pixels."""
+        if stage.upsampler is not None:
+            value = self._upsample(stage.upsampler, value.add_up())
+        for resnet in stage.resnets:
             value = apply_residual_block(resnet, value, self._normed_convolution)
-        for upsampler in block.upsamplers or ():
-            value = self._upsample(upsampler, value.add_up())
-        return value
+        if stage.decoder is None:
+            return value
+        head = stage.decoder.conv_out
+        return PendingSum(self._normed_convolution(stage.decoder.norm_out, head, value), head.bias)
 
     def _upsample(self, resample: WanResample, value: torch.Tensor) -> PendingSum:
         if resample.mode == "upsample3d":

@@ -7,15 +7,16 @@ and encoder, so nothing is patched and several streams can share one VAE.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import nn
 
+from .banded_decoder import UNBOUNDED, DecodeBounds, decode_within
+from .decoder_stages import count_features
 from .picture_encoder import encode_first_frame
 from .residual_blocks import Features, takes_fused_passes
 
@@ -55,25 +56,27 @@ class DecoderCache:
             [batch, channels, <=2, height, width], or diffusers' mark "Rep" for a temporal upsampler that has seen one
             frame.
         latent_frames: how many latent frames were decoded.
+        begun: how many were begun; more than `latent_frames` after a decoder that failed on the way.
     """
 
     statistics: LatentStatistics
     features: Features = field(default_factory=list)
     latent_frames: int = 0
+    begun: int = 0
 
     def remember(self) -> Callable[[], bool]:
         """Note the cache; the returned function says whether it is still that.
 
         A second copy of a full cache would take more memory than it could save.
         """
-        # References that keep nothing alive: a frame that is decoded frees what it replaces.
-        before = [weakref.ref(feature) if isinstance(feature, torch.Tensor) else feature for feature in self.features]
+        begun = self.begun
+        return lambda: self.begun == begun
 
-        def is_unchanged() -> bool:
-            known = [mark() if isinstance(mark, weakref.ref) else mark for mark in before]
-            return all(now is then for now, then in zip(self.features, known, strict=True))
-
-        return is_unchanged
+    def bring_to(self, device: torch.device) -> None:
+        """Move what lies in RAM to `device`."""
+        for index, feature in enumerate(self.features):
+            if isinstance(feature, torch.Tensor):
+                self.features[index] = feature.to(device)
 
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
@@ -105,18 +108,20 @@ class EncoderCache:
 
 
 def _empty_features(coder: nn.Module) -> Features:
-    convolutions = [module for module in coder.modules() if isinstance(module, WanCausalConv3d)]
-    return [None] * sum(convolution.kernel_size[0] > 1 for convolution in convolutions)
+    return [None] * count_features(coder)
 
 
 @torch.no_grad()
-def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
+def decode_latent_frame(
+    vae: AutoencoderKLWan, latent: torch.Tensor, cache: DecoderCache, bounds: DecodeBounds = UNBOUNDED
+) -> torch.Tensor:
     """Decode the next latent frame of a stream; `cache` moves on by one frame.
 
     Args:
         vae: Wan's VAE.
         latent: [batch, z_dim, 1, height, width], as the transformer works on it (zero mean, unit variance).
         cache: of the stream.
+        bounds: how the decoder saves memory; may change from frame to frame.
 
     Returns:
         Pixels in -1..1, the VAE's dtype, [batch, 3, F, S * height, S * width]; F is 1 for the first latent
@@ -124,7 +129,12 @@ def decode_latent_frame(vae: AutoencoderKLWan, latent: torch.Tensor, cache: Deco
     """
     z = vae.post_quant_conv(denormalize_latents(vae, latent, cache.statistics))
     first = cache.latent_frames == 0
-    pixels = vae.decoder(z, feat_cache=cache.features, feat_idx=[0], first_chunk=first)
+    cache.begun += 1
+    if bounds == UNBOUNDED:
+        cache.bring_to(z.device)
+        pixels = vae.decoder(z, feat_cache=cache.features, feat_idx=[0], first_chunk=first)
+    else:
+        pixels = decode_within(vae, z, cache.features, bounds, first=first)
     cache.latent_frames += 1
     if vae.config.patch_size is not None:
         pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
