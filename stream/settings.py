@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..families.kv_policies import KV_PLAIN, check_kv_format, check_kv_policy
+from ..families.kv_policies import KEEP_KEYS, KV_PLAIN, check_kv_format, check_kv_policy, check_prompt_change
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
@@ -57,6 +57,8 @@ class StreamSettings:
         frames_per_block: latent frames per block.
         timesteps: of the denoising passes of a block; None spaces `steps` evenly.
         first_block_timesteps: of a block without a past; None takes those of every block.
+        on_prompt_change: what a new prompt does to the keys of the past under "rolling", one of `PROMPT_CHANGES`.
+            "recompute" keeps none: it computes those of its context with the block's own prompt, always.
         cleanup: when cached memory is returned to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
         memory_gb: GB (10^9 bytes) of the device that the stream may take; 0 for what is free.
@@ -78,6 +80,7 @@ class StreamSettings:
     first_block_timesteps: StepList | None = None
     kv_format: str = KV_PLAIN
     fuse_context: bool = False
+    on_prompt_change: str = KEEP_KEYS
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
     memory_gb: float = 0.0
@@ -103,6 +106,7 @@ class StreamSettings:
             raise ValueError(f"shift is {self.shift}: choose a value above 0 (5 is common).")
         check_kv_policy(self.kv_policy)
         check_kv_format(self.kv_format)
+        check_prompt_change(self.on_prompt_change)
         if not 0.0 < self.attention_bias <= 1.0:
             raise ValueError(f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off).")
         if not 0 <= self.sink_frames <= self.context_frames:

@@ -165,7 +165,8 @@ class Rolling:
     """Self-Forcing's policy: a window of keys, in which each block's keys at t = 0 replace the oldest.
 
     Keys of the window that are missing or stale are computed from its latents at t = 0, block after block, as LongLive
-    (arXiv 2509.22622, "KV re-cache") does it when the prompt changes.
+    (arXiv 2509.22622, "KV re-cache") does it when the prompt changes. One pass per block: as much memory as the clean
+    pass takes, and in a compiled layer its graph.
     """
 
     def packed_frames(self, context_frames: int, block_frames: int) -> int:
@@ -212,19 +213,13 @@ class Rolling:
     def _append_keys(
         self, transformer: WanTransformer3DModel, past: Past, latents: torch.Tensor, frame_offset: int
     ) -> None:
-        frames = latents.shape[2]
-        if not frames:
+        if not latents.shape[2]:
             return
         cache = past.kv_cache
-        block_tokens = past.block_frames * cache.tokens_per_frame
-        causal_pass = CausalPass(
-            cache,
-            past.cross_cache,
-            frame_offset=frame_offset,
-            causal_tokens=block_tokens if frames > past.block_frames else None,
-        )
-        write_keys(transformer, latents, 0.0, causal_pass)
-        cache.commit(frames * cache.tokens_per_frame)
+        for block in latents.split(past.block_frames, dim=2):
+            write_keys(transformer, block, 0.0, CausalPass(cache, past.cross_cache, frame_offset=frame_offset))
+            cache.commit(block.shape[2] * cache.tokens_per_frame)
+            frame_offset += block.shape[2]
 
 
 _POLICIES: dict[str, ContextPolicy] = {RECOMPUTE: Recompute(), ROLLING: Rolling()}
