@@ -111,7 +111,7 @@ def run_stream(
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         _note_ignored_settings(pipeline, settings, notices)
-        with Session(pipeline, settings, watcher.before_pass, recorder, given, direction.ahead) as session:
+        with Session(pipeline, settings, watcher.before_pass, recorder, given, direction.prompts_ahead) as session:
             for index in range(settings.blocks):
                 block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index))
                 for sink in sinks:
