@@ -189,6 +189,6 @@ def test_foreign_blocks_take_one_prompt_each(tmp_path, tiny_folder, remote_code_
             assert torch.equal(fresh.run_block(DOG).frames, frames[1])
     passes = []
     mixed = Direction.of("", track=place(f"0: {CAT}\n1->2: {DOG}", 3))
-    with pytest.raises(ValueError, match="a block mixes several prompts, and the blocks of .* encode the prompt"):
+    with pytest.raises(ValueError, match=r"a block mixes several prompts, and the blocks of .* encode the prompt"):
         run_stream(pipeline, small(blocks=3), mixed, [Sink()], Watcher(passes.append))
     assert passes == []
