@@ -48,10 +48,12 @@ class PromptEncodings:
     Args:
         pipeline: of the stream.
         ahead: prompts that are encoded together, before the first block; others when they come.
+        frames_per_block: latent frames of a block, each of which has embeddings of its own in a transition.
     """
 
-    def __init__(self, pipeline: StreamPipeline, ahead: Sequence[str] = ()) -> None:
+    def __init__(self, pipeline: StreamPipeline, ahead: Sequence[str], frames_per_block: int) -> None:
         self._pipeline = pipeline
+        self._frames = frames_per_block
         self._ahead = tuple(ahead)
         self._encoded: Mapping[str, EncodedPrompt] = {}
 
@@ -68,7 +70,7 @@ class PromptEncodings:
         known = state.get("encoded_prompt")
         if known == prompt.name:
             return worked
-        missing = [text for text, _ in prompt.parts if text not in self._encoded]
+        missing = [text for text in prompt.texts if text not in self._encoded]
         if not missing:
             self._set_embeds(state, prompt)
         elif not prompt.is_mixed:
@@ -80,11 +82,15 @@ class PromptEncodings:
         return worked or state.get("encoded_prompt") != known
 
     def _set_embeds(self, state: StreamState, prompt: BlockPrompt) -> None:
-        used = [(self._encoded[text], share) for text, share in prompt.parts]
-        mixed = mix_embeds([(one.embeds, share) for one, share in used], prompt.interpolation)
-        tokens = max(one.tokens for one, _ in used)
-        state.values["prompt_embeds"] = fit_tokens(mixed, tokens).to(self._pipeline.device)
-        state.values["prompt_tokens_cut"] = max(one.tokens_cut for one, _ in used)
+        used = [self._encoded[text] for text in prompt.texts]
+        tokens = max(one.tokens for one in used)
+        mixes = [
+            mix_embeds([(self._encoded[text].embeds, share) for text, share in parts], prompt.interpolation)
+            for parts in prompt.shares_by_frame(self._frames)
+        ]
+        embeds = torch.cat([fit_tokens(mixed, tokens) for mixed in mixes])
+        state.values["prompt_embeds"] = embeds.to(self._pipeline.device)
+        state.values["prompt_tokens_cut"] = max(one.tokens_cut for one in used)
         state.values["encoded_prompt"] = prompt.name
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .block_clock import BlockClock
-from .block_prompt import INTERPOLATIONS, LINEAR, BlockPrompt, shares_of
+from .block_prompt import INTERPOLATIONS, LINEAR, BlockPrompt, mix_shares
 from .track_lines import Moment, TrackLine, parse_line, parse_prompts, shorten
 
 MOST_LINES = 10_000
@@ -151,14 +151,12 @@ class PlacedTrack:
         place = bisect_right(self._starts, block) - 1
         one = self.lines[max(0, place)]
         cut = one.line.cut and block == one.start
-        step = block - one.start + 1
+        step = block - one.start
         if step >= one.transition:
             return BlockPrompt(one.line.parts, self.interpolation, cut)
-        share = step / one.transition
         before = self.lines[place - 1].line.parts
-        mixed = [(text, weight * (1.0 - share)) for text, weight in before]
-        mixed += [(text, weight * share) for text, weight in one.line.parts]
-        return BlockPrompt(shares_of(mixed), self.interpolation, cut, on_the_way=True)
+        start, end = (mix_shares(before, one.line.parts, done / one.transition) for done in (step, step + 1))
+        return BlockPrompt(end, self.interpolation, coming_from=start)
 
     def describe(self) -> dict[str, str]:
         """Each line's prompt by its blocks, such as "4->7" for a transition and what follows it, as text output."""

@@ -102,7 +102,7 @@ class Session:
         self.recorder.hold(MASKS, pipeline.held_masks)
         self.next_block = 0
         self._first_of_scene = 0
-        self._prompts = PromptEncodings(pipeline, prompts_ahead)
+        self._prompts = PromptEncodings(pipeline, prompts_ahead, settings.frames_per_block)
         self._state = self._new_state(start_from or {})
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
@@ -208,8 +208,8 @@ class Session:
     def _encode(self, prompt: BlockPrompt) -> None:
         before = self._state.get("encoded_prompt")
         worked = self._prompts.put(self._state, prompt)
-        # Not at each step of a transition: that would make a jump of every one of them.
-        if before not in (None, prompt.name) and not prompt.on_the_way:
+        # Not at each step of a transition, but behind it.
+        if before not in (None, prompt.name) and prompt.coming_from is None:
             self._mark_keys()
         # Most blocks have the previous block's prompt: nothing ran, so nothing is recorded.
         if worked:

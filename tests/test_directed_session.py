@@ -94,7 +94,12 @@ def test_a_track_is_encoded_once_before_the_first_block_and_equals_its_prompts(t
     encoding = ["bring text_encoder", "encode", "encode"]
     assert before == [*encoding, "bring transformer", "bring vae", "bring transformer+vae"]
     assert events.count("encode") == 2
-    assert watcher.prompts == [CAT, DOG, f"0.5 {DOG} + 0.5 {CAT}", CAT]
+    assert watcher.prompts == [
+        CAT,
+        DOG,
+        f"{DOG} -> 0.5 {DOG} + 0.5 {CAT}",
+        f"0.5 {DOG} + 0.5 {CAT} -> {CAT}",
+    ]
     assert report.blocks_made == 4 and report.notices == ()
     with Session(pipeline, small()) as session:
         plain = [session.run_block(prompt).frames for prompt in (CAT, DOG)]
@@ -137,14 +142,14 @@ def test_slerp_goes_along_the_arc_and_keeps_padding():
     ("choice", "passes"),
     [
         # One denoising step and one clean pass; anew two blocks of the window more, once for the whole transition.
-        (KEEP_KEYS, [2, 2, 2, 2, 2]),
-        (RECOMPUTE_KEYS, [2, 2, 4, 2, 4]),
+        (KEEP_KEYS, [2, 2, 2, 2, 2, 2]),
+        (RECOMPUTE_KEYS, [2, 2, 4, 2, 2, 4]),
     ],
 )
 def test_keys_of_the_past_are_kept_or_computed_anew(pipeline, choice, passes):
-    track = place(f"0: {CAT}\n2: {DOG}\n3->4: {CAT}", 5)
+    track = place(f"0: {CAT}\n2: {DOG}\n3->4: {CAT}", 6)
     settings = {"kv_policy": ROLLING, "context_frames": 6, "on_prompt_change": choice}
-    frames, counted = stream(pipeline, track, 5, **settings)
+    frames, counted = stream(pipeline, track, 6, **settings)
     assert counted == passes
     kept, _ = stream(pipeline, track, 3, kv_policy=ROLLING, context_frames=6)
     assert [torch.equal(one, other) for one, other in zip(frames, kept, strict=False)] == [

@@ -32,14 +32,16 @@ def test_a_transition_takes_equal_steps_and_stays():
     track = place("0: sea\n2->5: storm\n8->9: a :1 || b :3")
     assert names(track, 8)[1:7] == [
         "sea",
-        "0.75 sea + 0.25 storm",
-        "0.5 sea + 0.5 storm",
-        "0.25 sea + 0.75 storm",
-        "storm",
+        "sea -> 0.75 sea + 0.25 storm",
+        "0.75 sea + 0.25 storm -> 0.5 sea + 0.5 storm",
+        "0.5 sea + 0.5 storm -> 0.25 sea + 0.75 storm",
+        "0.25 sea + 0.75 storm -> storm",
         "storm",
     ]
     assert track.at(8).parts == (("storm", 0.5), ("a", 0.125), ("b", 0.375))
-    assert [track.at(block).on_the_way for block in range(1, 7)] == [False, True, True, True, False, False]
+    thirds = track.at(2).shares_by_frame(3)
+    assert [dict(shares)["storm"] for shares in thirds] == pytest.approx([1 / 12, 2 / 12, 3 / 12])
+    assert track.at(5).shares_by_frame(2)[1] == track.at(6).shares_by_frame(2)[0] == (("storm", 1.0),)
     assert track.describe() == {"0-1": "sea", "2->5": "storm", "8->9": "0.25 a + 0.75 b"}
 
 
@@ -157,7 +159,16 @@ def test_ten_thousand_lines_are_read():
 def test_then_appends():
     track = PromptTrack().then("a", 2).then("b", 4, transition=2).then("c", 1, cut=True).then("d :1 || e :1")
     placed = track.place(12, None)
-    assert names(placed, 8) == ["a", "a", "0.5 a + 0.5 b", "b", "b", "b", "c", "0.5 d + 0.5 e"]
+    assert names(placed, 8) == [
+        "a",
+        "a",
+        "a -> 0.5 a + 0.5 b",
+        "0.5 a + 0.5 b -> b",
+        "b",
+        "b",
+        "c",
+        "0.5 d + 0.5 e",
+    ]
     assert [block for block in range(12) if placed.at(block).cut] == [6]
     behind_a_track = PromptTrack.parse("0s: a\n2s-2.8s: b").then("c").place(12, CLOCK)
     assert names(behind_a_track, 4) == ["a", "a", "b", "c"]

@@ -119,6 +119,7 @@ class Recompute:
             frame_offset=0,
             # None if the context is one block: a compiled layer then reuses the graph of the stream's first block.
             causal_tokens=block_tokens if frames > past.block_frames else None,
+            of_past=True,
         )
         write_keys(transformer, context, 0.0, causal_pass)
         cache.commit(frames * cache.tokens_per_frame)
@@ -217,7 +218,8 @@ class Rolling:
             return
         cache = past.kv_cache
         for block in latents.split(past.block_frames, dim=2):
-            write_keys(transformer, block, 0.0, CausalPass(cache, past.cross_cache, frame_offset=frame_offset))
+            causal_pass = CausalPass(cache, past.cross_cache, frame_offset=frame_offset, of_past=True)
+            write_keys(transformer, block, 0.0, causal_pass)
             cache.commit(block.shape[2] * cache.tokens_per_frame)
             frame_offset += block.shape[2]
 
