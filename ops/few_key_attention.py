@@ -108,8 +108,8 @@ def attend_by_frame(
         one_key, one_value = key[text : text + 1], value[text : text + 1]
         if kernel is None:
             # All keys that could be used, not `int(few.used)`: a compiled layer must not wait for the device.
-            rows = (each.transpose(1, 2) for each in (part, one_key[:, :keys], one_value[:, :keys]))
-            parts.append(F.scaled_dot_product_attention(*rows, bias).transpose(1, 2))
+            rows, seen, said = (each.transpose(1, 2) for each in (part, one_key[:, :keys], one_value[:, :keys]))
+            parts.append(F.scaled_dot_product_attention(rows, seen, said, bias).transpose(1, 2))
         else:
             parts.append(launch_few_keys(kernel, part.contiguous(), one_key, one_value, few.bias, few.used))
     return torch.cat(parts, dim=1)

@@ -9,6 +9,7 @@ from streamblocks.stream.conditioning import fit_tokens
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.mixed_embeds import mix_embeds, slerp_tokens
+from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.prompt_track import PromptTrack
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.run_stream import run_stream
@@ -36,7 +37,7 @@ def place(text, blocks, interpolation="linear"):
 def stream(pipeline, track, blocks, **settings):
     """Frames of each block, and how many passes of the transformer it took."""
     frames, passes = [], []
-    counted = []
+    counted: list[int] = []
     with Session(pipeline, small(**settings), prompts_ahead=track.texts) as session:
         for index in range(blocks):
             session.on_pass = counted.append
@@ -78,13 +79,15 @@ class Watcher:
 
 def test_a_track_is_encoded_once_before_the_first_block_and_equals_its_prompts(tiny_folder, no_pipeline, monkeypatch):
     pipeline = materialise(Recipe(model=str(tiny_folder)))
-    events = []
+    assert isinstance(pipeline, BuiltInPipeline)
+    events: list[str] = []
     bring = pipeline._store.bring
-    monkeypatch.setattr(
-        pipeline._store,
-        "bring",
-        lambda names, working_bytes: (events.append(f"bring {'+'.join(names)}"), bring(names, working_bytes)),
-    )
+
+    def note_bring(names, working_bytes):
+        events.append(f"bring {'+'.join(names)}")
+        bring(names, working_bytes)
+
+    monkeypatch.setattr(pipeline._store, "bring", note_bring)
     pipeline._load("text_encoder").register_forward_pre_hook(lambda *_: events.append("encode"))
     events.clear()
     track = place(f"0: {CAT}\n1: {DOG}\n2->3: {CAT}", 4)
@@ -192,7 +195,7 @@ def test_foreign_blocks_take_one_prompt_each(tmp_path, tiny_folder, remote_code_
         generator = session._generator
         with Session(pipeline, small(), start_from={"generator": generator}) as fresh:
             assert torch.equal(fresh.run_block(DOG).frames, frames[1])
-    passes = []
+    passes: list[int] = []
     mixed = Direction.of("", track=place(f"0: {CAT}\n1->2: {DOG}", 3))
     with pytest.raises(ValueError, match=r"a block mixes several prompts, and the blocks of .* encode the prompt"):
         run_stream(pipeline, small(blocks=3), mixed, [Sink()], Watcher(passes.append))

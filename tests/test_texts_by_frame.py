@@ -33,10 +33,13 @@ def test_each_frame_reads_its_own_text():
         )
         for pad in padding
     )
-    made = attend_by_frame(query, key[:, :5], value[:, :5], merge_padding(WORDS, TOKENS), frame_tokens=6)
+    few = merge_padding(WORDS, TOKENS)
+    assert few is not None
+    made = attend_by_frame(query, key[:, :5], value[:, :5], few, frame_tokens=6)
     for frame, text in enumerate((0, 0, 0, 1, 2)):
-        rows = (query[:, frame * 6 : frame * 6 + 6], key[text : text + 1], value[text : text + 1])
-        expected = F.scaled_dot_product_attention(*(row.transpose(1, 2) for row in rows)).transpose(1, 2)
+        parts = (query[:, frame * 6 : frame * 6 + 6], key[text : text + 1], value[text : text + 1])
+        rows, seen, said = (part.transpose(1, 2) for part in parts)
+        expected = F.scaled_dot_product_attention(rows, seen, said).transpose(1, 2)
         torch.testing.assert_close(made[:, frame * 6 : frame * 6 + 6], expected)
 
 
@@ -77,7 +80,7 @@ def test_texts_too_long_for_the_room_of_one_become_the_last(components):
     many, last = (allocate_cross_cache(transformer, text_tokens=TOKENS) for _ in range(2))
     fill_cross_cache(transformer, many, texts, "many")
     fill_cross_cache(transformer, last, texts[-1:], "last")
-    assert many.texts == 1 and int(many.few.used) == 4
+    assert many.texts == 1 and many.few is not None and int(many.few.used) == 4
     assert torch.equal(torch.stack(many.keys), torch.stack(last.keys))
     fill_cross_cache(transformer, many, padded(texts, 4), "many")
     assert many.texts == FRAMES and many.by_text(many.keys[0]).shape[:2] == (FRAMES, 5)
