@@ -116,6 +116,8 @@ class StreamingBlockSampler(io.ComfyNode):
         )
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.
         choices.check(SIZE_STEP if pipeline.blocks == BUILT_IN_BLOCKS else 1)
+        if track is not None:
+            track.check(blocks)
         named = None if preset == FROM_MODEL else find_preset(preset)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from ..stream.block_clock import BlockClock

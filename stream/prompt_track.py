@@ -37,9 +37,14 @@ class PromptTrack:
             raise ValueError(f"interpolation is {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}.")
         if len(self.lines) > MOST_LINES:
             raise ValueError(f"the track has {len(self.lines)} lines: write at most {MOST_LINES}.")
-        moments = [moment for line in self.lines for moment in (line.begin, line.end) if moment is not None]
-        if self.lines and not any(moment.in_seconds for moment in moments):
-            self.place(None, None)
+        if self.lines:
+            self.check(None)
+
+    def check(self, blocks: int | None) -> None:
+        """Raise what `place` would, as far as that is known without a clock; nothing for a track in seconds."""
+        moments = (moment for line in self.lines for moment in (line.begin, line.end) if moment is not None)
+        if not any(moment.in_seconds for moment in moments):
+            self.place(blocks, None)
 
     @classmethod
     def parse(cls, text: str, interpolation: str = LINEAR) -> PromptTrack:

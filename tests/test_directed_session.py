@@ -92,7 +92,9 @@ def test_a_track_is_encoded_once_before_the_first_block_and_equals_its_prompts(t
     events.clear()
     track = place(f"0: {CAT}\n1: {DOG}\n2->3: {CAT}", 4)
     sink, watcher = Sink(), Watcher(lambda index: events.append("pass"))
-    report = run_stream(pipeline, small(blocks=4), Direction.of("ignored", track=track), [sink], watcher)
+    direction = Direction.of("ignored", track=track)
+    assert direction.describe() == {"prompt": "(from the track)", "track": track.describe()}
+    report = run_stream(pipeline, small(blocks=4), direction, [sink], watcher)
     before = events[: events.index("pass")]
     encoding = ["bring text_encoder", "encode", "encode"]
     assert before == [*encoding, "bring transformer", "bring vae", "bring transformer+vae"]
