@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Streams a video headless: runs an example workflow through the pack's own nodes, in an embedded ComfyUI host.
-#   bash run.sh [--fp8 | --int8] [--blocks N] [--prompt "..."] [--seed N] [--out stream.mp4]
+#   bash run.sh [--fp8 | --int8] [--blocks N] [--prompt "..." | --track FILE] [--seed N] [--out stream.mp4]
 #               [--models DIR] [--model NAME] [--vae NAME] [--text-encoder NAME] [--lora NAME[:STRENGTH]]...
+# FILE holds prompts over time, such as "0-3: a calm sea" and "4: storm"; see web/docs/StreamBlocksPromptTrack.md.
 # DIR is a ComfyUI models folder. A NAME is what the loader lists, such as vae/wan_2.1_vae.safetensors, or a path, which
 # is linked into the models folder. More options: --help.
 set -euo pipefail

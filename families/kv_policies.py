@@ -11,6 +11,19 @@ KV_POLICIES = (RECOMPUTE, ROLLING)
 KV_AUTO, KV_PLAIN, KV_FP8, KV_INT8 = KV_FORMATS = ("auto", "model's dtype", "FP8", "INT8")
 KV_IN_8_BITS = (KV_FP8, KV_INT8)
 
+# What a new prompt does to the keys of the past.
+KEEP_KEYS, RECOMPUTE_KEYS = PROMPT_CHANGES = ("keep keys", "recompute keys")
+
+
+def check_prompt_change(name: str) -> None:
+    """Raise unless `name` is one of `PROMPT_CHANGES`.
+
+    Raises:
+        ValueError: with the allowed names.
+    """
+    if name not in PROMPT_CHANGES:
+        raise ValueError(f"on_prompt_change is {name!r}: choose one of {', '.join(PROMPT_CHANGES)}.")
+
 
 def check_kv_format(name: str) -> None:
     """Raise unless `name` is one of `KV_FORMATS`.

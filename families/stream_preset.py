@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .kv_policies import KEEP_KEYS
 from .step_list import StepList
 
 # What a model's own file may change; the settings check the values.
@@ -23,6 +24,7 @@ IN_FILES = (
     "frames_per_block",
     "sink_frames",
     "attention_bias",
+    "on_prompt_change",
 )
 
 
@@ -44,6 +46,7 @@ class StreamPreset:
         attention_bias: weight on keys of past frames other than the first; 1 is off.
         timesteps: of each block; None spaces `steps` evenly.
         first_block_timesteps: of the first block, where it has others.
+        on_prompt_change: what a new prompt does to the keys of the past, one of `PROMPT_CHANGES`.
         files: patterns of file or folder names that the model is published under, in lower case, `_` for `-`.
         source: where the values are published.
         note: what differs from the makers' way here; empty for nothing.
@@ -62,6 +65,7 @@ class StreamPreset:
     attention_bias: float = 1.0
     timesteps: StepList | None = None
     first_block_timesteps: StepList | None = None
+    on_prompt_change: str = KEEP_KEYS
     files: tuple[str, ...] = ()
     source: str = ""
     note: str = ""

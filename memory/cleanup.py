@@ -44,6 +44,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("sink_latents", Handling.SHARE, "first frames of the stream, whose keys stay in a window"),
     StateRule("next_block_idx", Handling.SHARE, "tells a stream that starts again from one that goes on"),
     StateRule("stream_position", Handling.SHARE, "latent frames before the next block: the stream's place in time"),
+    StateRule("keys_are_stale", Handling.SHARE, "set when a prompt has gone; the pipeline resets it"),
     StateRule("prompt_embeds", Handling.SHARE, "valid until the prompt changes"),
     StateRule("generator", Handling.SHARE, "a copy would repeat the noise"),
 )

@@ -8,6 +8,7 @@ from .convert import ConvertCheckpoint
 from .loader import LoadStreamingPipeline
 from .lora import StreamLora
 from .memory_nodes import FreeStreamMemory, StreamMemoryReport
+from .prompt_track import StreamPromptThen, StreamPromptTrack
 from .quantize import QuantizePipeline, SaveQuantizedModel
 from .save_stream import SaveStream
 from .stream_sampler import StreamingBlockSampler
@@ -22,6 +23,8 @@ class StreamBlocksExtension(ComfyExtension):
             LoadStreamingPipeline,
             StreamLora,
             QuantizePipeline,
+            StreamPromptTrack,
+            StreamPromptThen,
             StreamingBlockSampler,
             SaveStream,
             SaveQuantizedModel,

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..families.kv_policies import KV_AUTO, KV_FORMATS, KV_POLICIES
+from ..families.kv_policies import KV_AUTO, KV_FORMATS, KV_POLICIES, PROMPT_CHANGES
 from ..memory.cleanup import CleanupPolicy
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import FAMILIES, preset_names
 from .loader import RecipeType
+from .prompt_track import TrackType
 
 SIZE_STEP = min(family.geometry.size_step for family in FAMILIES)
 FROM_MODEL = "from the model"
@@ -22,7 +23,7 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 def sampler_inputs() -> list[io.Input]:
     """The node's inputs, in the order of the page."""
-    return [*_stream_inputs(), *_run_inputs(), *_later_inputs()]
+    return [*_stream_inputs(), *_run_inputs(), *_later_inputs(), *_track_inputs()]
 
 
 def _stream_inputs() -> list[io.Input]:
@@ -250,6 +251,32 @@ def _later_inputs() -> list[io.Input]:
                 "How keys and values of past frames are stored. INT8 and FP8 take half the memory or less, at a small "
                 "cost in speed; INT8 is closer to the original. Auto: INT8 where many layers of the model would not "
                 "fit the device otherwise."
+            ),
+        ),
+    ]
+
+
+def _track_inputs() -> list[io.Input]:
+    """Prompts over time."""
+    return [
+        io.Combo.Input(
+            "on_prompt_change",
+            options=[FROM_MODEL, *PROMPT_CHANGES],
+            default=FROM_MODEL,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "With rolling: whether a new prompt leaves the keys of past frames as they are, or has them computed "
+                "again with it (LongLive), once per change. recompute keeps no keys: it always computes those of its "
+                "context with the prompt of the block, so both choices are the same there."
+            ),
+        ),
+        TrackType.Input(
+            "track",
+            optional=True,
+            tooltip=(
+                "Prompts over time, from Stream Prompt Track or Stream Prompt Then. The prompt above is then ignored; "
+                "the settings output says which blocks had which prompt."
             ),
         ),
     ]

@@ -16,6 +16,7 @@ from ..memory.recorder import TimelineRecorder
 from ..stream.choices import StreamChoices
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
+from ..stream.prompt_track import PromptTrack
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
@@ -83,8 +84,14 @@ class StreamingBlockSampler(io.ComfyNode):
         first_block_timesteps: str = "",
         memory_gb: float = UNSET,
         kv_format: str = KV_AUTO,
+        on_prompt_change: str = FROM_MODEL,
+        track: PromptTrack | None = None,
     ) -> io.NodeOutput:
         """Stream the video."""
+        if track is not None and conditioning is not None:
+            raise ValueError(
+                "conditioning and track are both connected, and each is the prompt: disconnect one of them."
+            )
         choices = StreamChoices(
             width=width or None,
             height=height or None,
@@ -104,13 +111,17 @@ class StreamingBlockSampler(io.ComfyNode):
             reset_compile=reset_compile,
             memory_gb=float(memory_gb),
             kv_format=kv_format,
+            on_prompt_change=None if on_prompt_change == FROM_MODEL else on_prompt_change,
             embeds_given=conditioning is not None,
         )
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.
         choices.check(SIZE_STEP if pipeline.blocks == BUILT_IN_BLOCKS else 1)
+        if track is not None:
+            track.check(blocks)
         named = None if preset == FROM_MODEL else find_preset(preset)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
-        from ..stream.conditioning import GIVEN_PROMPT, read_conditioning
+        from ..stream.block_clock import BlockClock
+        from ..stream.conditioning import read_conditioning
         from ..stream.direction import Direction
         from ..stream.frames import to_image_batch
         from ..stream.materialise import materialise
@@ -131,6 +142,8 @@ class StreamingBlockSampler(io.ComfyNode):
         settings = choices.complete(used)
         watcher.begin(settings)
         fps = choices.fps or used.fps
+        clock = BlockClock.of(materialised.geometry, settings.frames_per_block, fps)
+        direction = Direction.of(prompt, embeds, None if track is None else track.place(blocks, clock))
         video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         recorder = None
@@ -143,9 +156,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),
             )
         try:
-            report = run_stream(
-                materialised, settings, Direction(lambda _: prompt, embeds), [video, keeper], watcher, recorder
-            )
+            report = run_stream(materialised, settings, direction, [video, keeper], watcher, recorder)
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
@@ -155,8 +166,7 @@ class StreamingBlockSampler(io.ComfyNode):
         images = host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
         if frames is not None:
             images = to_image_batch(frames)
-        shown = prompt if embeds is None else GIVEN_PROMPT
-        applied = settings.as_dict() | {"prompt": shown, "fps": fps, "preset": used.name} | report.as_dict()
+        applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": used.name} | report.as_dict()
         applied["notices"] += [used.note] if used.note else []
         timeline = None if recorder is None else recorder.timeline()
         return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline)

@@ -72,3 +72,44 @@ def attend_to_few_keys(
         bias = few.bias[None, :used].to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2)
     return launch_few_keys(kernel, query.contiguous(), key, value, few.bias, few.used)
+
+
+def attend_by_frame(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    few: FewKeys,
+    frame_tokens: int,
+    kernel: Any = None,  # noqa: ANN401
+) -> torch.Tensor:
+    """`attend_to_few_keys` with a text for each latent frame: the last frame reads the last text, and so on backwards.
+
+    Frames before those that have a text read the first one.
+
+    Args:
+        query: [1, queries, heads, head_dim].
+        key: [texts, text tokens, heads, head_dim], contiguous.
+        value: the shape of `key`.
+        few: the keys used of each text, and their bias.
+        frame_tokens: queries of one frame.
+        kernel: of `FEW_KEY_ATTENTION.load`; None computes it with torch.
+
+    Returns:
+        The shape and dtype of `query`.
+    """
+    texts = min(key.shape[0], query.shape[1] // frame_tokens)
+    starts = [0, *(query.shape[1] - frame_tokens * left for left in range(texts - 1, 0, -1)), query.shape[1]]
+    keys = min(MOST_KEYS, key.shape[1])
+    bias = few.bias[None, :keys].to(query.dtype)
+    parts = []
+    for place in range(texts):
+        part = query[:, starts[place] : starts[place + 1]]
+        text = key.shape[0] - texts + place
+        one_key, one_value = key[text : text + 1], value[text : text + 1]
+        if kernel is None:
+            # All keys that could be used, not `int(few.used)`: a compiled layer must not wait for the device.
+            rows, seen, said = (each.transpose(1, 2) for each in (part, one_key[:, :keys], one_value[:, :keys]))
+            parts.append(F.scaled_dot_product_attention(rows, seen, said, bias).transpose(1, 2))
+        else:
+            parts.append(launch_few_keys(kernel, part.contiguous(), one_key, one_value, few.bias, few.used))
+    return torch.cat(parts, dim=1)

@@ -44,6 +44,7 @@ class StreamChoices:
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
     kv_format: str = KV_PLAIN
+    on_prompt_change: str | None = None
     memory_gb: float = 0.0
     embeds_given: bool = False
 

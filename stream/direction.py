@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from .block_prompt import BlockPrompt
+from .conditioning import GIVEN_PROMPT
+from .prompt_track import PlacedTrack
 
 
 @dataclass(frozen=True)
@@ -13,15 +18,38 @@ class Direction:
     """What a stream shows, block by block.
 
     Attributes:
-        prompt_of: from block index to prompt.
+        prompt_of: from block index to prompt, or to several mixed.
         embeds: of the prompt, [1, text tokens, text width], zero where nothing is said; every block is made with them
             and `prompt_of` is not asked. None encodes the prompts.
+        track: where `prompt_of` comes from, if it comes from a track; its prompts are encoded before the first block.
     """
 
-    prompt_of: Callable[[int], str]
+    prompt_of: Callable[[int], str | BlockPrompt]
     embeds: torch.Tensor | None = None
+    track: PlacedTrack | None = None
 
     @classmethod
     def constant(cls, prompt: str) -> Direction:
         """The same prompt for every block."""
         return cls(lambda _: prompt)
+
+    @classmethod
+    def of(cls, prompt: str, embeds: torch.Tensor | None = None, track: PlacedTrack | None = None) -> Direction:
+        """The prompts of a track, or else embeddings, or else the same prompt for every block."""
+        return cls(lambda _: prompt, embeds) if track is None else cls(track.at, track=track)
+
+    @property
+    def prompts_ahead(self) -> Sequence[str]:
+        """Prompts that are known beforehand and encoded before the first block."""
+        return () if self.track is None else self.track.texts
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether any block mixes prompts."""
+        return self.track is not None and self.track.is_mixed
+
+    def describe(self) -> dict[str, Any]:
+        """What was shown, for text output: under a track, its prompts by blocks."""
+        if self.track is not None:
+            return {"prompt": "(from the track)", "track": self.track.describe()}
+        return {"prompt": self.prompt_of(0) if self.embeds is None else GIVEN_PROMPT}

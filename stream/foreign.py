@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from ..families.model_family import LatentGeometry
 from ..families.stream_preset import StreamPreset
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from .component_store import LoadCallback, all_on_device, ignore_load
 from .hub import fetch_file, refuse_folder_as_hub_id
 from .known_families import FAMILIES
+from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe, is_hub_id
 from .remote_code import check_remote_code_allowed
 from .residency import Residency
@@ -30,6 +32,8 @@ _MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "im
 class ForeignPipeline:
     """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md."""
 
+    mixes_prompts = False
+
     def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
         self.recipe = recipe
         self.pipe = pipe
@@ -37,6 +41,11 @@ class ForeignPipeline:
         self.residency = residency
         self.memory_facts = UNKNOWN_PIPELINE
         self.on_load: LoadCallback = ignore_load
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        """What foreign blocks decode to is not known; the first family's."""
+        return FAMILIES[0].geometry
 
     def own_preset(self) -> StreamPreset:
         """What foreign blocks need is not known; their inputs have the names and values of the first family's."""
@@ -69,6 +78,10 @@ class ForeignPipeline:
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Do nothing: the repository's own text encoder step runs inside the call."""
+
+    def encode_prompts(self, texts: Sequence[str]) -> Mapping[str, EncodedPrompt]:
+        """Return nothing: see `encode_prompt`."""
+        return {}
 
     def stream_more_layers(self) -> bool:
         """Return False: in which order foreign blocks call layers is unknown."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
-from ..families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
-from ..families.model_family import AttentionChoice, ModelFamily
+from ..families.kv_policies import KEEP_KEYS, KV_AUTO, KV_INT8, KV_PLAIN
+from ..families.model_family import AttentionChoice, LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
@@ -21,9 +21,11 @@ from .conditioning import GIVEN_PROMPT, fit_tokens
 from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
+from .prompt_encodings import EncodedPrompt
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
+from .state import StreamState
 from .streaming_forecast import Pace
 from .streaming_plans import StreamingPlans
 
@@ -41,6 +43,8 @@ class BuiltInPipeline:
         device: where it computes.
         residency: decides what is on the device.
     """
+
+    mixes_prompts = True
 
     def __init__(
         self,
@@ -72,6 +76,11 @@ class BuiltInPipeline:
     @on_load.setter
     def on_load(self, callback: LoadCallback) -> None:
         self._store.on_load = callback
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        """The family's."""
+        return self.family.geometry
 
     def own_preset(self) -> StreamPreset:
         """See `ModelFamily.choose_preset`."""
@@ -170,13 +179,18 @@ class BuiltInPipeline:
         """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""
         if state.get("encoded_prompt") == prompt:
             return
-        self._bring_tokenizer()
-        self._load("text_encoder")
-        self._store.bring(["text_encoder"], working_bytes=0)
-        step = self.pipe.blocks.sub_blocks["text_encoder"]
-        state.set("prompt", prompt)
-        with torch.no_grad():
-            step(self.pipe, state)
+        self._bring_text_encoder()
+        self._run_text_step(state, prompt)
+
+    def encode_prompts(self, texts: Sequence[str]) -> Mapping[str, EncodedPrompt]:
+        """Run the text step once for each text, with the text encoder brought once."""
+        self._bring_text_encoder()
+        encoded = {}
+        for text in texts:
+            state = StreamState()
+            self._run_text_step(state, text)
+            encoded[text] = EncodedPrompt.read(state)
+        return encoded
 
     def stream_more_layers(self) -> bool:
         """A tenth of the transformer's layers more."""
@@ -257,6 +271,17 @@ class BuiltInPipeline:
         if self.pipe.tokenizer is None:
             self.pipe.update_components(tokenizer=self._load_tokenizer())
 
+    def _bring_text_encoder(self) -> None:
+        self._bring_tokenizer()
+        self._load("text_encoder")
+        self._store.bring(["text_encoder"], working_bytes=0)
+
+    def _run_text_step(self, state: PipelineState, prompt: str) -> None:
+        step = self.pipe.blocks.sub_blocks["text_encoder"]
+        state.set("prompt", prompt)
+        with torch.no_grad():
+            step(self.pipe, state)
+
     def _load(self, name: str) -> nn.Module:
         module = self._store.load(name)
         if getattr(self.pipe, name) is not module:
@@ -272,6 +297,7 @@ class BuiltInPipeline:
             steps=min(settings.steps, 2),
             timesteps=None,
             first_block_timesteps=None,
+            on_prompt_change=KEEP_KEYS,
             cleanup=CleanupPolicy.NEVER,
             reset_compile=False,
             memory_gb=0.0,

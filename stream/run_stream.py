@@ -15,6 +15,7 @@ from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
 from .direction import Direction
+from .prompt_encodings import refuse_mixes_of
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
@@ -104,11 +105,13 @@ def run_stream(
     try:
         settings = replace(settings, embeds_given=embeds is not None)
         pipeline.check_settings(settings)
+        if direction.is_mixed:
+            refuse_mixes_of(pipeline)
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         _note_ignored_settings(pipeline, settings, notices)
-        with Session(pipeline, settings, watcher.before_pass, recorder, given) as session:
+        with Session(pipeline, settings, watcher.before_pass, recorder, given, direction.prompts_ahead) as session:
             for index in range(settings.blocks):
                 block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index))
                 for sink in sinks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..families.kv_policies import RECOMPUTE_KEYS
 from ..memory.cleanup import clean_up_after_block, handling_table, release_cached_memory
 from ..memory.compile_caches import clear_compile_caches
 from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
+from .block_prompt import BlockPrompt
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
+from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
 from .state import StreamState
 from .stream_pipeline import StreamPipeline
@@ -27,6 +30,9 @@ from .stream_pipeline import StreamPipeline
 logger = logging.getLogger(__name__)
 
 PassCallback = Callable[[int], None]
+
+# What a hard cut leaves in the state; see `PromptEncodings`.
+_BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
 
 
 class BlockFailedError(RuntimeError):
@@ -39,7 +45,7 @@ class StreamBlock:
 
     Attributes:
         index: 0 for the first.
-        prompt: of the block.
+        prompt: of the block; of a mix `BlockPrompt.name`.
         frames: uint8 [F, height, width, 3] on the CPU.
         seconds: wall time of the whole call.
         prompt_tokens_cut: how many tokens of the prompt the text encoder cut off.
@@ -68,6 +74,7 @@ class Session:
         on_pass: PassCallback | None = None,
         recorder: NoRecording | None = None,
         start_from: Mapping[str, Any] | None = None,
+        prompts_ahead: Sequence[str] = (),
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -82,6 +89,7 @@ class Session:
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
                 `kv_cache`, which takes a block along whose keys are deferred; `decoder_cache` and `generator` make the
                 seam invisible. None starts at the first frame.
+            prompts_ahead: prompts that blocks will have; the text encoder runs for all of them before the first block.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -94,9 +102,9 @@ class Session:
         self.recorder = recorder or NoRecording()
         self.recorder.hold(MASKS, pipeline.held_masks)
         self.next_block = 0
-        self._state = StreamState(handling=handling_table(pipeline.recipe.state_rules))
-        self._state.values.update(pipeline.start(settings))
-        self._state.values.update(start_from or {})
+        self._first_of_scene = 0
+        self._prompts = PromptEncodings(pipeline, prompts_ahead, settings.frames_per_block)
+        self._state = self._new_state(start_from or {})
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._closed = False
@@ -110,31 +118,36 @@ class Session:
         self.close()
 
     @clearing_error_locals
-    def run_block(self, prompt: str) -> StreamBlock:
+    def run_block(self, prompt: str | BlockPrompt) -> StreamBlock:
         """Make the next block.
 
         An error raised here holds no local variables of the functions in its traceback, so a kept error keeps nothing
         of the stream allocated.
 
         Args:
-            prompt: of this block; the text encoder runs only when it differs from the block before.
+            prompt: of this block, or several mixed; the text encoder runs only for a prompt that is not known yet.
+                With a cut the block begins afresh, as the first one of a new session does.
 
         Raises:
             BlockFailedError: latents or pictures are not finite. The session is over.
+            ValueError: the pipeline cannot mix prompts.
         """
         if self._closed:
             raise ValueError("the session is closed: start a new one.")
         began = time.perf_counter()
+        shown = BlockPrompt.of(prompt)
+        if shown.cut and self.next_block:
+            self._begin_afresh()
         self._state.strip()
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
-        self._encode(prompt)
+        self._encode(shown)
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
         if self.next_block == 0 or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
         with self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
-            self._state = self._call_pipeline(prompt)
+            self._state = self._call_pipeline(shown.name)
         self._check_finite()
         frames = self._take_frames()
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
@@ -142,7 +155,7 @@ class Session:
         self.recorder.end_block(self._state.values, frames)
         block = StreamBlock(
             index=self.next_block,
-            prompt=prompt,
+            prompt=shown.name,
             frames=frames,
             seconds=time.perf_counter() - began,
             prompt_tokens_cut=self._state.get("prompt_tokens_cut", 0),
@@ -180,17 +193,39 @@ class Session:
             clear_compile_caches()
         release_cached_memory(self.pipeline.device)
 
-    def _encode(self, prompt: str) -> None:
-        known = self._state.get("encoded_prompt")
-        self.pipeline.encode_prompt(self._state, prompt)
+    def _new_state(self, values: Mapping[str, Any]) -> StreamState:
+        state = StreamState(handling=handling_table(self.pipeline.recipe.state_rules))
+        state.values.update(self.pipeline.start(self.settings))
+        state.values.update(values)
+        return state
+
+    def _begin_afresh(self) -> None:
+        """Drop the past, as a hard cut does: the next block finds what the first one of a new session would."""
+        kept = {name: self._state.values[name] for name in _BEYOND_A_CUT if name in self._state.values}
+        self._state.clear()
+        self._state = self._new_state(kept)
+        self._first_of_scene = self.next_block
+
+    def _encode(self, prompt: BlockPrompt) -> None:
+        before = self._state.get("encoded_prompt")
+        worked = self._prompts.put(self._state, prompt)
+        # Not at each step of a transition, but behind it.
+        if before not in (None, prompt.name) and prompt.coming_from is None:
+            self._mark_keys()
         # Most blocks have the previous block's prompt: nothing ran, so nothing is recorded.
-        if self._state.get("encoded_prompt") != known:
+        if worked:
             self.recorder.add("text encode", "prompt changed" if self.next_block else "")
+
+    def _mark_keys(self) -> None:
+        """Have the pipeline compute the keys of the past anew with the new prompt, where the settings say so."""
+        has_past = self.next_block > self._first_of_scene or bool(self._state.get("stream_position"))
+        if self.settings.on_prompt_change == RECOMPUTE_KEYS and has_past and "keys_are_stale" in self._expected_inputs:
+            self._state.values["keys_are_stale"] = True
 
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
         inputs = self.settings.pipeline_inputs() | {
             "prompt": [prompt],
-            "block_idx": self.next_block,
+            "block_idx": self.next_block - self._first_of_scene,
             "generator": self._generator,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}

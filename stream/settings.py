@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..families.kv_policies import KV_IN_8_BITS, KV_PLAIN, RECOMPUTE, check_kv_format, check_kv_policy
+from ..families.kv_policies import (
+    KEEP_KEYS,
+    KV_IN_8_BITS,
+    KV_PLAIN,
+    RECOMPUTE,
+    check_kv_format,
+    check_kv_policy,
+    check_prompt_change,
+)
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
@@ -64,6 +72,8 @@ class StreamSettings:
         frames_per_block: latent frames per block.
         timesteps: of the denoising passes of a block; None spaces `steps` evenly.
         first_block_timesteps: of a block without a past; None takes those of every block.
+        on_prompt_change: what a new prompt does to the keys of the past under "rolling", one of `PROMPT_CHANGES`.
+            "recompute" keeps none: it computes those of its context with the block's own prompt, always.
         cleanup: when cached memory is returned to the card.
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
         memory_gb: GB (10^9 bytes) of the device that the stream may take; 0 for what is free.
@@ -87,6 +97,7 @@ class StreamSettings:
     decode_bands: int = 1
     decoder_cache_in_ram: bool = False
     fuse_context: bool = False
+    on_prompt_change: str = KEEP_KEYS
     cleanup: CleanupPolicy = CleanupPolicy.WHEN_IT_PAYS
     reset_compile: bool = False
     memory_gb: float = 0.0
@@ -112,6 +123,7 @@ class StreamSettings:
             raise ValueError(f"shift is {self.shift}: choose a value above 0 (5 is common).")
         check_kv_policy(self.kv_policy)
         check_kv_format(self.kv_format)
+        check_prompt_change(self.on_prompt_change)
         if not 0.0 < self.attention_bias <= 1.0:
             raise ValueError(f"attention_bias is {self.attention_bias}: choose above 0 and up to 1 (1 is off).")
         if not 0 <= self.sink_frames <= self.context_frames:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from diffusers.modular_pipelines import ModularPipeline, PipelineState
 
+from ..families.model_family import LatentGeometry
 from ..families.stream_preset import StreamPreset
 from ..memory.pipeline_facts import PipelineFacts
 from .component_store import LoadCallback
+from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe
 from .settings import StreamSettings
 
@@ -24,6 +26,12 @@ class StreamPipeline(Protocol):
     on_load: LoadCallback
     # Names of its stages, and advice on its state, for the memory timeline.
     memory_facts: PipelineFacts
+    # Whether a block's prompt may be a mix of several.
+    mixes_prompts: bool
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        """How latents relate to pictures."""
 
     def own_preset(self) -> StreamPreset:
         """How the makers of the model stream it, as far as its files say which model it is."""
@@ -45,6 +53,9 @@ class StreamPipeline(Protocol):
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Encode the prompt before the call, if the text encoder can then be offloaded before the rest is loaded."""
+
+    def encode_prompts(self, texts: Sequence[str]) -> Mapping[str, EncodedPrompt]:
+        """Encode several prompts at once, before a stream; empty where only a call of the pipeline can."""
 
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
         """Raise MemoryError, before anything is loaded, when a stream with `settings` cannot fit the device.

@@ -28,6 +28,8 @@ NODES = (
     "StreamBlocksMemoryReport",
     "StreamBlocksFreeMemory",
     "StreamBlocksLora",
+    "StreamBlocksPromptTrack",
+    "StreamBlocksPromptThen",
 )
 
 PRELUDE = f"""

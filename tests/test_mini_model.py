@@ -12,6 +12,7 @@ import torch
 
 from streamblocks.benchmarks.drawn_truth import Seen, compare, see
 from streamblocks.stream.materialise import materialise
+from streamblocks.stream.prompt_track import PromptTrack
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
@@ -53,11 +54,11 @@ def test_a_stream_shows_what_it_is_asked_for(policy):
     assert all(hit.all for hit in hits)
 
 
-def test_a_new_prompt_turns_the_stream():
-    prompts = ["a red circle moves right"] * 3 + ["a blue circle moves left"] * 4
-    blocks = make_blocks(prompts, seed=7)
+def test_a_track_turns_the_stream_at_its_block():
+    track = PromptTrack.parse("0: a red circle moves right\n3: a blue square moves left").place(7, None)
+    blocks = make_blocks([track.at(block) for block in range(7)], seed=7)
     assert see(torch.cat(blocks[:3])) == Seen("red", "circle", "right")
-    assert see(torch.cat(blocks[4:])) == Seen("blue", "circle", "left")
+    assert see(blocks[3]) == see(torch.cat(blocks[4:])) == Seen("blue", "square", "left")
 
 
 @needs_embedded_host

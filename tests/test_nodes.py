@@ -20,11 +20,16 @@ for name in info:
         schema = get_node_class(name).GET_SCHEMA()
         missing += [f"{name}.{i.id}" for i in schema.inputs if not i.tooltip]
         missing += [] if schema.description else [name]
-report(heavy=heavy, missing=missing, names=[n for n in info if n.startswith("StreamBlocks")])
+then = get_node_class("StreamBlocksPromptThen").execute
+first = then(prompt="a hare", blocks=2, transition_blocks=0, cut=False).result[0]
+track = then(prompt="a fox", blocks=0, transition_blocks=2, cut=False, track=first).result[0]
+report(chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
+       names=[n for n in info if n.startswith("StreamBlocks")])
 """,
     )
     assert facts["heavy"] == []
     assert facts["missing"] == []
+    assert facts["chain"] == {"0-1": "a hare", "2->3": "a fox"}
     assert sorted(facts["names"]) == sorted(NODES)
 
 

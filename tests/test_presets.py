@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.checkpoints.quantization_plan import ComponentWeights
+from streamblocks.families.kv_policies import KEEP_KEYS, RECOMPUTE_KEYS
 from streamblocks.families.step_list import StepList
 from streamblocks.stream.choices import StreamChoices
 from streamblocks.stream.known_families import FAMILIES, find_preset, preset_names
@@ -178,6 +179,11 @@ def test_what_is_chosen_replaces_what_depends_on_it():
     assert StreamChoices(timesteps=StepList((900, 100))).complete(KREA_REALTIME).steps == 2
     assert StreamChoices(context_frames=2).complete(LONGLIVE).sink_frames == 2
     assert StreamChoices(sink_frames=0).complete(LONGLIVE).sink_frames == 0
+    assert StreamChoices().complete(LONGLIVE).on_prompt_change == RECOMPUTE_KEYS
+    assert StreamChoices().complete(SELF_FORCING).on_prompt_change == KEEP_KEYS
+    assert StreamChoices(on_prompt_change=KEEP_KEYS).complete(LONGLIVE).on_prompt_change == KEEP_KEYS
+    with pytest.raises(ValueError, match="on_prompt_change is 'both': choose one of keep keys, recompute keys"):
+        StreamChoices(on_prompt_change="both").check(16)
     with pytest.raises(ValueError, match=r"steps is 3 and timesteps are 900, 100: give as many steps as the list has"):
         StreamChoices(steps=3, timesteps=StepList((900, 100))).complete(KREA_REALTIME)
 

@@ -12,6 +12,8 @@ import av
 import pytest
 from layouts import LAYOUTS, TRANSFORMER, UMT5, VAE
 
+from streamblocks.tools.track_option import read_track
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
 SMALL = ["--width", "64", "--height", "64", "--steps", "1"]
@@ -29,7 +31,9 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_blocks_become_a_video_and_a_contact_sheet(tmp_path: Path) -> None:
-    done = run(tmp_path, "--blocks", "2", "--prompt", "a hare", "--set", "StreamBlocksSampler.fps=8.0")
+    track = tmp_path / "track.txt"
+    track.write_text("0: a hare\n1: a fox :0.5 || a hare :0.5\n")
+    done = run(tmp_path, "--blocks", "2", "--track", str(track), "--set", "StreamBlocksSampler.fps=8.0")
     assert done.returncode == 0, done.stderr
     assert "block 2 of 2" in done.stdout
     assert (tmp_path / "stream.png").is_file()
@@ -38,6 +42,11 @@ def test_two_blocks_become_a_video_and_a_contact_sheet(tmp_path: Path) -> None:
         assert sum(1 for _ in video.decode(video=0)) == 9 + 12
         assert "a hare" in video.metadata["prompt"]
         assert "StreamBlocksSampler" in video.metadata["workflow"]
+
+
+def test_a_track_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--track is '.*gone\.txt', which cannot be read as text"):
+        read_track(tmp_path / "gone.txt")
 
 
 def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:

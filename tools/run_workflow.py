@@ -30,6 +30,7 @@ from model_choices import (
     parse_lora,
 )
 from printed_progress import PrintedProgress
+from track_option import insert_track, read_track
 from workflow_to_prompt import convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,8 +66,11 @@ def main() -> None:
     classes = host.load_pack(ROOT, _classes(workflow))
     prompt = convert_workflow(workflow, classes)
     try:
+        track = None if options.track is None else read_track(options.track)
         names, loras = _chosen_models(options, host)
         insert_loras(prompt, loras)
+        if track is not None:
+            insert_track(prompt, track)
     except ValueError as error:
         sys.exit(str(error))
     apply_overrides(prompt, _wanted(options, names))
@@ -93,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[:STRENGTH]",
         help="a LoRA on the model, at strength 1 unless another follows; may be repeated",
     )
+    parser.add_argument("--track", type=Path, default=None, metavar="FILE", help="prompts over time; replaces --prompt")
     formats = parser.add_mutually_exclusive_group()
     for name in ("fp8", "int8"):
         formats.add_argument(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..families.kv_policies import RECOMPUTE, ROLLING
+from ..families.kv_policies import KEEP_KEYS, RECOMPUTE, RECOMPUTE_KEYS, ROLLING
 from ..families.step_list import StepList
 from ..families.stream_preset import StreamPreset
 
@@ -74,6 +74,7 @@ LONGLIVE = replace(
     name="LongLive 1.3B",
     context_frames=9,
     sink_frames=3,
+    on_prompt_change=RECOMPUTE_KEYS,
     files=("longlive",),
     source="github.com/NVlabs/LongLive, configs/longlive_mr2v_inference.yaml: window 12, sink 3",
     note="LongLive is a base and a LoRA: put its lora.pt on it with Stream LoRA at strength 1.",
@@ -81,6 +82,7 @@ LONGLIVE = replace(
 MEMFLOW = replace(
     LONGLIVE,
     name="MemFlow 1.3B",
+    on_prompt_change=KEEP_KEYS,
     files=("memflow",),
     source="github.com/KlingTeam/MemFlow, configs/interactive_inference.yaml: window 12, sink 3",
     note=(

@@ -131,6 +131,7 @@ class Recompute:
             frame_offset=0,
             # None if the context is one block: a compiled layer then reuses the graph of the stream's first block.
             causal_tokens=block_tokens if frames > past.block_frames else None,
+            of_past=True,
         )
         write_keys(transformer, context, 0.0, causal_pass)
         cache.commit(frames * cache.tokens_per_frame)
@@ -188,7 +189,8 @@ class Rolling:
     to the next block's first step, if that is as long and has the same prompt.
 
     Keys of the window that are missing or stale are computed from its latents at t = 0, block after block, as LongLive
-    (arXiv 2509.22622, "KV re-cache") does it when the prompt changes.
+    (arXiv 2509.22622, "KV re-cache") does it when the prompt changes. One pass per block: as much memory as the clean
+    pass takes, and in a compiled layer its graph.
     """
 
     def packed_frames(self, context_frames: int, block_frames: int) -> int:
@@ -251,19 +253,14 @@ class Rolling:
     def _append_keys(
         self, transformer: WanTransformer3DModel, past: Past, latents: torch.Tensor, frame_offset: int
     ) -> None:
-        frames = latents.shape[2]
-        if not frames:
+        if not latents.shape[2]:
             return
         cache = past.kv_cache
-        block_tokens = past.block_frames * cache.tokens_per_frame
-        causal_pass = CausalPass(
-            cache,
-            past.cross_cache,
-            frame_offset=frame_offset,
-            causal_tokens=block_tokens if frames > past.block_frames else None,
-        )
-        write_keys(transformer, latents, 0.0, causal_pass)
-        cache.commit(frames * cache.tokens_per_frame)
+        for block in latents.split(past.block_frames, dim=2):
+            causal_pass = CausalPass(cache, past.cross_cache, frame_offset=frame_offset, of_past=True)
+            write_keys(transformer, block, 0.0, causal_pass)
+            cache.commit(block.shape[2] * cache.tokens_per_frame)
+            frame_offset += block.shape[2]
 
 
 _PACKED_DTYPES = {KV_FP8: torch.float8_e4m3fn, KV_INT8: torch.int8}

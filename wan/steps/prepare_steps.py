@@ -266,7 +266,8 @@ class RefillContextStep(ModularPipelineBlocks):
             latents=block_state.current_denoised_latents,
             pictures=block_state.frame_cache_context,
             statistics=block_state.decoder_cache.statistics,
-            fuses_context=block_state.fuse_context,
+            # The past and the block read other texts in a transition.
+            fuses_context=block_state.fuse_context and block_state.crossattn_cache.texts == 1,
             sink=block_state.sink_latents,
             keys_are_stale=block_state.keys_are_stale,
         )

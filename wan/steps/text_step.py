@@ -53,7 +53,9 @@ class EncodePromptStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         """The embeddings, the prompt they belong to, and how much of it did not fit."""
         return [
-            OutputParam("prompt_embeds", type_hint=torch.Tensor, description="[1, text tokens, text_dim]"),
+            OutputParam(
+                "prompt_embeds", type_hint=torch.Tensor, description="[1, or a block's frames, text tokens, text_dim]"
+            ),
             OutputParam("encoded_prompt", type_hint=str),
             OutputParam("prompt_tokens_cut", type_hint=int),
         ]

@@ -18,7 +18,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from ...ops.block_masks import BlockCausalShape, BlockMaskCache
-from ...ops.few_key_attention import attend_to_few_keys
+from ...ops.few_key_attention import attend_by_frame, attend_to_few_keys
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
@@ -71,7 +71,8 @@ class CausalAttention:
         """Inside the `with` block, each layer's call writes the keys and values of its text to the cache."""
         try:
             for (_, cross_attention), keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-                cross_attention.bound = CrossAttentionPass(keys, values, writes_text=True)
+                texts = cache.by_text(keys), cache.by_text(values)
+                cross_attention.bound = CrossAttentionPass(*texts, writes_text=True)
             yield
         finally:
             self._release()
@@ -109,9 +110,16 @@ class CausalAttention:
             )
             if isinstance(own, PackedKVCache):
                 self_attention.packed = own.packed_past(index, causal_pass.kept_tokens)
-            cross_attention.bound = CrossAttentionPass(
-                text_keys, text_values, None if few_kernel is None else few, few_kernel
-            )
+            if text.texts > 1:
+                texts = slice(1 if causal_pass.of_past else None)
+                of_frames = text.by_text(text_keys)[texts], text.by_text(text_values)[texts]
+                cross_attention.bound = CrossAttentionPass(
+                    *of_frames, few, few_kernel, frame_tokens=own.tokens_per_frame
+                )
+            else:
+                cross_attention.bound = CrossAttentionPass(
+                    text_keys, text_values, None if few_kernel is None else few, few_kernel
+                )
 
     def _release(self) -> None:
         self.rope.frame_offset, self.rope.groups, self.rope.tables = 0, 1, None
@@ -223,7 +231,9 @@ class CachedCrossAttnProcessor:
         query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         if bound is None:
             bound = CrossAttentionPass(*_project_text(attn, encoder_hidden_states))
-        if bound.few is not None:
+        if bound.frame_tokens and bound.few is not None:
+            attended = attend_by_frame(query, bound.keys, bound.values, bound.few, bound.frame_tokens, bound.kernel)
+        elif bound.few is not None:
             attended = attend_to_few_keys(query, bound.keys, bound.values, bound.few, bound.kernel)
         else:
             attended = dispatch_attention_fn(query, bound.keys, bound.values, backend=self.causal.backend)

@@ -33,6 +33,7 @@ class CausalPass:
             attention.
         keys_only: the pass is made for the keys and values it writes: the last layer stops after writing its own, and
             the transformer's output is meaningless.
+        of_past: its frames lie before the block: of a text per frame they read the first.
     """
 
     kv_cache: KVCache
@@ -44,6 +45,7 @@ class CausalPass:
     kept_tokens: int = 0
     groups: int = 1
     keys_only: bool = False
+    of_past: bool = False
 
 
 class SelfAttentionPass(NamedTuple):
@@ -67,11 +69,12 @@ class CrossAttentionPass(NamedTuple):
     """One layer's part of a `CausalPass`: what its cross-attention reads.
 
     Attributes:
-        keys: of the prompt.
+        keys: of the prompt; in a transition [texts, tokens of each, heads, head_dim].
         values: the same.
-        few: see `CrossAttentionCache`; None if its kernel is not used.
+        few: see `CrossAttentionCache`; None if its kernel is not used and there is one text.
         kernel: of `FEW_KEY_ATTENTION`.
         writes_text: keys and values are written from the text of the call, without attention.
+        frame_tokens: of a latent frame, where each has a text of its own; 0 where all have one.
     """
 
     keys: torch.Tensor
@@ -79,6 +82,7 @@ class CrossAttentionPass(NamedTuple):
     few: FewKeys | None = None
     kernel: Any = None
     writes_text: bool = False
+    frame_tokens: int = 0
 
 
 def make_key_bias(

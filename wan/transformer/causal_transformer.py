@@ -100,10 +100,18 @@ def fill_cross_cache(
     Args:
         transformer: prepared by `install_causal_attention`; each of its layers is called once.
         cache: allocated for `prompt_embeds.shape[1]` tokens.
-        prompt_embeds: [1, text tokens, text_dim], the text encoder's output, zero after the prompt's end.
+        prompt_embeds: [1, text tokens, text_dim], the text encoder's output, zero after the prompt's end. Or one for
+            each latent frame of a block, [frames, text tokens, text_dim]; where they are too long for the room of one,
+            the last one counts for all.
         prompt: kept in the cache, to detect a change.
     """
-    embeds = prompt_embeds.to(weight_device(transformer), weight_dtype(transformer))
+    texts, all_tokens = prompt_embeds.shape[:2]
+    words = _count_words(prompt_embeds)
+    if texts > 1 and not cache.has_room_for(texts, words):
+        texts, words = 1, _count_words(prompt_embeds[-1:])
+    cache.texts = texts
+    used = prompt_embeds[-texts:, : all_tokens // texts]
+    embeds = used.to(weight_device(transformer), weight_dtype(transformer))
     text = transformer.condition_embedder.text_embedder(embeds)
     with causal_attention_of(transformer).bind_text(cache):
         # In such a call a layer reads only the text.
@@ -111,15 +119,15 @@ def fill_cross_cache(
         for block in transformer.blocks:
             block(nothing, text, nothing, (nothing, nothing))
     cache.prompt = prompt
-    cache.few = merge_padding(_count_words(prompt_embeds), prompt_embeds.shape[1], device=embeds.device)
+    cache.few = merge_padding(words, all_tokens, device=embeds.device)
 
 
 def _count_words(prompt_embeds: torch.Tensor) -> int:
-    """Tokens of [1, text tokens, text_dim] before the zero padding."""
+    """Tokens of [texts, text tokens, text_dim] before the zero padding, of the longest text."""
     if prompt_embeds.is_meta:
         # A memory rehearsal: the longest prompt needs the most.
         return prompt_embeds.shape[1]
-    places = prompt_embeds[0].any(dim=-1).nonzero()
+    places = prompt_embeds.any(dim=-1).any(dim=0).nonzero()
     return int(places[-1]) + 1 if len(places) else 0
 
 

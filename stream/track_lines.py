@@ -1,0 +1,132 @@
+"""One line of a prompt track: when, and which prompts.
+
+0-3: a calm sea                           blocks 0 to 3
+4: storm                                  from block 4 until the next line begins; `4-:` is the same
+8->11: calm again                         a transition: each of the blocks 8 to 11 takes a quarter more of it
+12 cut: a street at night                 a hard cut: nothing of the past is seen
+2.5s-4s: fog                              in seconds, at the nearest block
+16: a cat :0.7 || a dog :0.3              several prompts with weights
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from .block_prompt import shares_of
+
+_SHOWN_LETTERS = 60
+_NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)\s*(s?)"
+_PLACE = re.compile(rf"^{_NUMBER}\s*(?:(->|-)\s*(?:{_NUMBER})?)?\s*(cut)?$", re.IGNORECASE)
+_SEPARATOR = "||"
+# A colon behind a space, then what is meant as a number: `16:9` and `(word:1.2)` are parts of prompts.
+_WEIGHT = re.compile(r"^(.*?)\s:\s*([-+]?(?:[\d.]\S*|nan|inf|infinity))$", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A block, or a time in seconds."""
+
+    value: float
+    in_seconds: bool = False
+
+
+@dataclass(frozen=True)
+class TrackLine:
+    """One line of a track.
+
+    Attributes:
+        number: of the line, from 1.
+        written: what the user wrote, shortened.
+        parts: prompts with their shares; see `BlockPrompt`.
+        begin: None for where the line before ends.
+        end: where it ends, or where its transition does; None for none.
+        is_transition: whether the prompts come in little by little until `end`.
+        cut: whether it begins with a hard cut.
+        blocks: how long it is, for a line without `begin`; None until the next one begins.
+        transition_blocks: of these, how many its transition takes, for a line without `begin`.
+    """
+
+    number: int
+    written: str
+    parts: tuple[tuple[str, float], ...]
+    begin: Moment | None = None
+    end: Moment | None = None
+    is_transition: bool = False
+    cut: bool = False
+    blocks: int | None = None
+    transition_blocks: int = 0
+
+    def error(self, what: str) -> ValueError:
+        """The error that this line `what`."""
+        return ValueError(f"line {self.number} of the track, {self.written!r}, {what}.")
+
+
+def parse_line(number: int, text: str) -> TrackLine:
+    """Read one line that is neither empty nor a comment.
+
+    Raises:
+        ValueError: one sentence that names the line and what to write.
+    """
+    text = text.strip()
+    line = TrackLine(number, shorten(text), ())
+    place, colon, prompt = text.partition(":")
+    found = _PLACE.match(place.strip())
+    if not colon or found is None:
+        raise line.error(
+            "does not say when: begin it with blocks or seconds and a colon, such as '0-3:', '4:', '8->11:', "
+            "'2.5s-4s:' or '4 cut:'"
+        )
+    first, first_unit, arrow, last, last_unit, cut = found.groups()
+    # In `0-3.5s` the unit counts for both.
+    in_seconds = bool(first_unit or last_unit)
+    if first_unit and last is not None and not last_unit:
+        raise line.error(f"mixes seconds and blocks: write '{first}s{arrow}{last}s:' or '{first}{arrow}{last}:'")
+    moments = [None if value is None else Moment(float(value), in_seconds) for value in (first, last)]
+    if not in_seconds and any(moment is not None and moment.value % 1 for moment in moments):
+        raise line.error("names a part of a block: write whole blocks, or seconds with an s, such as '2.5s:'")
+    is_transition = arrow == "->"
+    if is_transition and last is None:
+        raise line.error(f"does not say where its transition ends: write '{place.strip()} 12:', for instance")
+    if is_transition and cut:
+        raise line.error("is a transition and a cut: choose one of them")
+    parts = parse_prompts(line, prompt)
+    return TrackLine(number, line.written, parts, moments[0], moments[1], is_transition, bool(cut))
+
+
+def parse_prompts(line: TrackLine, text: str) -> tuple[tuple[str, float], ...]:
+    """The prompts behind a line's colon, with their shares.
+
+    Raises:
+        ValueError: there is none, or a weight cannot be.
+    """
+    if _SEPARATOR not in text:
+        if not text.strip():
+            raise line.error("has no prompt: write what these blocks show behind the colon")
+        return ((text.strip(), 1.0),)
+    weighted = [_parse_part(line, part.strip()) for part in text.split(_SEPARATOR)]
+    if not math.isfinite(sum(weight for _, weight in weighted)) or not any(weight for _, weight in weighted):
+        raise line.error("has weights that add up to nothing: give at least one above 0")
+    return shares_of(weighted)
+
+
+def _parse_part(line: TrackLine, part: str) -> tuple[str, float]:
+    found = _WEIGHT.match(part)
+    prompt, written = (part, "1") if found is None else found.groups()
+    # A part that begins with a colon is a weight alone.
+    if not prompt.strip() or prompt.startswith(":"):
+        raise line.error(f"has no prompt beside '{_SEPARATOR}': write one on each side")
+    try:
+        weight = float(written)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise line.error(f"has the weight {written}: give a number of 0 or more, such as ':0.7'")
+    return prompt.strip(), weight
+
+
+def shorten(text: str) -> str:
+    """A line as messages show it."""
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 3] + "..."
