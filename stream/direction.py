@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .snapshot import StreamSnapshot
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -16,10 +18,12 @@ class Direction:
         prompt_of: from block index to prompt.
         embeds: of the prompt, [1, text tokens, text width], zero where nothing is said; every block is made with them
             and `prompt_of` is not asked. None encodes the prompts.
+        go_on: the stream that this one continues; its blocks are not counted by `prompt_of`. None starts a new one.
     """
 
     prompt_of: Callable[[int], str]
     embeds: torch.Tensor | None = None
+    go_on: StreamSnapshot | None = None
 
     @classmethod
     def constant(cls, prompt: str) -> Direction:

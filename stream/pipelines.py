@@ -16,6 +16,7 @@ from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
+from .carried_state import carried_by_built_in_blocks
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
@@ -24,6 +25,7 @@ from .layer_streaming import streamer_of
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
+from .snapshot_tree import SnapshotKinds
 
 BLOCK_COMPONENTS = ("transformer", "vae")
 # Of the layers, how many can be streamed without the bus setting the pace. Measured with the 14B on an H100: 10 of 40
@@ -210,6 +212,14 @@ class BuiltInPipeline:
     def explain_not_finite(self) -> str | None:
         """A weight that is not finite, as the file has it."""
         return self._store.explain_bad_weight()
+
+    def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
+        """See `carried_by_built_in_blocks`."""
+        return carried_by_built_in_blocks(state, settings)
+
+    def snapshot_kinds(self) -> SnapshotKinds:
+        """The family's."""
+        return self.family.snapshot_kinds()
 
     def describe(self) -> dict[str, Any]:
         """Plan of each quantized component and its speed here, what each LoRA changed, and which GPU kernels run."""

@@ -21,6 +21,7 @@ from ..memory.recorder import CLEAN_UP, NoRecording
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .settings import StreamSettings
+from .snapshot import StreamSnapshot
 from .state import StreamState
 from .stream_pipeline import StreamPipeline
 
@@ -68,6 +69,7 @@ class Session:
         on_pass: PassCallback | None = None,
         recorder: NoRecording | None = None,
         start_from: Mapping[str, Any] | None = None,
+        going_on: StreamSnapshot | None = None,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -81,6 +83,8 @@ class Session:
                 ownership and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
                 `kv_cache`; `decoder_cache` and `generator` make the seam invisible. None starts at the first frame.
+            going_on: the stream to continue, as a snapshot, which stays as it is; checked by `check_going_on`. Its
+                entries come to the device when the first prompt is encoded, and replace those of `start_from`.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -99,6 +103,10 @@ class Session:
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._closed = False
+        self._going_on = going_on
+        # `next_block` counts this session's blocks; those before it are the pipeline's business only.
+        self._blocks_before = 0 if going_on is None else going_on.blocks_made
+        self._last_prompt: str | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -126,7 +134,9 @@ class Session:
         began = time.perf_counter()
         self._state.strip()
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
+        self._last_prompt = None
         self._encode(prompt)
+        self._take_up_past()
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
         if self.next_block == 0 or not self.pipeline.is_resident():
@@ -147,7 +157,31 @@ class Session:
             prompt_tokens_cut=self._state.get("prompt_tokens_cut", 0),
         )
         self.next_block += 1
+        self._last_prompt = prompt
         return block
+
+    def snapshot(self) -> StreamSnapshot:
+        """The stream after its last block, for sessions that go on from there; costs one copy to the CPU.
+
+        May be taken after any block; this session goes on, too.
+
+        Raises:
+            ValueError: there is no block yet, the last one failed, or the session is closed.
+            CannotSnapshotError: the pipeline's state cannot be copied.
+        """
+        if self._closed or self._last_prompt is None:
+            why = "the session is closed" if self._closed else "its last block is not complete"
+            raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
+        state = self._state.values | {"generator": self._generator}
+        made = self._blocks_before + self.next_block
+        return StreamSnapshot.take(self.pipeline, self.settings, state, blocks_made=made, prompt=self._last_prompt)
+
+    def _take_up_past(self) -> None:
+        """Bring the stream to go on from to the device: not before the text encoder may have left."""
+        past, self._going_on = self._going_on, None
+        if past is not None:
+            self._state.values.update(past.start_entries(self.pipeline))
+            self._generator = self._state.values["generator"]
 
     def _call_pipeline(self, prompt: str) -> StreamState:
         """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
@@ -189,7 +223,7 @@ class Session:
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
         inputs = self.settings.pipeline_inputs() | {
             "prompt": [prompt],
-            "block_idx": self.next_block,
+            "block_idx": self._blocks_before + self.next_block,
             "generator": self._generator,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}

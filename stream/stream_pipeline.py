@@ -13,6 +13,7 @@ from ..memory.pipeline_facts import PipelineFacts
 from .component_store import LoadCallback
 from .recipe import Recipe
 from .settings import StreamSettings
+from .snapshot_tree import SnapshotKinds
 
 
 class StreamPipeline(Protocol):
@@ -66,6 +67,12 @@ class StreamPipeline(Protocol):
 
     def explain_not_finite(self) -> str | None:
         """Why a block may have come out NaN or infinite, and what to do; None when it is not known."""
+
+    def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
+        """The entries of a stream's state, between two blocks, that its next block needs in another session."""
+
+    def snapshot_kinds(self) -> SnapshotKinds:
+        """The classes of objects in the state that snapshots hold; see `Snapshottable`."""
 
     def describe(self) -> dict[str, Any]:
         """What the user should know about how the pipeline was made, as JSON values."""

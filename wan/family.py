@@ -145,6 +145,14 @@ class CausalWan(ModelFamily):
 
         return make_causal_wan_pipeline()
 
+    def snapshot_kinds(self) -> Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]:
+        """KV caches, and the caches of the VAE's decoder and encoder."""
+        from .transformer.kv_cache import KVCache
+        from .transformer.packed_kv_cache import PackedKVCache
+        from .vae.streaming_vae import DecoderCache, EncoderCache
+
+        return {kind.__name__: kind.from_snapshot for kind in (KVCache, PackedKVCache, DecoderCache, EncoderCache)}
+
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
     ) -> int:

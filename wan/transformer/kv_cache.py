@@ -12,13 +12,17 @@ by layer), then, where the policy keeps them, `commit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ...ops.few_key_attention import FewKeys
 from .rope import RotaryTables
+
+
+_BUFFERS = ("keys", "values")
 
 
 @dataclass
@@ -32,6 +36,7 @@ class KVCache:
         sink_tokens: tokens at the front that are never evicted.
         length: tokens of past frames that are valid.
         evicted: tokens that were dropped so far.
+        room: tokens of the last block that began.
         rotary: RoPE tables of the positions in time at which keys were last written.
     """
 
@@ -41,6 +46,7 @@ class KVCache:
     sink_tokens: int = 0
     length: int = 0
     evicted: int = 0
+    room: int = 0
     rotary: RotaryTables = field(default_factory=RotaryTables)
 
     @classmethod
@@ -106,6 +112,7 @@ class KVCache:
                 f"a block of {tokens} tokens and a sink of {self.sink_tokens} do not fit a KV cache of "
                 f"{self.capacity} tokens: use fewer sink frames or more context frames."
             )
+        self.room = tokens
         surplus = self.length + tokens - self.capacity
         if surplus > 0:
             self._drop_oldest(surplus)
@@ -113,6 +120,33 @@ class KVCache:
     def commit(self, tokens: int) -> None:
         """Count the block's tokens, as last written, among the past frames."""
         self.length += tokens
+
+    def to_snapshot(self) -> dict[str, Any]:
+        """Sizes, and the tokens that stay when the next block, as long as the last, begins."""
+        surplus = max(0, self.length + self.room - self.capacity)
+        return {
+            "capacity": self.capacity,
+            "tokens_per_frame": self.tokens_per_frame,
+            "sink_tokens": self.sink_tokens,
+            "length": self.length - surplus,
+            "evicted": self.evicted + surplus,
+            "room": self.room,
+            **self._stored(self.sink_tokens, self.sink_tokens + surplus),
+        }
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> KVCache:
+        """The same cache on `device`; where it had no tokens, zeros."""
+        known = {name: part for name, part in parts.items() if name not in ("capacity", "keys", "values")}
+        keys, values = ([fill_buffer(pieces, parts["capacity"], device) for pieces in parts[n]] for n in _BUFFERS)
+        return cls(keys, values, **known)
+
+    def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
+        """Per layer, the pieces of what is kept: tokens before `sink`, and from `first_kept` to the last."""
+        return {
+            name: [pieces_of(buffer, sink, first_kept, self.length) for buffer in getattr(self, name)]
+            for name in _BUFFERS
+        }
 
     def _drop_oldest(self, surplus: int) -> None:
         self._move_kept(self.sink_tokens + surplus, self.sink_tokens)
@@ -125,6 +159,26 @@ class KVCache:
             # Cloned, one layer at a time: source and target overlap.
             moved = buffer[:, first_kept : self.length].clone()
             buffer[:, target : target + kept].copy_(moved)
+
+
+def pieces_of(buffer: torch.Tensor, sink: int, first_kept: int, length: int) -> list[torch.Tensor]:
+    """Views of `buffer` [batch, tokens, ...]: tokens before `sink`, and from `first_kept` to `length`."""
+    if first_kept == sink:
+        return [buffer[:, :length]]
+    return [piece for piece in (buffer[:, :sink], buffer[:, first_kept:length]) if piece.shape[1]]
+
+
+def fill_buffer(pieces: Sequence[torch.Tensor], capacity: int, device: torch.device) -> torch.Tensor:
+    """A buffer for `capacity` tokens on `device` that begins with `pieces`, each [batch, tokens, ...]."""
+    like = pieces[0]
+    buffer = torch.zeros((like.shape[0], capacity, *like.shape[2:]), dtype=like.dtype, device=device)
+    start = 0
+    for piece in pieces:
+        # As bytes: not every device copies 8-bit floats into a part of a tensor.
+        target = buffer[:, start : start + piece.shape[1]].view(torch.uint8)
+        target.copy_(piece.view(torch.uint8))
+        start += piece.shape[1]
+    return buffer
 
 
 def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -8,13 +8,14 @@ compiled part, so no kernel and no graph sees 8 bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...ops.fp8_linear import FP8_DTYPE, fp8_scale, largest_magnitude, round_to_fp8
-from .kv_cache import KVCache
+from .kv_cache import KVCache, fill_buffer, pieces_of
 
 
 class PackedTokens(NamedTuple):
@@ -143,6 +144,32 @@ class PackedKVCache(KVCache):
         """What the call of a layer does around its attention; `kept` tokens of the pass are packed."""
         keys, values = self.packed[layer]
         return PackedPast(keys, values, (self.keys[layer], self.values[layer]), self.length, kept)
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> PackedKVCache:
+        """The same cache on `device`. The shared buffers come empty: each layer writes them before it reads them."""
+        own = ("capacity", "heads", "head_dim", "dtype", "kept_tokens", "packed")
+        known = {name: part for name, part in parts.items() if name not in own}
+        shape = (1, parts["capacity"], parts["heads"], parts["head_dim"])
+        keys, values = (torch.zeros(shape, dtype=getattr(torch, parts["dtype"]), device=device) for _ in range(2))
+        packed = [
+            tuple(PackedTokens(*(fill_buffer(pieces, parts["kept_tokens"], device) for pieces in tokens)) for tokens in layer)
+            for layer in parts["packed"]
+        ]
+        return cls([keys] * len(packed), [values] * len(packed), packed=packed, **known)
+
+    def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
+        buffer = self.keys[0]
+        return {
+            "heads": buffer.shape[2],
+            "head_dim": buffer.shape[3],
+            "dtype": str(buffer.dtype).removeprefix("torch."),
+            "kept_tokens": self.packed[0][0].data.shape[1],
+            "packed": [
+                [[pieces_of(part, sink, first_kept, self.length) for part in tokens] for tokens in layer]
+                for layer in self.packed
+            ],
+        }
 
     def _move_kept(self, first_kept: int, target: int) -> None:
         for keys, values in self.packed:

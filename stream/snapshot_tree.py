@@ -1,0 +1,158 @@
+"""Values of a state as named tensors and one JSON text, and back.
+
+What a state holds are tensors in lists, deques and dicts, numbers, strings, generators, and objects that are
+`Snapshottable`. Anything else is refused rather than pickled: a snapshot must be a value that can lie in a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .state import Snapshottable
+
+# From the name of a class to what makes its object of parts; see `Snapshottable.from_snapshot`.
+SnapshotKinds = Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]
+
+_PLAIN = (bool, int, float, str)
+
+
+class CannotSnapshotError(ValueError):
+    """A state holds what a snapshot cannot: no stream can go on from it."""
+
+
+class TreeWriter:
+    """Takes values apart.
+
+    Args:
+        device: of the stream; tensors elsewhere, on the CPU, stay there when the stream goes on.
+
+    Attributes:
+        tensors: copies on the CPU, by the path of their place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._device = device
+        # By identity, with the tensor itself: an identity is free again when its object is gone.
+        self._seen: dict[int, tuple[torch.Tensor, str]] = {}
+
+    def write(self, values: Mapping[str, Any]) -> str:
+        """`values` as JSON text; their tensors are copied to `tensors`.
+
+        Raises:
+            CannotSnapshotError: a value is of a type that cannot be taken apart.
+        """
+        written = json.dumps({key: self._node(value, key) for key, value in values.items()})
+        self._seen.clear()
+        return written
+
+    def _node(self, value: Any, path: str) -> Any:  # noqa: ANN401
+        if value is None or type(value) in _PLAIN:
+            return value
+        if isinstance(value, torch.Tensor):
+            return {"tensor": self._take(value, path), "on_device": value.device.type == self._device.type}
+        if isinstance(value, torch.Generator):
+            return {"generator": self._take(value.get_state(), path), "device": value.device.type}
+        if isinstance(value, Snapshottable):
+            return {"kind": type(value).__name__, "parts": self._node(dict(value.to_snapshot()), path)}
+        if isinstance(value, dict):
+            pairs = [[self._key(key, path), self._node(entry, f"{path}/{key}")] for key, entry in value.items()]
+            return {"dict": pairs}
+        if type(value) in (list, tuple, deque):
+            items = [self._node(item, f"{path}/{index}") for index, item in enumerate(value)]
+            limit = {"length": value.maxlen} if isinstance(value, deque) else {}
+            return {type(value).__name__: items, **limit}
+        raise CannotSnapshotError(_refusal(path, value))
+
+    def _key(self, key: Any, path: str) -> Any:  # noqa: ANN401
+        if key is None or type(key) in _PLAIN:
+            return key
+        raise CannotSnapshotError(_refusal(path, key))
+
+    def _take(self, tensor: torch.Tensor, path: str) -> str:
+        known = self._seen.get(id(tensor))
+        if known is not None:
+            return known[1]
+        self._seen[id(tensor)] = (tensor, path)
+        self.tensors[path] = tensor.detach().to("cpu", copy=True)
+        return path
+
+
+def _refusal(path: str, value: Any) -> str:  # noqa: ANN401
+    return (
+        f"the stream cannot be kept to go on from: {path} in its state is a {type(value).__name__}, which cannot be "
+        f"copied as tensors and numbers; if the pipeline makes it anew for each block, write "
+        f"'{path.split('/')[0]} = drop' under state_rules."
+    )
+
+
+class TreeReader:
+    """Puts values together again, of tensors that are their own.
+
+    Args:
+        tensors: by path; none of them is handed out.
+        device: of the stream that goes on.
+        kinds: the classes of its pipeline's objects.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device, kinds: SnapshotKinds) -> None:
+        self._tensors = tensors
+        self._device = device
+        self._kinds = kinds
+        self._made: dict[str, torch.Tensor] = {}
+
+    def read(self, written: str) -> dict[str, Any]:
+        """The values that a `TreeWriter` took apart.
+
+        Raises:
+            ValueError: the pipeline has no such class, or a generator was on another kind of device.
+        """
+        return {key: self._value(node, lent=False) for key, node in json.loads(written).items()}
+
+    def _value(self, node: Any, *, lent: bool) -> Any:  # noqa: ANN401
+        """The value of a node; `lent` gives the tensors themselves, to one that copies them."""
+        if not isinstance(node, dict):
+            return node
+        if "tensor" in node:
+            return self._tensor(node["tensor"], on_device=node["on_device"], lent=lent)
+        if "generator" in node:
+            return self._generator(node["generator"], node["device"])
+        if "kind" in node:
+            return self._object(node["kind"], node["parts"])
+        if "dict" in node:
+            return {key: self._value(entry, lent=lent) for key, entry in node["dict"]}
+        kind = next(name for name in ("list", "tuple", "deque") if name in node)
+        items = [self._value(item, lent=lent) for item in node[kind]]
+        if kind == "deque":
+            return deque(items, maxlen=node["length"])
+        return items if kind == "list" else tuple(items)
+
+    def _tensor(self, path: str, *, on_device: bool, lent: bool) -> torch.Tensor:
+        if lent:
+            return self._tensors[path]
+        if path not in self._made:
+            self._made[path] = self._tensors[path].to(self._device if on_device else "cpu", copy=True)
+        return self._made[path]
+
+    def _generator(self, path: str, kind: str) -> torch.Generator:
+        if kind not in ("cpu", self._device.type):
+            raise ValueError(
+                f"go_on_from drew its noise on {kind} and this pipeline is on {self._device.type}: choose the device "
+                f"{kind} in the loader, or start a new stream."
+            )
+        generator = torch.Generator(self._device if kind == self._device.type else kind)
+        generator.set_state(self._tensors[path].clone())
+        return generator
+
+    def _object(self, kind: str, parts: Any) -> Any:  # noqa: ANN401
+        if kind not in self._kinds:
+            raise ValueError(
+                f"go_on_from holds a {kind}, which this pipeline does not know: it is a stream of another pipeline; "
+                "start a new stream."
+            )
+        return self._kinds[kind](self._value(parts, lent=True), self._device)
