@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -30,6 +30,10 @@ from .sampler_inputs import (
     UNSET_SINK,
     sampler_inputs,
 )
+from .stream_socket import stream_output
+
+if TYPE_CHECKING:
+    from ..stream.snapshot import StreamSnapshot
 
 
 class StreamingBlockSampler(io.ComfyNode):
@@ -52,6 +56,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 io.Image.Output(display_name="images", tooltip="The pictures kept, by keep_frames."),
                 io.String.Output(display_name="settings", tooltip="What was applied and measured, as JSON."),
                 TimelineType.Output(display_name="timeline", tooltip="For Stream Memory Report."),
+                stream_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -83,6 +88,9 @@ class StreamingBlockSampler(io.ComfyNode):
         first_block_timesteps: str = "",
         memory_gb: float = UNSET,
         kv_format: str = KV_AUTO,
+        go_on_from: StreamSnapshot | None = None,
+        same_video: bool = False,
+        keep_stream: bool = True,
     ) -> io.NodeOutput:
         """Stream the video."""
         choices = StreamChoices(
@@ -113,10 +121,16 @@ class StreamingBlockSampler(io.ComfyNode):
         from ..stream.conditioning import GIVEN_PROMPT, read_conditioning
         from ..stream.direction import Direction
         from ..stream.frames import to_image_batch
+        from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, video_to_go_on
         from ..stream.materialise import materialise
         from ..stream.run_stream import run_stream
         from ..stream.sinks import FrameKeeper, Mp4Sink
 
+        if go_on_from is not None:
+            check_recipe(go_on_from, pipeline)
+            fps = fps or go_on_from.fps or UNSET
+        notices: list[str] = []
+        earlier = None if go_on_from is None or not same_video else video_to_go_on(go_on_from, fps)
         embeds = None if conditioning is None else read_conditioning(conditioning)
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(1, node_id)
@@ -129,9 +143,12 @@ class StreamingBlockSampler(io.ComfyNode):
         )
         used = named or materialised.own_preset()
         settings = choices.complete(used)
+        if go_on_from is not None:
+            asked = choices.complete(named or go_on_from.settings)
+            notices, settings = seed_notice(go_on_from, asked), settings_to_go_on(go_on_from, asked)
         watcher.begin(settings)
-        fps = choices.fps or used.fps
-        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
+        fps = fps or used.fps
+        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps, begin_with=earlier)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         recorder = None
         if memory_timeline != TIMELINE_OFF:
@@ -144,7 +161,13 @@ class StreamingBlockSampler(io.ComfyNode):
             )
         try:
             report = run_stream(
-                materialised, settings, Direction(lambda _: prompt, embeds), [video, keeper], watcher, recorder
+                materialised,
+                settings,
+                Direction(lambda _: prompt, embeds, go_on_from),
+                [video, keeper],
+                watcher,
+                recorder,
+                keep_stream=keep_stream,
             )
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
@@ -157,6 +180,10 @@ class StreamingBlockSampler(io.ComfyNode):
             images = to_image_batch(frames)
         shown = prompt if embeds is None else GIVEN_PROMPT
         applied = settings.as_dict() | {"prompt": shown, "fps": fps, "preset": used.name} | report.as_dict()
-        applied["notices"] += [used.note] if used.note else []
+        applied["notices"] += [*notices, *([used.note] if used.note else [])]
         timeline = None if recorder is None else recorder.timeline()
-        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline)
+        why = report.no_snapshot if keep_stream else "keep_stream is off: switch it on."
+        stream = host.blocked_output(f"This stream cannot be continued: {why}")
+        if report.snapshot is not None:
+            stream = report.snapshot.with_video(video.path, fps, video.frames_written)
+        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline, stream)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from ..families.kv_policies import KV_AUTO
 from .recipe import Recipe
 from .settings import StreamSettings
-from .snapshot import StreamSnapshot, VideoSoFar
+from .snapshot import StreamSnapshot
 
 # What latents, pictures and features of the VAE have the shape of, and what is kept of the past.
 _OF_ANY_STREAM = ("width", "height", "kv_policy")
@@ -54,9 +55,9 @@ def settings_to_go_on(snapshot: StreamSnapshot, settings: StreamSettings) -> Str
     return replace(settings, seed=known.seed, first_block_timesteps=None)
 
 
-def seed_notice(snapshot: StreamSnapshot | None, settings: StreamSettings) -> list[str]:
+def seed_notice(snapshot: StreamSnapshot, settings: StreamSettings) -> list[str]:
     """A sentence where the user chose a seed that has no effect."""
-    if snapshot is None or snapshot.settings.seed == settings.seed:
+    if snapshot.settings.seed == settings.seed:
         return []
     return [
         f"seed {settings.seed} has no effect: the stream goes on with its own noise, that of seed "
@@ -64,7 +65,7 @@ def seed_notice(snapshot: StreamSnapshot | None, settings: StreamSettings) -> li
     ]
 
 
-def video_to_go_on(snapshot: StreamSnapshot, fps: float) -> VideoSoFar:
+def video_to_go_on(snapshot: StreamSnapshot, fps: float) -> Path:
     """The file that the stream before is in, for a file that is to begin with it.
 
     Raises:
@@ -85,7 +86,7 @@ def video_to_go_on(snapshot: StreamSnapshot, fps: float) -> VideoSoFar:
         raise ValueError(
             f"fps is {fps:g} and the video before has {video.fps:g}: with same_video choose {video.fps:g}, or 0."
         )
-    return video
+    return video.path
 
 
 def _check_same(name: str, known: object, wanted: object) -> None:

@@ -43,7 +43,9 @@ class GrowingMp4:
             OSError: it could not be written; the file ends with the previous block.
         """
         wanted = _FRAGMENT if self.blocks else _FILE_HEADER + _FRAGMENT
-        boxes = b"".join(data for kind, data in split_boxes(self._mux(packets, template or self._template)) if kind in wanted)
+        boxes = b"".join(
+            data for kind, data in split_boxes(self._mux(packets, template or self._template)) if kind in wanted
+        )
         mode = "ab" if self.blocks else "wb"
         # Unbuffered: otherwise data that a full disk refused would stay in the buffer and be written by `truncate`.
         with self.path.open(mode, buffering=0) as file:

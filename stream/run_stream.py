@@ -15,7 +15,7 @@ from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
 from .direction import Direction
-from .going_on import check_recipe, seed_notice, settings_to_go_on
+from .going_on import check_recipe, settings_to_go_on
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
@@ -114,11 +114,10 @@ def run_stream(
     notices: list[str] = []
     blocks_made = pictures = 0
     failed = True
-    snapshot, no_snapshot = None, "it was not asked for."
+    snapshot, no_snapshot = None, "no snapshot was asked for."
     try:
         if direction.go_on is not None:
             check_recipe(direction.go_on, pipeline.recipe)
-            notices += seed_notice(direction.go_on, settings)
             settings = settings_to_go_on(direction.go_on, settings)
         settings = replace(settings, embeds_given=embeds is not None)
         pipeline.check_settings(settings)

@@ -98,6 +98,11 @@ class StreamSnapshot:
         """Whether it holds keys and values, whose number and format are then settled; unknown blocks may."""
         return self.recipe.blocks != BUILT_IN_BLOCKS or "kv_cache" in json.loads(self.layout)
 
+    @property
+    def fps(self) -> float | None:
+        """Pictures a second of the video so far; None where there is none."""
+        return None if self.video is None else self.video.fps
+
     def with_video(self, path: Path, fps: float, pictures: int) -> StreamSnapshot:
         """The same, and where its pictures are; the tensors are shared between the two."""
         return replace(self, video=VideoSoFar(path, fps, pictures))

@@ -21,7 +21,6 @@ import torch
 from ...ops.few_key_attention import FewKeys
 from .rope import RotaryTables
 
-
 _BUFFERS = ("keys", "values")
 
 

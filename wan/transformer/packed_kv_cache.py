@@ -8,7 +8,7 @@ compiled part, so no kernel and no graph sees 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -151,12 +151,14 @@ class PackedKVCache(KVCache):
         own = ("capacity", "heads", "head_dim", "dtype", "kept_tokens", "packed")
         known = {name: part for name, part in parts.items() if name not in own}
         shape = (1, parts["capacity"], parts["heads"], parts["head_dim"])
-        keys, values = (torch.zeros(shape, dtype=getattr(torch, parts["dtype"]), device=device) for _ in range(2))
-        packed = [
-            tuple(PackedTokens(*(fill_buffer(pieces, parts["kept_tokens"], device) for pieces in tokens)) for tokens in layer)
-            for layer in parts["packed"]
-        ]
-        return cls([keys] * len(packed), [values] * len(packed), packed=packed, **known)
+        dtype = getattr(torch, parts["dtype"])
+        buffers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)]
+
+        def restored(tokens: Sequence[Sequence[torch.Tensor]]) -> PackedTokens:
+            return PackedTokens(*(fill_buffer(pieces, parts["kept_tokens"], device) for pieces in tokens))
+
+        packed = [(restored(keys), restored(values)) for keys, values in parts["packed"]]
+        return cls(*([buffer] * len(packed) for buffer in buffers), packed=packed, **known)
 
     def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
         buffer = self.keys[0]
