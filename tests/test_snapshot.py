@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 # The prompt changes at the seam, and again after it.
 PROMPTS = ["a cat", "a cat", "a dog on a red sofa", "a cat"]
 CUT = 2
-POLICIES = {
+POLICIES: dict[str, dict[str, Any]] = {
     "recompute": {"kv_policy": "recompute"},
     "recompute, six context frames": {"kv_policy": "recompute", "context_frames": 6},
     "recompute in 8 bits": {"kv_policy": "recompute", "kv_format": KV_FP8},
@@ -225,7 +226,7 @@ def test_a_stream_is_not_lost_for_want_of_a_snapshot(recipe, monkeypatch):
 
 def test_values_come_back_as_they_were():
     shared = torch.arange(6.0).reshape(2, 3)
-    values = {
+    values: dict[str, Any] = {
         "numbers": [1, 2.5, True, None, "text", (1, "a")],
         "twice": {0: shared, "b": [shared]},
         "transposed": shared.t(),

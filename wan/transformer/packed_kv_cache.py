@@ -152,13 +152,13 @@ class PackedKVCache(KVCache):
         known = {name: part for name, part in parts.items() if name not in own}
         shape = (1, parts["capacity"], parts["heads"], parts["head_dim"])
         dtype = getattr(torch, parts["dtype"])
-        buffers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)]
+        one, other = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
 
         def restored(tokens: Sequence[Sequence[torch.Tensor]]) -> PackedTokens:
             return PackedTokens(*(fill_buffer(pieces, parts["kept_tokens"], device) for pieces in tokens))
 
         packed = [(restored(keys), restored(values)) for keys, values in parts["packed"]]
-        return cls(*([buffer] * len(packed) for buffer in buffers), packed=packed, **known)
+        return cls([one] * len(packed), [other] * len(packed), packed=packed, **known)
 
     def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
         buffer = self.keys[0]
