@@ -20,7 +20,8 @@ def written(path, blocks, **options):
 def frame_times(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        assert (stream.start_time, stream.frames) == (0, len(times := [f.pts for f in container.decode(stream)]))
+        times = [frame.pts for frame in container.decode(stream)]
+        assert (stream.start_time, stream.frames) == (0, len(times))
         return [time * stream.time_base for time in times], stream.average_rate
 
 
