@@ -168,6 +168,7 @@ class Session:
         Raises:
             ValueError: there is no block yet, the last one failed, or the session is closed.
             CannotSnapshotError: the pipeline's state cannot be copied.
+            MemoryError: there is too little RAM for the copy.
         """
         if self._closed or self._last_prompt is None:
             why = "the session is closed" if self._closed else "its last block is not complete"

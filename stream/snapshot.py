@@ -77,6 +77,7 @@ class StreamSnapshot:
 
         Raises:
             CannotSnapshotError: an entry cannot be copied.
+            MemoryError: there is too little RAM for the copies.
         """
         writer = TreeWriter(pipeline.device)
         layout = writer.write(pipeline.carried_state(state, settings))

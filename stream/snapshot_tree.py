@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import psutil
 import torch
 
+from ..memory.byte_text import format_gb
 from .state import Snapshottable
 
 # From the name of a class to what makes its object of parts; see `Snapshottable.from_snapshot`.
@@ -38,17 +40,20 @@ class TreeWriter:
     def __init__(self, device: torch.device) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._device = device
-        # By identity, with the tensor itself: an identity is free again when its object is gone.
-        self._seen: dict[int, tuple[torch.Tensor, str]] = {}
+        self._found: dict[str, torch.Tensor] = {}
+        self._paths: dict[int, str] = {}
 
     def write(self, values: Mapping[str, Any]) -> str:
         """`values` as JSON text; their tensors are copied to `tensors`.
 
         Raises:
             CannotSnapshotError: a value is of a type that cannot be taken apart.
+            MemoryError: there is too little RAM for copies; nothing was copied.
         """
         written = json.dumps({key: self._node(value, key) for key, value in values.items()})
-        self._seen.clear()
+        check_room(sum(tensor.nbytes for tensor in self._found.values()))
+        self.tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in self._found.items()}
+        self._found, self._paths = {}, {}
         return written
 
     def _node(self, value: Any, path: str) -> Any:  # noqa: ANN401
@@ -75,12 +80,21 @@ class TreeWriter:
         raise CannotSnapshotError(_refusal(path, key))
 
     def _take(self, tensor: torch.Tensor, path: str) -> str:
-        known = self._seen.get(id(tensor))
-        if known is not None:
-            return known[1]
-        self._seen[id(tensor)] = (tensor, path)
-        self.tensors[path] = tensor.detach().to("cpu", copy=True)
-        return path
+        # Identities are those of tensors that are alive until all are found.
+        known = self._paths.setdefault(id(tensor), path)
+        if known == path:
+            self._found[path] = tensor
+        return known
+
+
+def check_room(needed: int) -> None:
+    """Raise MemoryError unless `needed` bytes leave as many bytes of RAM free for everything else."""
+    free = int(psutil.virtual_memory().available)
+    if 2 * needed > free:
+        raise MemoryError(
+            f"a copy of the stream's past takes {format_gb(needed)} of RAM and {format_gb(free)} are free: close other "
+            "programs, or choose a smaller width, height or context."
+        )
 
 
 def _refusal(path: str, value: Any) -> str:  # noqa: ANN401

@@ -1,7 +1,5 @@
 """A video that begins with another's pictures: as PyAV decodes it, and the other file untouched."""
 
-from itertools import pairwise
-
 import av
 import pytest
 import torch
@@ -20,9 +18,9 @@ def written(path, blocks, **options):
 def frame_times(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        times = [frame.pts for frame in container.decode(stream)]
+        times = [frame.time for frame in container.decode(stream)]
         assert (stream.start_time, stream.frames) == (0, len(times))
-        return [time * stream.time_base for time in times], stream.average_rate
+        return times, float(stream.average_rate or 0)
 
 
 # More pictures than are copied at a time; a rate that is no whole number.
@@ -41,7 +39,7 @@ def test_the_earlier_pictures_come_first(tmp_path, fps, blocks):
     assert joined.frames_written == len(expected) == 12 * blocks + 21
     times, rate = frame_times(tmp_path / "joined.mp4")
     assert rate == pytest.approx(fps)
-    assert [later - earlier for earlier, later in pairwise(times)] == [1 / rate] * (len(times) - 1)
+    assert times == pytest.approx([index / rate for index in range(len(expected))])
     assert (tmp_path / "a.mp4").read_bytes() == content
 
 

@@ -4,8 +4,10 @@ import copy
 import hashlib
 from collections import deque
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from file_streams import Nobody, Pictures
@@ -231,6 +233,17 @@ def test_a_stream_is_not_lost_for_want_of_a_snapshot(recipe, monkeypatch):
     report, made = streamed(recipe, small(blocks=1), Direction.constant("a cat"), keep_stream=True)
     assert report.snapshot is None and "odd in its state is a object" in report.no_snapshot
     assert len(made) == report.blocks_made == 1
+
+
+def test_a_snapshot_leaves_room_in_ram(recipe, monkeypatch):
+    with Session(materialise(recipe), small()) as session:
+        session.run_block("a cat")
+        size = session.snapshot().bytes
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * size - 1))
+        with pytest.raises(MemoryError, match=r"a copy of the stream's past takes 0\.0 GB of RAM and 0\.0 GB are free"):
+            session.snapshot()
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * size))
+        assert session.snapshot().bytes == size
 
 
 def test_values_come_back_as_they_were():
