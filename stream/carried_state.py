@@ -12,7 +12,7 @@ from .state import Snapshottable
 
 # What the built-in blocks find in the state and cannot make anew. The prompt's embeddings and keys can be, from the
 # prompt; schedule and noise belong to one block.
-_CARRIED = frozenset(
+CARRIED = frozenset(
     {
         "stream_position",
         "current_denoised_latents",
@@ -37,7 +37,7 @@ def carried_by_built_in_blocks(state: Mapping[str, Any], settings: StreamSetting
     return {
         key: value
         for key, value in state.items()
-        if value is not None and key not in computed_again and (key in _CARRIED or isinstance(value, Snapshottable))
+        if value is not None and key not in computed_again and (key in CARRIED or isinstance(value, Snapshottable))
     }
 
 

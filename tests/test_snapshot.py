@@ -15,6 +15,7 @@ from file_streams import Nobody, Pictures
 from streamblocks.families.kv_policies import KV_FP8
 from streamblocks.memory.cleanup import STATE_RULES, Handling
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes, storages_of, tensors_in
+from streamblocks.stream.carried_state import CARRIED
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.going_on import settings_to_go_on
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -158,9 +159,7 @@ def test_a_snapshot_holds_what_the_next_block_needs_and_nothing_else(recipe, pol
 
 def test_what_is_carried_has_a_rule():
     handling = {rule.key: rule.handling for rule in STATE_RULES}
-    from streamblocks.stream.carried_state import _CARRIED
-
-    assert {handling[key] for key in _CARRIED} == {Handling.SHARE}
+    assert {handling[key] for key in CARRIED} == {Handling.SHARE}
 
 
 def test_a_shorter_context_goes_on_and_other_choices_may_change(recipe):

@@ -22,6 +22,8 @@ from ...ops.few_key_attention import FewKeys
 from .rope import RotaryTables
 
 _BUFFERS = ("keys", "values")
+# Of a snapshot: buffers are stored as far as they are filled, and RoPE tables are computed again.
+_STORED_APART = frozenset({*_BUFFERS, "packed", "rotary"})
 
 
 @dataclass
@@ -123,15 +125,10 @@ class KVCache:
     def to_snapshot(self) -> dict[str, Any]:
         """Sizes, and the tokens that stay when the next block, as long as the last, begins."""
         surplus = max(0, self.length + self.room - self.capacity)
-        return {
-            "capacity": self.capacity,
-            "tokens_per_frame": self.tokens_per_frame,
-            "sink_tokens": self.sink_tokens,
-            "length": self.length - surplus,
-            "evicted": self.evicted + surplus,
-            "room": self.room,
-            **self._stored(self.sink_tokens, self.sink_tokens + surplus),
-        }
+        # Whatever else the cache comes to hold is part of it, or refused: never forgotten without a word.
+        known = {name: value for name, value in vars(self).items() if name not in _STORED_APART}
+        known |= {"capacity": self.capacity, "length": self.length - surplus, "evicted": self.evicted + surplus}
+        return known | self._stored(self.sink_tokens, self.sink_tokens + surplus)
 
     @classmethod
     def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> KVCache:
