@@ -245,6 +245,17 @@ def test_a_snapshot_leaves_room_in_ram(recipe, monkeypatch):
         assert session.snapshot().bytes == size
 
 
+def test_a_stream_with_an_unusable_block_cannot_go_on(recipe, monkeypatch):
+    def check(session):
+        if session.next_block == 1:
+            raise BlockFailedError("block 1 is bad")
+
+    monkeypatch.setattr(Session, "_check_finite", check)
+    report, made = streamed(recipe, small(), Direction.constant("a cat"), keep_stream=True)
+    assert report.blocks_made == len(made) == 1 and report.snapshot is None
+    assert report.no_snapshot == "it ended with a block that is unusable: block 1 is bad"
+
+
 def test_values_come_back_as_they_were():
     shared = torch.arange(6.0).reshape(2, 3)
     values: dict[str, Any] = {
