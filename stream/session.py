@@ -83,8 +83,9 @@ class Session:
                 ownership and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
                 `kv_cache`; `decoder_cache` and `generator` make the seam invisible. None starts at the first frame.
-            going_on: the stream to continue, as a snapshot, which stays as it is; checked by `check_going_on`. Its
-                entries come to the device when the first prompt is encoded, and replace those of `start_from`.
+            going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
+                `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
+                encoded, and replace those of `start_from`.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
