@@ -198,6 +198,13 @@ class ModelFamily(ABC):
     def make_pipeline(self) -> ModularPipeline:
         """The family's modular blocks, without components: a leaf block `text_encoder` comes first."""
 
+    def snapshot_kinds(self) -> Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]:
+        """By the name of each class of objects that the blocks keep in the state: what makes one of its parts.
+
+        The parts are those of the object's `to_snapshot`; their tensors lie on the CPU and are to be copied.
+        """
+        return {}
+
     @abstractmethod
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice

@@ -13,6 +13,7 @@ from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import FAMILIES, preset_names
 from .loader import RecipeType
 from .prompt_track import TrackType
+from .stream_socket import going_on_inputs
 
 SIZE_STEP = min(family.geometry.size_step for family in FAMILIES)
 FROM_MODEL = "from the model"
@@ -23,7 +24,7 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 def sampler_inputs() -> list[io.Input]:
     """The node's inputs, in the order of the page."""
-    return [*_stream_inputs(), *_run_inputs(), *_later_inputs(), *_track_inputs()]
+    return [*_stream_inputs(), *_run_inputs(), *_later_inputs(), *_track_inputs(), *going_on_inputs()]
 
 
 def _stream_inputs() -> list[io.Input]:

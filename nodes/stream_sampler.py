@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -31,6 +31,10 @@ from .sampler_inputs import (
     UNSET_SINK,
     sampler_inputs,
 )
+from .stream_socket import stream_output
+
+if TYPE_CHECKING:
+    from ..stream.snapshot import StreamSnapshot
 
 
 class StreamingBlockSampler(io.ComfyNode):
@@ -53,6 +57,7 @@ class StreamingBlockSampler(io.ComfyNode):
                 io.Image.Output(display_name="images", tooltip="The pictures kept, by keep_frames."),
                 io.String.Output(display_name="settings", tooltip="What was applied and measured, as JSON."),
                 TimelineType.Output(display_name="timeline", tooltip="For Stream Memory Report."),
+                stream_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -86,6 +91,9 @@ class StreamingBlockSampler(io.ComfyNode):
         kv_format: str = KV_AUTO,
         on_prompt_change: str = FROM_MODEL,
         track: PromptTrack | None = None,
+        go_on_from: StreamSnapshot | None = None,
+        same_video: bool = False,
+        keep_stream: bool = True,
     ) -> io.NodeOutput:
         """Stream the video."""
         if track is not None and conditioning is not None:
@@ -124,10 +132,16 @@ class StreamingBlockSampler(io.ComfyNode):
         from ..stream.conditioning import read_conditioning
         from ..stream.direction import Direction
         from ..stream.frames import to_image_batch
+        from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, video_to_go_on
         from ..stream.materialise import materialise
         from ..stream.run_stream import run_stream
         from ..stream.sinks import FrameKeeper, Mp4Sink
 
+        if go_on_from is not None:
+            check_recipe(go_on_from, pipeline)
+            fps = fps or go_on_from.fps or UNSET
+        notices: list[str] = []
+        earlier = None if go_on_from is None or not same_video else video_to_go_on(go_on_from, fps)
         embeds = None if conditioning is None else read_conditioning(conditioning)
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(1, node_id)
@@ -140,11 +154,15 @@ class StreamingBlockSampler(io.ComfyNode):
         )
         used = named or materialised.own_preset()
         settings = choices.complete(used)
+        if go_on_from is not None:
+            asked = choices.complete(named or go_on_from.settings)
+            notices, settings = seed_notice(go_on_from, asked), settings_to_go_on(go_on_from, asked)
         watcher.begin(settings)
-        fps = choices.fps or used.fps
-        clock = BlockClock.of(materialised.geometry, settings.frames_per_block, fps)
-        direction = Direction.of(prompt, embeds, None if track is None else track.place(blocks, clock))
-        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
+        fps = fps or used.fps
+        goes_on = go_on_from is not None
+        clock = BlockClock.of(materialised.geometry, settings.frames_per_block, fps, goes_on=goes_on)
+        direction = Direction.of(prompt, embeds, None if track is None else track.place(blocks, clock), go_on_from)
+        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps, begin_with=earlier)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         recorder = None
         if memory_timeline != TIMELINE_OFF:
@@ -156,7 +174,9 @@ class StreamingBlockSampler(io.ComfyNode):
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),
             )
         try:
-            report = run_stream(materialised, settings, direction, [video, keeper], watcher, recorder)
+            report = run_stream(
+                materialised, settings, direction, [video, keeper], watcher, recorder, keep_stream=keep_stream
+            )
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
@@ -167,6 +187,10 @@ class StreamingBlockSampler(io.ComfyNode):
         if frames is not None:
             images = to_image_batch(frames)
         applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": used.name} | report.as_dict()
-        applied["notices"] += [used.note] if used.note else []
+        applied["notices"] += [*notices, *([used.note] if used.note else [])]
         timeline = None if recorder is None else recorder.timeline()
-        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline)
+        why = report.no_snapshot if keep_stream else "keep_stream is off: switch it on."
+        stream = host.blocked_output(f"This stream cannot be continued: {why}")
+        if report.snapshot is not None:
+            stream = report.snapshot.with_video(video.path, fps, video.frames_written)
+        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline, stream)

@@ -58,8 +58,8 @@ class StreamChoices:
         for name in ("width", "height"):
             check_side(name, getattr(self, name) or size_step, size_step)
 
-    def complete(self, preset: StreamPreset) -> StreamSettings:
-        """The settings, with what the user left open from `preset`.
+    def complete(self, preset: StreamPreset | StreamSettings) -> StreamSettings:
+        """The settings, with what the user left open from `preset`, or from the stream that is to go on.
 
         A chosen number of steps replaces the preset's timesteps; with a smaller context, fewer sink frames stay.
 

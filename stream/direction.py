@@ -11,6 +11,7 @@ import torch
 from .block_prompt import BlockPrompt
 from .conditioning import GIVEN_PROMPT
 from .prompt_track import PlacedTrack
+from .snapshot import StreamSnapshot
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class Direction:
         embeds: of the prompt, [1, text tokens, text width], zero where nothing is said; every block is made with them
             and `prompt_of` is not asked. None encodes the prompts.
         track: where `prompt_of` comes from, if it comes from a track; its prompts are encoded before the first block.
+        go_on: the stream that this one continues; its blocks are not counted by `prompt_of`. None starts a new one.
     """
 
     prompt_of: Callable[[int], str | BlockPrompt]
     embeds: torch.Tensor | None = None
     track: PlacedTrack | None = None
+    go_on: StreamSnapshot | None = None
 
     @classmethod
     def constant(cls, prompt: str) -> Direction:
@@ -34,9 +37,15 @@ class Direction:
         return cls(lambda _: prompt)
 
     @classmethod
-    def of(cls, prompt: str, embeds: torch.Tensor | None = None, track: PlacedTrack | None = None) -> Direction:
+    def of(
+        cls,
+        prompt: str,
+        embeds: torch.Tensor | None = None,
+        track: PlacedTrack | None = None,
+        go_on: StreamSnapshot | None = None,
+    ) -> Direction:
         """The prompts of a track, or else embeddings, or else the same prompt for every block."""
-        return cls(lambda _: prompt, embeds) if track is None else cls(track.at, track=track)
+        return cls(lambda _: prompt, embeds, go_on=go_on) if track is None else cls(track.at, track=track, go_on=go_on)
 
     @property
     def prompts_ahead(self) -> Sequence[str]:

@@ -15,7 +15,9 @@ from torch import nn
 from ..checkpoints.checkpoint_files import CheckpointError
 from ..families.model_family import LatentGeometry
 from ..families.stream_preset import StreamPreset
+from ..memory.cleanup import handling_table
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE
+from .carried_state import carried_by_unknown_blocks
 from .component_store import LoadCallback, all_on_device, ignore_load
 from .hub import fetch_file, refuse_folder_as_hub_id
 from .known_families import FAMILIES
@@ -24,6 +26,7 @@ from .recipe import Recipe, is_hub_id
 from .remote_code import check_remote_code_allowed
 from .residency import Residency
 from .settings import StreamSettings
+from .snapshot_tree import SnapshotKinds
 
 _MODULAR_CONFIG = "modular_config.json"
 _MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
@@ -108,6 +111,14 @@ class ForeignPipeline:
     def explain_not_finite(self) -> str | None:
         """Nothing: where foreign weights came from is unknown."""
         return None
+
+    def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
+        """Everything that stays between blocks: which of it foreign blocks need is unknown."""
+        return carried_by_unknown_blocks(state, handling_table(self.recipe.state_rules), self.pipe.blocks.input_names)
+
+    def snapshot_kinds(self) -> SnapshotKinds:
+        """Return nothing: a repository's own classes are not put into snapshots."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Return nothing: foreign blocks are not quantized here."""

@@ -32,14 +32,20 @@ class GrowingMp4:
         self.blocks = 0
         self._template = template
 
-    def append(self, packets: Sequence[av.Packet]) -> None:
+    def append(self, packets: Sequence[av.Packet], template: av.VideoStream | None = None) -> None:
         """Append one block; it is written to the file on return.
+
+        Args:
+            packets: of the block, in the order of decoding.
+            template: the stream that they are of; None for that of the file.
 
         Raises:
             OSError: it could not be written; the file ends with the previous block.
         """
         wanted = _FRAGMENT if self.blocks else _FILE_HEADER + _FRAGMENT
-        boxes = b"".join(data for kind, data in split_boxes(self._mux(packets)) if kind in wanted)
+        boxes = b"".join(
+            data for kind, data in split_boxes(self._mux(packets, template or self._template)) if kind in wanted
+        )
         mode = "ab" if self.blocks else "wb"
         # Unbuffered: otherwise data that a full disk refused would stay in the buffer and be written by `truncate`.
         with self.path.open(mode, buffering=0) as file:
@@ -53,12 +59,12 @@ class GrowingMp4:
                 raise
         self.blocks += 1
 
-    def _mux(self, packets: Sequence[av.Packet]) -> bytes:
+    def _mux(self, packets: Sequence[av.Packet], template: av.VideoStream) -> bytes:
         memory = io.BytesIO()
         # Keep the timestamps: by default each muxer shifts its block to start at 0.
         options = {"movflags": _FLAGS, "fragment_index": str(self.blocks + 1), "avoid_negative_ts": "disabled"}
         with av.open(memory, mode="w", format="mp4", options=options) as container:
-            stream = container.add_stream_from_template(self._template)
+            stream = container.add_stream_from_template(template)
             for packet in packets:
                 packet.stream = stream
                 container.mux(packet)

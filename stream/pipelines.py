@@ -16,6 +16,7 @@ from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
+from .carried_state import carried_by_built_in_blocks
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import GIVEN_PROMPT, fit_tokens
 from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
@@ -25,6 +26,7 @@ from .prompt_encodings import EncodedPrompt
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
 from .settings import StreamSettings
+from .snapshot_tree import SnapshotKinds
 from .state import StreamState
 from .streaming_forecast import Pace
 from .streaming_plans import StreamingPlans
@@ -213,6 +215,14 @@ class BuiltInPipeline:
     def explain_not_finite(self) -> str | None:
         """A weight that is not finite, as the file has it."""
         return self._store.explain_bad_weight()
+
+    def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
+        """See `carried_by_built_in_blocks`."""
+        return carried_by_built_in_blocks(state, settings)
+
+    def snapshot_kinds(self) -> SnapshotKinds:
+        """The family's."""
+        return self.family.snapshot_kinds()
 
     def describe(self) -> dict[str, Any]:
         """Plan of each quantized component and its speed here, what each LoRA changed, and which GPU kernels run."""

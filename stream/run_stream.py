@@ -15,11 +15,14 @@ from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
 from .direction import Direction
+from .going_on import check_recipe, settings_to_go_on
 from .prompt_encodings import refuse_mixes_of
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
 from .sinks import FrameSink
+from .snapshot import StreamSnapshot
+from .snapshot_tree import CannotSnapshotError
 from .stream_pipeline import StreamPipeline
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ class StreamReport:
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
         kv_format: how keys and values of the past were stored.
         described: how the pipeline was made; see `StreamPipeline.describe`.
+        snapshot: the stream after its last block; None unless it was asked for and could be taken.
+        no_snapshot: why there is none, a sentence.
     """
 
     blocks_made: int
@@ -60,10 +65,14 @@ class StreamReport:
     notices: tuple[str, ...]
     kv_format: str
     described: dict[str, Any]
+    snapshot: StreamSnapshot | None = None
+    no_snapshot: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for text output."""
-        values = asdict(self) | {"seconds": round(self.seconds, 3), "notices": list(self.notices)}
+        """Plain values, for text output; without the snapshot."""
+        values = asdict(replace(self, snapshot=None))
+        del values["snapshot"], values["no_snapshot"]
+        values |= {"seconds": round(self.seconds, 3), "notices": list(self.notices)}
         return values | values.pop("described")
 
 
@@ -75,6 +84,8 @@ def run_stream(
     sinks: Sequence[FrameSink],
     watcher: StreamWatcher,
     recorder: NoRecording | None = None,
+    *,
+    keep_stream: bool = False,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
@@ -88,9 +99,11 @@ def run_stream(
         sinks: each gets every block, in order; closed at the end.
         watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
+        keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
 
     Raises:
-        ValueError: the pipeline cannot do what the settings ask, or takes no such embeddings.
+        ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
+            stream of `direction.go_on`.
         MemoryError: the stream cannot fit the device; nothing was loaded.
         BlockFailedError: the first block is unusable.
         torch.OutOfMemoryError: the device ran out of memory, with what to change.
@@ -102,7 +115,11 @@ def run_stream(
     notices: list[str] = []
     blocks_made = pictures = 0
     failed = True
+    snapshot, no_snapshot = None, "no snapshot was asked for."
     try:
+        if direction.go_on is not None:
+            check_recipe(direction.go_on, pipeline.recipe)
+            settings = settings_to_go_on(direction.go_on, settings)
         settings = replace(settings, embeds_given=embeds is not None)
         pipeline.check_settings(settings)
         if direction.is_mixed:
@@ -111,7 +128,15 @@ def run_stream(
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         _note_ignored_settings(pipeline, settings, notices)
-        with Session(pipeline, settings, watcher.before_pass, recorder, given, direction.prompts_ahead) as session:
+        with Session(
+            pipeline,
+            settings,
+            watcher.before_pass,
+            recorder,
+            given,
+            prompts_ahead=direction.prompts_ahead,
+            going_on=direction.go_on,
+        ) as session:
             for index in range(settings.blocks):
                 block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index))
                 for sink in sinks:
@@ -120,11 +145,14 @@ def run_stream(
                 pictures += len(block.frames)
                 _note_cut_prompt(block, notices)
                 watcher.after_block(block)
+            if keep_stream:
+                snapshot, no_snapshot = _snapshot_of(session)
         failed = False
     except BlockFailedError as error:
         if blocks_made == 0:
             raise
         failed = False
+        no_snapshot = f"it ended with a block that is unusable: {error}"
         logger.warning("%s", error)
         notices.append(str(error))
     except torch.OutOfMemoryError as error:
@@ -139,8 +167,24 @@ def run_stream(
     described = pipeline.describe()
     notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices]
     return StreamReport(
-        blocks_made, pictures, time.perf_counter() - began, tuple(notices), settings.kv_format, described
+        blocks_made,
+        pictures,
+        time.perf_counter() - began,
+        tuple(notices),
+        settings.kv_format,
+        described,
+        snapshot,
+        no_snapshot,
     )
+
+
+def _snapshot_of(session: Session) -> tuple[StreamSnapshot | None, str]:
+    """A snapshot, or why there is none: a finished stream is not lost for want of one."""
+    try:
+        return session.snapshot(), ""
+    except (CannotSnapshotError, MemoryError, RuntimeError) as error:
+        logger.warning("no snapshot of the stream: %s", error)
+        return None, str(error)
 
 
 def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) -> LoadCallback:

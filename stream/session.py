@@ -24,6 +24,7 @@ from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
+from .snapshot import StreamSnapshot
 from .state import StreamState
 from .stream_pipeline import StreamPipeline
 
@@ -75,6 +76,7 @@ class Session:
         recorder: NoRecording | None = None,
         start_from: Mapping[str, Any] | None = None,
         prompts_ahead: Sequence[str] = (),
+        going_on: StreamSnapshot | None = None,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -90,6 +92,9 @@ class Session:
                 `kv_cache`, which takes a block along whose keys are deferred; `decoder_cache` and `generator` make the
                 seam invisible. None starts at the first frame.
             prompts_ahead: prompts that blocks will have; the text encoder runs for all of them before the first block.
+            going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
+                `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
+                encoded, and replace those of `start_from`.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -108,6 +113,10 @@ class Session:
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._closed = False
+        self._going_on = going_on
+        # `next_block` counts this session's blocks; those before it are the pipeline's business only.
+        self._blocks_before = 0 if going_on is None else going_on.blocks_made
+        self._last_prompt: str | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -136,11 +145,13 @@ class Session:
             raise ValueError("the session is closed: start a new one.")
         began = time.perf_counter()
         shown = BlockPrompt.of(prompt)
-        if shown.cut and self.next_block:
+        if shown.cut and (self.next_block or self._going_on is not None):
             self._begin_afresh()
         self._state.strip()
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
+        self._last_prompt = None
         self._encode(shown)
+        self._take_up_past()
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
         if self.next_block == 0 or not self.pipeline.is_resident():
@@ -161,7 +172,32 @@ class Session:
             prompt_tokens_cut=self._state.get("prompt_tokens_cut", 0),
         )
         self.next_block += 1
+        self._last_prompt = shown.name
         return block
+
+    def snapshot(self) -> StreamSnapshot:
+        """The stream after its last block, for sessions that go on from there; costs one copy to the CPU.
+
+        May be taken after any block; this session goes on, too.
+
+        Raises:
+            ValueError: there is no block yet, the last one failed, or the session is closed.
+            CannotSnapshotError: the pipeline's state cannot be copied.
+            MemoryError: there is too little RAM for the copy.
+        """
+        if self._closed or self._last_prompt is None:
+            why = "the session is closed" if self._closed else "its last block is not complete"
+            raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
+        state = self._state.values | {"generator": self._generator}
+        made = self._blocks_before + self.next_block
+        return StreamSnapshot.take(self.pipeline, self.settings, state, blocks_made=made, prompt=self._last_prompt)
+
+    def _take_up_past(self) -> None:
+        """Bring the stream to go on from to the device: not before the text encoder may have left."""
+        past, self._going_on = self._going_on, None
+        if past is not None:
+            self._state.values.update(past.start_entries(self.pipeline))
+            self._generator = self._state.values["generator"]
 
     def _call_pipeline(self, prompt: str) -> StreamState:
         """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
@@ -201,13 +237,16 @@ class Session:
 
     def _begin_afresh(self) -> None:
         """Drop the past, as a hard cut does: the next block finds what the first one of a new session would."""
+        past, self._going_on = self._going_on, None
+        if past is not None:
+            self._generator = past.start_entries(self.pipeline, only=("generator",))["generator"]
         kept = {name: self._state.values[name] for name in _BEYOND_A_CUT if name in self._state.values}
         self._state.clear()
         self._state = self._new_state(kept)
-        self._first_of_scene = self.next_block
+        self._first_of_scene = self._blocks_before + self.next_block
 
     def _encode(self, prompt: BlockPrompt) -> None:
-        before = self._state.get("encoded_prompt")
+        before = self._state.get("encoded_prompt") or (self._going_on and self._going_on.prompt)
         worked = self._prompts.put(self._state, prompt)
         # Not at each step of a transition, but behind it.
         if before not in (None, prompt.name) and prompt.coming_from is None:
@@ -218,14 +257,15 @@ class Session:
 
     def _mark_keys(self) -> None:
         """Have the pipeline compute the keys of the past anew with the new prompt, where the settings say so."""
-        has_past = self.next_block > self._first_of_scene or bool(self._state.get("stream_position"))
+        made = self._blocks_before + self.next_block
+        has_past = made > self._first_of_scene or bool(self._state.get("stream_position"))
         if self.settings.on_prompt_change == RECOMPUTE_KEYS and has_past and "keys_are_stale" in self._expected_inputs:
             self._state.values["keys_are_stale"] = True
 
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
         inputs = self.settings.pipeline_inputs() | {
             "prompt": [prompt],
-            "block_idx": self.next_block - self._first_of_scene,
+            "block_idx": self._blocks_before + self.next_block - self._first_of_scene,
             "generator": self._generator,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}

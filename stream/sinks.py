@@ -13,6 +13,7 @@ import torch
 
 from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4
+from .joined_mp4 import copy_pictures
 from .keep_frames import KeepFrames
 from .remux import remux_mp4
 
@@ -39,13 +40,23 @@ class FrameSink(Protocol):
 class Mp4Sink:
     """Encodes H.264 into an mp4 that plays up to the last block at any moment; `close` rewrites it as a plain mp4.
 
+    Args:
+        path: of the file.
+        fps: pictures a second.
+        crf: constant quality of the encoder.
+        begin_with: a finished video of such a sink, whose pictures come first, copied as they are encoded; None for
+            no other.
+
     Attributes:
         path: the file; it exists from the first block on.
         frames_written: pictures in the file.
     """
 
-    def __init__(self, path: Path, *, fps: float = 16.0, crf: int = DEFAULT_CRF) -> None:
+    def __init__(
+        self, path: Path, *, fps: float = 16.0, crf: int = DEFAULT_CRF, begin_with: Path | None = None
+    ) -> None:
         self.path = path
+        self._begin_with = begin_with
         self.frames_written = 0
         self._fps = Fraction(fps).limit_denominator(1001)
         self._crf = crf
@@ -66,11 +77,18 @@ class Mp4Sink:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
             self._file = GrowingMp4(self.path, self._encoder.stream)
+            self._copy_earlier(self._encoder, self._file)
         with explaining_full_disk(
             self.path.parent, lambda: f"the {self.frames_written} pictures written so far are kept"
         ):
             self._file.append(self._encoder.encode(frames))
         self.frames_written += len(frames)
+
+    def _copy_earlier(self, encoder: _Encoder, file: GrowingMp4) -> None:
+        if self._begin_with is None:
+            return
+        with explaining_full_disk(self.path.parent, lambda: f"the earlier pictures are still in {self._begin_with}"):
+            self.frames_written = encoder.pictures = copy_pictures(self._begin_with, file, encoder.stream)
 
     def close(self) -> str | None:
         """Rewrite the file as a plain mp4 (index in front), which all players can seek in.
@@ -116,9 +134,14 @@ def _remove(path: Path) -> None:
 
 
 class _Encoder:
-    """libx264, without buffering pictures."""
+    """libx264, without buffering pictures.
+
+    Attributes:
+        pictures: before the next one, which is the place in time that it gets.
+    """
 
     def __init__(self, width: int, height: int, fps: Fraction, crf: int) -> None:
+        self.pictures = 0
         self._fps = fps
         # An encoder needs a container in PyAV; nothing is muxed into this one.
         self._container = av.open(io.BytesIO(), mode="w", format="mp4")
@@ -133,6 +156,8 @@ class _Encoder:
         packets = []
         for index, picture in enumerate(frames.numpy()):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = self.pictures, 1 / self._fps
+            self.pictures += 1
             if index == 0:
                 # Each block starts with a key frame: a cut at any seam needs no re-encoding.
                 frame.pict_type = av.video.frame.PictureType.I

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from diffusers.modular_pipelines import PipelineState
 
 from ..memory.cleanup import DEFAULT_HANDLING, Handling, handling_table, strip_state
@@ -19,6 +20,18 @@ class Rewindable(Protocol):
 
     def remember(self) -> Callable[[], bool]:
         """Note what it is now; the returned function makes it that again, or says that it cannot."""
+
+
+@runtime_checkable
+class Snapshottable(Protocol):
+    """A value of the state that a snapshot takes by its parts; its class is in the family's `snapshot_kinds`."""
+
+    def to_snapshot(self) -> Mapping[str, Any]:
+        """What it consists of: tensors (the snapshot copies them), numbers, strings, lists and dicts of these."""
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> Snapshottable:
+        """The same value on `device`. Tensors of `parts` are the snapshot's own, on the CPU: it copies them."""
 
 
 @dataclass(repr=False)

@@ -15,6 +15,7 @@ from .component_store import LoadCallback
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe
 from .settings import StreamSettings
+from .snapshot_tree import SnapshotKinds
 
 
 class StreamPipeline(Protocol):
@@ -77,6 +78,12 @@ class StreamPipeline(Protocol):
 
     def explain_not_finite(self) -> str | None:
         """Why a block may have come out NaN or infinite, and what to do; None when it is not known."""
+
+    def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
+        """The entries of a stream's state, between two blocks, that its next block needs in another session."""
+
+    def snapshot_kinds(self) -> SnapshotKinds:
+        """The classes of objects in the state that snapshots hold; see `Snapshottable`."""
 
     def describe(self) -> dict[str, Any]:
         """What the user should know about how the pipeline was made, as JSON values."""

@@ -38,7 +38,7 @@ def test_a_stream_goes_through_the_three_nodes(tmp_path):
         tmp_path,
         """
 import av
-(video, images, settings, timeline), saved = run(keep_frames="all")
+(video, images, settings, timeline, stream), saved = run(keep_frames="all")
 file = saved.files(host)[0]
 with av.open(str(file)) as container:
     frames = sum(1 for _ in container.decode(video=0))

@@ -145,6 +145,15 @@ class CausalWan(ModelFamily):
 
         return make_causal_wan_pipeline()
 
+    def snapshot_kinds(self) -> Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]:
+        """KV caches with a deferred block, and the caches of the VAE's decoder and encoder."""
+        from .transformer.kv_cache import DeferredBlock, KVCache
+        from .transformer.packed_kv_cache import PackedKVCache
+        from .vae.streaming_vae import DecoderCache, EncoderCache
+
+        kinds = (KVCache, PackedKVCache, DeferredBlock, DecoderCache, EncoderCache)
+        return {kind.__name__: kind.from_snapshot for kind in kinds}
+
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
     ) -> int:

@@ -13,14 +13,18 @@ are written, and committed, along with the next block's first pass, which sees t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...ops.few_key_attention import MOST_KEYS, FewKeys
 from .rope import RotaryTables
+
+_BUFFERS = ("keys", "values")
+# Of a snapshot: buffers are stored as far as they are filled, and RoPE tables are computed again.
+_STORED_APART = frozenset({*_BUFFERS, "packed", "rotary"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,16 @@ class DeferredBlock:
     frame_offset: int
     prompt: str
     prompt_embeds: torch.Tensor
+
+    def to_snapshot(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> DeferredBlock:
+        """The same block on `device`."""
+        copied = {name: parts[name].to(device, copy=True) for name in ("latents", "prompt_embeds")}
+        return cls(**{**parts, **copied})
 
 
 class NextWindow(NamedTuple):
@@ -66,6 +80,7 @@ class KVCache:
         length: tokens of past frames that are valid.
         evicted: tokens that were dropped so far.
         deferred: the block whose tokens come after the past frames, and whose keys are still to be written.
+        room: tokens of the last block that began.
         rotary: RoPE tables of the positions in time at which keys were last written.
     """
 
@@ -76,6 +91,7 @@ class KVCache:
     length: int = 0
     evicted: int = 0
     deferred: DeferredBlock | None = None
+    room: int = 0
     rotary: RotaryTables = field(default_factory=RotaryTables)
 
     @classmethod
@@ -149,6 +165,7 @@ class KVCache:
                 f"a block of {tokens} tokens and a sink of {self.sink_tokens} do not fit a KV cache of "
                 f"{self.capacity} tokens: use fewer sink frames or more context frames."
             )
+        self.room = tokens
         surplus = self._surplus(tokens)
         if surplus > 0:
             self._drop_oldest(surplus)
@@ -165,6 +182,29 @@ class KVCache:
     def _surplus(self, tokens: int) -> int:
         return self.length + tokens - self.capacity
 
+    def to_snapshot(self) -> dict[str, Any]:
+        """Sizes, and the tokens that stay when the next block, as long as the last, begins."""
+        # The clean pass of a deferred block sees all that its block saw.
+        surplus = max(0, self._surplus(self.room)) if self.deferred is None else 0
+        # Whatever else the cache comes to hold is part of it, or refused: never forgotten without a word.
+        known = {name: value for name, value in vars(self).items() if name not in _STORED_APART}
+        known |= {"capacity": self.capacity, "length": self.length - surplus, "evicted": self.evicted + surplus}
+        return known | self._stored(self.sink_tokens, self.sink_tokens + surplus)
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> KVCache:
+        """The same cache on `device`; where it had no tokens, zeros."""
+        known = {name: part for name, part in parts.items() if name not in ("capacity", "keys", "values")}
+        keys, values = ([fill_buffer(pieces, parts["capacity"], device) for pieces in parts[n]] for n in _BUFFERS)
+        return cls(keys, values, **known)
+
+    def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
+        """Per layer, the pieces of what is kept: tokens before `sink`, and from `first_kept` to the last."""
+        return {
+            name: [pieces_of(buffer, sink, first_kept, self.length) for buffer in getattr(self, name)]
+            for name in _BUFFERS
+        }
+
     def _drop_oldest(self, surplus: int) -> None:
         self._move_kept(self.sink_tokens + surplus, self.sink_tokens)
         self.length -= surplus
@@ -176,6 +216,26 @@ class KVCache:
             # Cloned, one layer at a time: source and target overlap.
             moved = buffer[:, first_kept : self.length].clone()
             buffer[:, target : target + kept].copy_(moved)
+
+
+def pieces_of(buffer: torch.Tensor, sink: int, first_kept: int, length: int) -> list[torch.Tensor]:
+    """Views of `buffer` [batch, tokens, ...]: tokens before `sink`, and from `first_kept` to `length`."""
+    if first_kept == sink:
+        return [buffer[:, :length]]
+    return [piece for piece in (buffer[:, :sink], buffer[:, first_kept:length]) if piece.shape[1]]
+
+
+def fill_buffer(pieces: Sequence[torch.Tensor], capacity: int, device: torch.device) -> torch.Tensor:
+    """A buffer for `capacity` tokens on `device` that begins with `pieces`, each [batch, tokens, ...]."""
+    like = pieces[0]
+    buffer = torch.zeros((like.shape[0], capacity, *like.shape[2:]), dtype=like.dtype, device=device)
+    start = 0
+    for piece in pieces:
+        # As bytes: not every device copies 8-bit floats into a part of a tensor.
+        target = buffer[:, start : start + piece.shape[1]].view(torch.uint8)
+        target.copy_(piece.view(torch.uint8))
+        start += piece.shape[1]
+    return buffer
 
 
 def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.Tensor, value: torch.Tensor) -> None:

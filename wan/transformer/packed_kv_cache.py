@@ -8,13 +8,14 @@ its compiled part, so no kernel and no graph sees 8 bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .eight_bits import PackedTokens, Packing
-from .kv_cache import KVCache, NextWindow
+from .kv_cache import KVCache, NextWindow, fill_buffer, pieces_of
 
 
 class PackedPast(NamedTuple):
@@ -107,6 +108,34 @@ class PackedKVCache(KVCache):
         """What the call of a layer does around its attention; `kept` tokens of the pass are packed."""
         keys, values = self.packed[layer]
         return PackedPast(keys, values, (self.keys[layer], self.values[layer]), self.length, kept)
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> PackedKVCache:
+        """The same cache on `device`. The shared buffers come empty: each layer writes them before it reads them."""
+        own = ("capacity", "heads", "head_dim", "dtype", "kept_tokens", "packed")
+        known = {name: part for name, part in parts.items() if name not in own}
+        shape = (1, parts["capacity"], parts["heads"], parts["head_dim"])
+        dtype = getattr(torch, parts["dtype"])
+        one, other = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+
+        def restored(tokens: Sequence[Sequence[torch.Tensor]]) -> PackedTokens:
+            return PackedTokens(*(fill_buffer(pieces, parts["kept_tokens"], device) for pieces in tokens))
+
+        packed = [(restored(keys), restored(values)) for keys, values in parts["packed"]]
+        return cls([one] * len(packed), [other] * len(packed), packed=packed, **known)
+
+    def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
+        buffer = self.keys[0]
+        return {
+            "heads": buffer.shape[2],
+            "head_dim": buffer.shape[3],
+            "dtype": str(buffer.dtype).removeprefix("torch."),
+            "kept_tokens": self.packed[0][0].data.shape[1],
+            "packed": [
+                [[pieces_of(part, sink, first_kept, self.length) for part in tokens] for tokens in layer]
+                for layer in self.packed
+            ],
+        }
 
     def _move_kept(self, first_kept: int, target: int) -> None:
         for keys, values in self.packed:

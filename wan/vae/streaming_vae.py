@@ -7,8 +7,9 @@ and encoder, so nothing is patched and several streams can share one VAE.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -78,6 +79,15 @@ class DecoderCache:
             if isinstance(feature, torch.Tensor):
                 self.features[index] = feature.to(device)
 
+    def to_snapshot(self) -> dict[str, Any]:
+        """All of it."""
+        return vars(self) | {"statistics": vars(self.statistics)}
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> DecoderCache:
+        """The same cache on `device`."""
+        return cls(**_restored(parts, device))
+
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> DecoderCache:
         """An empty cache for the start of a stream."""
@@ -101,10 +111,31 @@ class EncoderCache:
     held: torch.Tensor | None = None
     latent_frames: int = 0
 
+    def to_snapshot(self) -> dict[str, Any]:
+        """All of it."""
+        return vars(self) | {"statistics": vars(self.statistics)}
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> EncoderCache:
+        """The same cache on `device`, the held pictures too."""
+        return cls(**_restored(parts, device))
+
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> EncoderCache:
         """An empty cache for the start of a stream."""
         return cls(LatentStatistics.of(vae), features=_empty_features(vae.encoder))
+
+
+def _restored(parts: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Attributes of a cache from its parts, their tensors copied to `device`."""
+
+    def copied(part: Any) -> Any:  # noqa: ANN401
+        return part.to(device, copy=True) if isinstance(part, torch.Tensor) else part
+
+    attributes = {name: copied(part) for name, part in parts.items()}
+    attributes["statistics"] = LatentStatistics(**{name: copied(part) for name, part in parts["statistics"].items()})
+    attributes["features"] = [copied(feature) for feature in parts["features"]]
+    return attributes
 
 
 def _empty_features(coder: nn.Module) -> Features:

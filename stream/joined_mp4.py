@@ -1,0 +1,86 @@
+"""A growing mp4 that begins with the pictures of a finished one, copied without encoding them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+
+from .growing_mp4 import GrowingMp4
+
+# Packets that are in memory at a time, at least.
+_PACKETS = 240
+
+
+def copy_pictures(source: Path, file: GrowingMp4, encoder: av.VideoStream) -> int:
+    """Append the video of `source` to `file`, which is empty, and return the number of its pictures.
+
+    The pictures of both share one description of the video in the file's header, so they must be encoded alike; blocks
+    begin with key frames, which need none of the pictures before them.
+
+    Args:
+        source: a finished mp4 of our sink; only read.
+        file: that the pictures go to.
+        encoder: of the pictures that come after.
+
+    Raises:
+        OSError: `source` cannot be read or `file` cannot be written.
+        ValueError: `source` has pictures of another size, or encoded in another way.
+    """
+    pictures = 0
+    with av.open(str(source)) as reader:
+        video = reader.streams.video[0]
+        _check_alike(source, video, encoder)
+        for packets in _groups(reader, video):
+            pictures += len(packets)
+            file.append(packets, video)
+    return pictures
+
+
+def _groups(reader: av.container.InputContainer, video: av.VideoStream) -> Iterator[list[av.Packet]]:
+    """Packets some hundreds at a time, each group beginning with a key frame."""
+    group: list[av.Packet] = []
+    for packet in reader.demux(video):
+        # The demuxer ends with an empty packet that marks the flush.
+        if packet.dts is None:
+            continue
+        if packet.is_keyframe and len(group) >= _PACKETS:
+            yield group
+            group = []
+        group.append(packet)
+    if group:
+        yield group
+
+
+def _check_alike(source: Path, video: av.VideoStream, encoder: av.VideoStream) -> None:
+    sizes = [f"{stream.width}x{stream.height}" for stream in (video, encoder)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{source} has pictures of {sizes[0]} and the stream makes {sizes[1]}: one file cannot hold both; switch "
+            "same_video off."
+        )
+    known, wanted = (_parameter_sets(stream.codec_context.extradata or b"") for stream in (video, encoder))
+    if known != wanted:
+        raise ValueError(
+            f"{source} was encoded with other settings than this stream is, so one file cannot hold both without "
+            "encoding again: switch same_video off."
+        )
+
+
+def _parameter_sets(extradata: bytes) -> list[bytes]:
+    """The sequence and picture parameter sets of H.264, from either form that headers have.
+
+    ISO/IEC 14496-15, 5.3.3.1 (`avcC`: version 1, counts and lengths), or ITU-T H.264 Annex B (start codes).
+    """
+    if extradata[:1] != b"\x01":
+        units = [unit.rstrip(b"\x00") for unit in extradata.split(b"\x00\x00\x01") if unit.strip(b"\x00")]
+        return [unit for unit in units if unit[0] & 31 in (7, 8)]
+    sets, position = [], 5
+    for mask in (31, 255):
+        count, position = extradata[position] & mask, position + 1
+        for _ in range(count):
+            end = position + 2 + int.from_bytes(extradata[position : position + 2], "big")
+            sets.append(extradata[position + 2 : end])
+            position = end
+    return sets

@@ -1,0 +1,122 @@
+"""A stream that has stopped between two blocks, as a value: another session goes on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from .recipe import BUILT_IN_BLOCKS, Recipe
+from .settings import StreamSettings
+from .snapshot_tree import TreeReader, TreeWriter
+from .stream_pipeline import StreamPipeline
+
+
+@dataclass(frozen=True)
+class VideoSoFar:
+    """The file that a stream has made.
+
+    Attributes:
+        path: of the mp4; others may delete it.
+        fps: pictures a second.
+        pictures: how many it holds.
+    """
+
+    path: Path
+    fps: float
+    pictures: int
+
+
+@dataclass(frozen=True, eq=False)
+class StreamSnapshot:
+    """What a stream needs of its past to go on, between two blocks; immutable, on the CPU, and shared with nobody.
+
+    It consists of tensors by name, numbers and strings. One snapshot may start any number of streams, in any order.
+
+    Attributes:
+        recipe: of the pipeline that made the stream.
+        settings: of its last block, with what was left to the memory decided.
+        blocks_made: blocks since the stream's first frame, over all sessions.
+        prompt: of the last block.
+        layout: the entries of the state as JSON text, in which tensors are named; see `TreeWriter`.
+        tensors: by name; never handed out, and not to be written to.
+        video: what the pictures are in; None where nobody wrote them to a file.
+    """
+
+    recipe: Recipe
+    settings: StreamSettings
+    blocks_made: int
+    prompt: str
+    layout: str = field(repr=False)
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    video: VideoSoFar | None = None
+
+    @classmethod
+    def take(
+        cls,
+        pipeline: StreamPipeline,
+        settings: StreamSettings,
+        state: Mapping[str, Any],
+        *,
+        blocks_made: int,
+        prompt: str,
+    ) -> StreamSnapshot:
+        """Copy what the next block needs of a stream's state; costs one copy to the CPU, and `bytes` of it.
+
+        Args:
+            pipeline: of the stream; it says which entries are needed.
+            settings: of the stream.
+            state: entries between two blocks, `generator` among them.
+            blocks_made: see the class.
+            prompt: of the last block.
+
+        Raises:
+            CannotSnapshotError: an entry cannot be copied.
+            MemoryError: there is too little RAM for the copies.
+        """
+        writer = TreeWriter(pipeline.device)
+        layout = writer.write(pipeline.carried_state(state, settings))
+        return cls(pipeline.recipe, settings, blocks_made, prompt, layout, MappingProxyType(writer.tensors))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def position(self) -> int | None:
+        """Latent frames before the next block; None where the pipeline does not count them."""
+        position: int | None = json.loads(self.layout).get("stream_position")
+        return position
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether it holds keys and values, whose number and format are then settled; unknown blocks may."""
+        return self.recipe.blocks != BUILT_IN_BLOCKS or "kv_cache" in json.loads(self.layout)
+
+    @property
+    def fps(self) -> float | None:
+        """Pictures a second of the video so far; None where there is none."""
+        return None if self.video is None else self.video.fps
+
+    def with_video(self, path: Path, fps: float, pictures: int) -> StreamSnapshot:
+        """The same, and where its pictures are; the tensors are shared between the two."""
+        return replace(self, video=VideoSoFar(path, fps, pictures))
+
+    def start_entries(self, pipeline: StreamPipeline, only: Collection[str] | None = None) -> dict[str, Any]:
+        """State entries for a session that goes on, made for it alone, on the pipeline's device.
+
+        Args:
+            pipeline: of that session.
+            only: names of the entries that are wanted; None for all.
+
+        Raises:
+            ValueError: they are not of such a pipeline.
+        """
+        reader = TreeReader(self.tensors, pipeline.device, pipeline.snapshot_kinds())
+        return reader.read(self.layout, only) | {"next_block_idx": self.blocks_made}
