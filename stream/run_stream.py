@@ -15,11 +15,13 @@ from ..memory.recorder import NoRecording
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
 from .direction import Direction
+from .given_pictures import GivenPictures
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
 from .sinks import FrameSink
 from .stream_pipeline import StreamPipeline
+from .video_input import VideoUse
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class StreamReport:
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
         kv_format: how keys and values of the past were stored.
         described: how the pipeline was made; see `StreamPipeline.describe`.
+        video: what was taken of the input video; None without one.
     """
 
     blocks_made: int
@@ -59,6 +62,7 @@ class StreamReport:
     notices: tuple[str, ...]
     kv_format: str
     described: dict[str, Any]
+    video: VideoUse | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for text output."""
@@ -102,19 +106,29 @@ def run_stream(
     blocks_made = pictures = 0
     failed = True
     try:
-        settings = replace(settings, embeds_given=embeds is not None)
+        settings = replace(
+            settings,
+            embeds_given=embeds is not None,
+            start_given=direction.start is not None,
+            video_given=direction.video is not None,
+        )
         pipeline.check_settings(settings)
+        pictures_given = GivenPictures(direction, pipeline, settings)
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
         _note_ignored_settings(pipeline, settings, notices)
-        with Session(pipeline, settings, watcher.before_pass, recorder, given) as session:
+        with Session(pipeline, settings, watcher.before_pass, recorder, given, pictures_given.start) as session:
             for index in range(settings.blocks):
-                block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index))
+                inputs = pictures_given.of_block(index)
+                if inputs is None:
+                    break
+                block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index), inputs)
+                shown = pictures_given.show(index, block.frames)
                 for sink in sinks:
-                    sink.write(block.frames)
+                    sink.write(shown)
                 blocks_made += 1
-                pictures += len(block.frames)
+                pictures += len(shown)
                 _note_cut_prompt(block, notices)
                 watcher.after_block(block)
         failed = False
@@ -134,9 +148,15 @@ def run_stream(
         notices += _close_all(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
-    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices]
+    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices, *pictures_given.notices()]
     return StreamReport(
-        blocks_made, pictures, time.perf_counter() - began, tuple(notices), settings.kv_format, described
+        blocks_made,
+        pictures,
+        time.perf_counter() - began,
+        tuple(notices),
+        settings.kv_format,
+        described,
+        pictures_given.use(),
     )
 
 

@@ -68,6 +68,7 @@ class Session:
         on_pass: PassCallback | None = None,
         recorder: NoRecording | None = None,
         start_from: Mapping[str, Any] | None = None,
+        start_pictures: torch.Tensor | None = None,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -81,6 +82,8 @@ class Session:
                 ownership and writes to them. The built-in pipeline needs `stream_position` and, under `recompute`,
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
                 `kv_cache`; `decoder_cache` and `generator` make the seam invisible. None starts at the first frame.
+            start_pictures: uint8 [F, height, width, 3], oldest first, that the stream goes on from; see
+                `StreamPipeline.start_from_pictures`. They are encoded before the first block.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -98,6 +101,8 @@ class Session:
         self._state.values.update(start_from or {})
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
+        self._start_pictures = start_pictures
+        self._inputs: Mapping[str, Any] = {}
         self._closed = False
 
     def __enter__(self) -> Session:
@@ -109,7 +114,7 @@ class Session:
         self.close()
 
     @clearing_error_locals
-    def run_block(self, prompt: str) -> StreamBlock:
+    def run_block(self, prompt: str, inputs: Mapping[str, Any] | None = None) -> StreamBlock:
         """Make the next block.
 
         An error raised here holds no local variables of the functions in its traceback, so a kept error keeps nothing
@@ -117,6 +122,7 @@ class Session:
 
         Args:
             prompt: of this block; the text encoder runs only when it differs from the block before.
+            inputs: of the pipeline's call, for this block only: `input_pictures` and `strength` make it from a video.
 
         Raises:
             BlockFailedError: latents or pictures are not finite. The session is over.
@@ -126,12 +132,17 @@ class Session:
         began = time.perf_counter()
         self._state.strip()
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
+        self._inputs = inputs or {}
         self._encode(prompt)
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
         if self.next_block == 0 or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
+        if self._start_pictures is not None:
+            self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+            self._start_pictures = None
+            self.recorder.add("start pictures")
         with self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(prompt)
         self._check_finite()
@@ -187,7 +198,9 @@ class Session:
             self.recorder.add("text encode", "prompt changed" if self.next_block else "")
 
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
-        inputs = self.settings.pipeline_inputs() | {
+        inputs = {
+            **self.settings.pipeline_inputs(),
+            **self._inputs,
             "prompt": [prompt],
             "block_idx": self.next_block,
             "generator": self._generator,

@@ -145,6 +145,14 @@ class CausalWan(ModelFamily):
 
         return make_causal_wan_pipeline()
 
+    def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        """See `entries_of_pictures`."""
+        from .steps.start_entries import entries_of_pictures
+
+        return entries_of_pictures(
+            pipe.vae, pictures, context_frames=inputs["context_frames"], sink_frames=inputs["sink_frames"]
+        )
+
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
     ) -> int:

@@ -21,7 +21,7 @@ from ..transformer.causal_transformer import (
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
 from .context_policies import Past, find_context_policy, frame_cache_length, packed_frames
-from .few_step_schedule import make_few_step_schedule, make_listed_schedule
+from .few_step_schedule import NO_STEPS, make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
 
 State = tuple[ModularPipeline, PipelineState]
@@ -70,7 +70,7 @@ class SetScheduleStep(ModularPipelineBlocks):
             InputParam("first_block_timesteps", type_hint=StepList, description="of a block without a past"),
             InputParam("num_inference_steps", type_hint=int, default=4),
             InputParam("shift", type_hint=float, default=5.0),
-            InputParam("strength", type_hint=float, default=1.0),
+            InputParam("strength", type_hint=float, default=1.0, description="0 makes no pass: see `input_pictures`"),
         ]
 
     @property
@@ -85,7 +85,9 @@ class SetScheduleStep(ModularPipelineBlocks):
         if block_state.stream_position == 0 and block_state.first_block_timesteps is not None:
             listed = block_state.first_block_timesteps
         scale = {"strength": block_state.strength, "shift": block_state.shift}
-        if listed is None:
+        if block_state.strength == 0:
+            block_state.schedule = NO_STEPS
+        elif listed is None:
             block_state.schedule = make_few_step_schedule(block_state.num_inference_steps, **scale)
         else:
             block_state.schedule = make_listed_schedule(listed, **scale)
@@ -100,6 +102,7 @@ _OF_ONE_STREAM = (
     "decoder_cache",
     "frame_cache_context",
     "sink_latents",
+    "input_encoder",
 )
 
 
@@ -144,6 +147,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             InputParam("decoder_cache"),
             InputParam("frame_cache_context"),
             InputParam("sink_latents"),
+            InputParam("input_encoder"),
         ]
 
     @property

@@ -1,0 +1,68 @@
+"""Pictures that a stream goes on from: one image, or the end of a video."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+
+from .fit_pictures import CROP, PictureFit, check_fit_choice
+from .picture_sources import PictureSource, Resampled
+
+
+@dataclass(frozen=True)
+class GivenStart:
+    """Pictures of the stream's size.
+
+    Attributes:
+        pictures: uint8 [F, height, width, 3], oldest first; the stream goes on after the last.
+        shown: of these, those that the video begins with, uint8 [F, height, width, 3]: an image is the first picture
+            of its video, while a video that goes on does not show its past again.
+        notices: what was done to them.
+    """
+
+    pictures: torch.Tensor
+    shown: torch.Tensor
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StartPictures:
+    """What a stream goes on from.
+
+    Attributes:
+        source: of the pictures; of several, the last ones count.
+        fps: pictures a second of the stream; a source with a rate of its own is brought to it.
+        fit: see `PictureFit`.
+    """
+
+    source: PictureSource
+    fps: Fraction
+    fit: str = CROP
+
+    def __post_init__(self) -> None:
+        check_fit_choice(self.fit)
+
+    def read(self, width: int, height: int, most: int) -> GivenStart:
+        """The last pictures, fitted.
+
+        Args:
+            width: of the stream, pixels.
+            height: of the stream, pixels.
+            most: how many pictures of its past a stream can make use of.
+
+        Raises:
+            ValueError: the source has no pictures that can be read.
+        """
+        facts = self.source.facts()
+        fit = PictureFit(width, height, self.fit)
+        end = self.source.last_pictures(most / self.fps)
+        last = deque(Resampled(end, None if facts.rate is None else self.fps), maxlen=most)
+        pictures = torch.stack([fit.apply(picture) for picture in last])
+        said = fit.describe("start", facts.height, facts.width)
+        if len(pictures) > 1:
+            said = f"{said} The stream goes on from the last {len(pictures)} pictures of start.".strip()
+        shown = pictures if len(pictures) == 1 else pictures[:0]
+        return GivenStart(pictures, shown, (said,) if said else ())

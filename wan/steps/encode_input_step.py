@@ -1,0 +1,107 @@
+"""Modular blocks of video to video: the input becomes latents, and these, with noise, what a block starts from."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+
+from ..vae.video_encoder import VideoEncoder
+from .names import MODEL_NAME
+from .prepare_steps import State
+
+
+class EncodeInputStep(ModularPipelineBlocks):
+    """Encode the input pictures of the block, if there are any, with the encoder's cache carried across blocks."""
+
+    model_name = MODEL_NAME
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return "Encodes the block's part of an input video; does nothing without one."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        """The VAE."""
+        return [ComponentSpec("vae", AutoencoderKLWan)]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        """Pictures, the encoder of the blocks before, and how long the block is."""
+        return [
+            InputParam("input_pictures", type_hint=torch.Tensor, description="uint8 [F, height, width, 3]"),
+            InputParam("input_encoder", type_hint=VideoEncoder),
+            InputParam("num_frames_per_block", type_hint=int, default=3),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        """Latents of the block, and the encoder for the next."""
+        return [
+            OutputParam("input_latents", type_hint=torch.Tensor, description="float32; None without an input"),
+            OutputParam("input_encoder", type_hint=VideoEncoder),
+        ]
+
+    @torch.no_grad()
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
+        """Run the block."""
+        block_state = self.get_block_state(state)
+        pictures: torch.Tensor | None = block_state.input_pictures
+        block_state.input_latents = None
+        if pictures is not None:
+            encoder = block_state.input_encoder or VideoEncoder.for_vae(components.vae)
+            latents = encoder.encode(components.vae, pictures)
+            if latents.shape[2] != block_state.num_frames_per_block:
+                raise ValueError(
+                    f"input_pictures are {len(pictures)}, which make {latents.shape[2]} latent frames, and a block has "
+                    f"{block_state.num_frames_per_block}: give one picture for the video's first latent frame and 4 "
+                    "for every other."
+                )
+            block_state.input_encoder, block_state.input_latents = encoder, latents
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class NoiseInputStep(ModularPipelineBlocks):
+    """Mix the encoded input with the block's noise: (1 - sigma) * latents + sigma * noise, sigma of the first step.
+
+    This is what Krea's server and diffusers' modular Krea pipeline start a block of video to video from; a strength
+    scales the step list, so that the block has as many passes at any strength. At strength 0 there is no pass.
+    """
+
+    model_name = MODEL_NAME
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return "Starts the block from its input video, with as much noise as the schedule's first step; or from noise."
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        """Noise, schedule, and the latents of the input."""
+        return [
+            InputParam("latents", required=True, type_hint=torch.Tensor),
+            InputParam("schedule", required=True),
+            InputParam("input_latents", type_hint=torch.Tensor),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        """What the block starts from."""
+        return [OutputParam("latents", type_hint=torch.Tensor, description="[1, channels, frames, rows, columns]")]
+
+    def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
+        """Run the block."""
+        block_state = self.get_block_state(state)
+        sigma = block_state.schedule.sigmas[0] if block_state.schedule.sigmas else 0.0
+        if block_state.input_latents is not None:
+            noise: torch.Tensor = block_state.latents
+            # From whole noise, nothing of the input is left; the same values as without one, to the bit.
+            mixed = (1.0 - sigma) * block_state.input_latents.to(noise) + sigma * noise
+            block_state.latents = noise if sigma == 1.0 else mixed
+        elif not block_state.schedule.sigmas:
+            raise ValueError("strength is 0 and there are no input_pictures: give them, or a strength above 0.")
+        self.set_block_state(state, block_state)
+        return components, state
