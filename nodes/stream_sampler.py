@@ -16,7 +16,9 @@ from ..memory.recorder import TimelineRecorder
 from ..stream.choices import StreamChoices
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
+from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
+from .given_pictures import GivenPictures
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
 from .node_watcher import NodeWatcher
@@ -83,6 +85,11 @@ class StreamingBlockSampler(io.ComfyNode):
         first_block_timesteps: str = "",
         memory_gb: float = UNSET,
         kv_format: str = KV_AUTO,
+        start: Any = None,  # noqa: ANN401
+        video: Any = None,  # noqa: ANN401
+        strength: float = MIDDLE_STRENGTH,
+        fit: str = FITS[0],
+        video_end: str = VIDEO_ENDS[0],
     ) -> io.NodeOutput:
         """Stream the video."""
         choices = StreamChoices(
@@ -105,6 +112,8 @@ class StreamingBlockSampler(io.ComfyNode):
             memory_gb=float(memory_gb),
             kv_format=kv_format,
             embeds_given=conditioning is not None,
+            start_given=start is not None,
+            video_given=video is not None,
         )
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.
         choices.check(SIZE_STEP if pipeline.blocks == BUILT_IN_BLOCKS else 1)
@@ -118,6 +127,7 @@ class StreamingBlockSampler(io.ComfyNode):
         from ..stream.sinks import FrameKeeper, Mp4Sink
 
         embeds = None if conditioning is None else read_conditioning(conditioning)
+        given = GivenPictures.read(start, video, strength=strength, fit=fit, video_end=video_end)
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(1, node_id)
         watcher = NodeWatcher(progress)
@@ -131,7 +141,7 @@ class StreamingBlockSampler(io.ComfyNode):
         settings = choices.complete(used)
         watcher.begin(settings)
         fps = choices.fps or used.fps
-        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
+        file = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         recorder = None
         if memory_timeline != TIMELINE_OFF:
@@ -143,13 +153,12 @@ class StreamingBlockSampler(io.ComfyNode):
                 on_record=MemoryChart(blocks, materialised.device, progress.show_memory),
             )
         try:
-            report = run_stream(
-                materialised, settings, Direction(lambda _: prompt, embeds), [video, keeper], watcher, recorder
-            )
+            direction = Direction(lambda _: prompt, embeds, given.start(fps), given.video(fps))
+            report = run_stream(materialised, settings, direction, [file, keeper], watcher, recorder)
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
-            watcher.say_what_is_kept(video)
+            watcher.say_what_is_kept(file)
             raise
         frames = keeper.frames()
         images = host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
@@ -158,5 +167,7 @@ class StreamingBlockSampler(io.ComfyNode):
         shown = prompt if embeds is None else GIVEN_PROMPT
         applied = settings.as_dict() | {"prompt": shown, "fps": fps, "preset": used.name} | report.as_dict()
         applied["notices"] += [used.note] if used.note else []
+        applied["notices"] += given.carry_sound(file.path, report, fps)
+        applied |= given.applied()
         timeline = None if recorder is None else recorder.timeline()
-        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline)
+        return io.NodeOutput(host.video_from_file(file.path), images, json.dumps(applied, indent=2), timeline)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import interpolate
 
-CROP, PAD = FITS = ("crop", "pad")
+from .picture_choices import CROP, FITS
+
 _CHANNELS = (1, 3, 4)
 
 

@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import torch
 
-from .fit_pictures import CROP, PictureFit, check_fit_choice
+from .fit_pictures import PictureFit, check_fit_choice
+from .picture_choices import CROP
 from .picture_sources import PictureSource, Resampled
 
 

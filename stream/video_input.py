@@ -8,10 +8,9 @@ from fractions import Fraction
 
 import torch
 
-from .fit_pictures import CROP, PictureFit, check_fit_choice
+from .fit_pictures import PictureFit, check_fit_choice
+from .picture_choices import CROP, HOLD, LOOP, STOP, VIDEO_ENDS
 from .picture_sources import PictureSource, Resampled
-
-LOOP, HOLD, STOP = VIDEO_ENDS = ("loop", "hold", "stop")
 
 
 def check_strength(strength: float) -> None:
