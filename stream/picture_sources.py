@@ -217,8 +217,8 @@ class Resampled:
                 yield from self._until(waiting, self._tick(shown.begin))
             waiting = shown
         if waiting is not None:
-            # The last picture is shown at least once.
-            yield from self._until(waiting, max(self._tick(waiting.end), self.given + 1))
+            # The shortest video is one picture long.
+            yield from self._until(waiting, max(self._tick(waiting.end), 1))
 
     def _tick(self, time: Fraction) -> int:
         if self._fps is None:

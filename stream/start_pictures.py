@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ import torch
 
 from .fit_pictures import PictureFit, check_fit_choice
 from .picture_choices import CROP
-from .picture_sources import PictureSource, Resampled
+from .picture_sources import PictureSource, ShownPicture
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,26 @@ class StartPictures:
         facts = self.source.facts()
         fit = PictureFit(width, height, self.fit)
         end = self.source.last_pictures(most / self.fps)
-        last = deque(Resampled(end, None if facts.rate is None else self.fps), maxlen=most)
+        last = _last(end, most) if facts.rate is None else _last_at_rate(end, most, self.fps)
         pictures = torch.stack([fit.apply(picture) for picture in last])
         said = fit.describe("start", facts.height, facts.width)
         if len(pictures) > 1:
             said = f"{said} The stream goes on from the last {len(pictures)} pictures of start.".strip()
         shown = pictures if len(pictures) == 1 else pictures[:0]
         return GivenStart(pictures, shown, (said,) if said else ())
+
+
+def _last(pictures: Iterator[ShownPicture], most: int) -> list[torch.Tensor]:
+    return [shown.picture for shown in deque(pictures, maxlen=most)]
+
+
+def _last_at_rate(pictures: Iterator[ShownPicture], most: int, fps: Fraction) -> list[torch.Tensor]:
+    """The very last picture, and those that are shown a tick, two ticks, ... before it."""
+    held: deque[ShownPicture] = deque()
+    for shown in pictures:
+        held.append(shown)
+        while held[0].end <= shown.begin - (most - 1) / fps:
+            held.popleft()
+    first, last = held[0].begin, held[-1].begin
+    ticks = [tick for back in reversed(range(most)) if (tick := last - back / fps) >= first]
+    return [next(shown.picture for shown in reversed(held) if shown.begin <= tick) for tick in ticks]
