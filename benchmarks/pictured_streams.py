@@ -56,8 +56,8 @@ BLOCKS = 3
 # Pictures that a stream of that many blocks takes.
 PICTURES = 9 + 12 * (BLOCKS - 1)
 # Where the colour follows the prompt and the movement the clip. A small picture is lost in less noise than a large one
-# (Esser et al. 2024, section 5.3.2), so this is lower than what large models want: 64x64 pixels are 64 latent pixels. At
-# shift 5 the block starts with a share of noise of 0.36.
+# (Esser et al. 2024, section 5.3.2), so this is lower than what large models want: a picture here has 64 latent pixels.
+# At shift 5 a block starts with a share of noise of 0.36.
 MINI_STRENGTH = 0.1
 _FIRST_SEED = 2_000_000
 # Pixels; a shape is 20 to 26 wide.

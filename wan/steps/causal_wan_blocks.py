@@ -9,7 +9,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import OutputParam
 
 from .decode_step import DecodeBlockStep
 from .denoise_steps import DenoiseBlockStep, RememberBlockStep
-from .encode_input_step import EncodeInputStep, NoiseInputStep
+from .encode_input_step import EncodeInputStep
 from .names import MODEL_NAME
 from .prepare_steps import (
     PrepareCachesStep,
@@ -30,16 +30,8 @@ class BeforeDenoiseBlocks(SequentialPipelineBlocks):
         EncodeInputStep,
         RefillContextStep,
         PrepareNoiseStep,
-        NoiseInputStep,
     ]
-    block_names: ClassVar = [
-        "prepare_caches",
-        "set_schedule",
-        "encode_input",
-        "refill_context",
-        "prepare_noise",
-        "noise_input",
-    ]
+    block_names: ClassVar = ["prepare_caches", "set_schedule", "encode_input", "refill_context", "prepare_noise"]
 
     @property
     def description(self) -> str:

@@ -1,4 +1,4 @@
-"""Modular blocks of video to video: the input becomes latents, and these, with noise, what a block starts from."""
+"""Modular block of video to video: the input becomes latents."""
 
 from __future__ import annotations
 
@@ -60,48 +60,5 @@ class EncodeInputStep(ModularPipelineBlocks):
                     "for every other."
                 )
             block_state.input_encoder, block_state.input_latents = encoder, latents
-        self.set_block_state(state, block_state)
-        return components, state
-
-
-class NoiseInputStep(ModularPipelineBlocks):
-    """Mix the encoded input with the block's noise: (1 - sigma) * latents + sigma * noise, sigma of the first step.
-
-    This is what Krea's server and diffusers' modular Krea pipeline start a block of video to video from; a strength
-    scales the step list, so that the block has as many passes at any strength. At strength 0 there is no pass.
-    """
-
-    model_name = MODEL_NAME
-
-    @property
-    def description(self) -> str:
-        """What the block does."""
-        return "Starts the block from its input video, with as much noise as the schedule's first step; or from noise."
-
-    @property
-    def inputs(self) -> list[InputParam]:
-        """Noise, schedule, and the latents of the input."""
-        return [
-            InputParam("latents", required=True, type_hint=torch.Tensor),
-            InputParam("schedule", required=True),
-            InputParam("input_latents", type_hint=torch.Tensor),
-        ]
-
-    @property
-    def intermediate_outputs(self) -> list[OutputParam]:
-        """What the block starts from."""
-        return [OutputParam("latents", type_hint=torch.Tensor, description="[1, channels, frames, rows, columns]")]
-
-    def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
-        """Run the block."""
-        block_state = self.get_block_state(state)
-        sigma = block_state.schedule.sigmas[0] if block_state.schedule.sigmas else 0.0
-        if block_state.input_latents is not None:
-            noise: torch.Tensor = block_state.latents
-            # From whole noise, nothing of the input is left; the same values as without one, to the bit.
-            mixed = (1.0 - sigma) * block_state.input_latents.to(noise) + sigma * noise
-            block_state.latents = noise if sigma == 1.0 else mixed
-        elif not block_state.schedule.sigmas:
-            raise ValueError("strength is 0 and there are no input_pictures: give them, or a strength above 0.")
         self.set_block_state(state, block_state)
         return components, state

@@ -21,8 +21,9 @@ from ..transformer.causal_transformer import (
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
 from .context_policies import Past, find_context_policy, frame_cache_length, packed_frames
-from .few_step_schedule import NO_STEPS, make_few_step_schedule, make_listed_schedule
+from .few_step_schedule import NO_STEPS, FewStepSchedule, make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
+from .noised_input import noise_input
 
 State = tuple[ModularPipeline, PipelineState]
 
@@ -279,14 +280,14 @@ class RefillContextStep(ModularPipelineBlocks):
 
 
 class PrepareNoiseStep(ModularPipelineBlocks):
-    """Noise of the block."""
+    """Noise of the block, and as much of its input as the schedule leaves."""
 
     model_name = MODEL_NAME
 
     @property
     def description(self) -> str:
         """What the block does."""
-        return "Draws the block's starting noise."
+        return "Draws the block's starting noise, and mixes it with its input, if there is one."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -295,17 +296,19 @@ class PrepareNoiseStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Sizes and the generator."""
+        """Sizes, the generator, the schedule, and the latents of the input."""
         return [
             InputParam("height", required=True, type_hint=int),
             InputParam("width", required=True, type_hint=int),
             InputParam("num_frames_per_block", type_hint=int, default=3),
             InputParam("generator", type_hint=torch.Generator),
+            InputParam("schedule", required=True, type_hint=FewStepSchedule),
+            InputParam("input_latents", type_hint=torch.Tensor),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """The noise."""
+        """What the block starts from."""
         return [OutputParam("latents", type_hint=torch.Tensor, description="[1, channels, frames, rows, columns]")]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
@@ -320,6 +323,7 @@ class PrepareNoiseStep(ModularPipelineBlocks):
             block_state.width // scale,
         )
         device = weight_device(components.transformer)
-        block_state.latents = draw_noise(shape, count=1, generator=block_state.generator, device=device)[0]
+        noise = draw_noise(shape, count=1, generator=block_state.generator, device=device)[0]
+        block_state.latents = noise_input(noise, block_state.schedule, block_state.input_latents)
         self.set_block_state(state, block_state)
         return components, state
