@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -40,7 +41,7 @@ def write_video(
 ) -> Path:
     """Write the drawn pictures, all at `rate` a second or each at its time in milliseconds; perhaps a tone to them."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
         stream.width, stream.height, stream.pix_fmt = 48, 32, pixels
         stream.options = {"crf": "5"}
         if times is not None:

@@ -205,7 +205,9 @@ def test_the_sound_is_delayed_repeated_and_cut(tmp_path, kind):
     sink = Mp4Sink(made, fps=12)
     sink.write(torch.from_numpy(draw_pictures(30)))
     sink.close()
-    sound = FileSound(VideoFile("video", str(write_video(tmp_path / "input.mp4", 12, sound=True))))
+    sound: FileSound | SoundBatch = FileSound(
+        VideoFile("video", str(write_video(tmp_path / "input.mp4", 12, sound=True)))
+    )
     if kind == "batch":
         tone = torch.sin(2 * torch.pi * TONE * torch.arange(SAMPLE_RATE) / SAMPLE_RATE) / 2
         sound = SoundBatch(tone[None, None], SAMPLE_RATE)
