@@ -205,7 +205,8 @@ class ModelFamily(ABC):
         Args:
             pipe: its VAE is on the device.
             pictures: uint8 tensor [F, height, width, 3], 1 or more, oldest first, of the stream's size.
-            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`.
+            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`; and `video_given`, whether an input
+                video follows the pictures.
         """
 
     @abstractmethod

@@ -109,7 +109,8 @@ class BuiltInPipeline:
 
     def start_from_pictures(self, pictures: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
         """See `ModelFamily.start_from_pictures`."""
-        return self.family.start_from_pictures(self.pipe, pictures, settings.pipeline_inputs())
+        inputs = settings.pipeline_inputs() | {"video_given": settings.video_given}
+        return self.family.start_from_pictures(self.pipe, pictures, inputs)
 
     def context_pictures(self, settings: StreamSettings) -> int:
         """As many as the context decodes to, if a video starts with it."""

@@ -150,7 +150,11 @@ class CausalWan(ModelFamily):
         from .steps.start_entries import entries_of_pictures
 
         return entries_of_pictures(
-            pipe.vae, pictures, context_frames=inputs["context_frames"], sink_frames=inputs["sink_frames"]
+            pipe.vae,
+            pictures,
+            context_frames=inputs["context_frames"],
+            sink_frames=inputs["sink_frames"],
+            video_follows=inputs["video_given"],
         )
 
     def streaming_bytes(

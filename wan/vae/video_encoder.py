@@ -34,11 +34,6 @@ class VideoEncoder:
         """At the start of a video."""
         return cls(EncoderCache.for_vae(vae))
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether a latent frame has been encoded: from then on each is made from as many pictures as any other."""
-        return self.cache.latent_frames > 0
-
     def encode(self, vae: AutoencoderKLWan, pictures: torch.Tensor) -> torch.Tensor:
         """Encode the next pictures, uint8 [F, height, width, 3]; the same tensor again gives the same latents.
 
