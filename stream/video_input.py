@@ -92,6 +92,7 @@ class VideoReader:
         self._facts = video.source.facts()
         self._given = self._held = self._rounds = 0
         self._length: int | None = None
+        self._damage = ""
         self._earlier: list[Resampled] = []
         self._round = self._begin()
         self._pictures = iter(self._round)
@@ -127,6 +128,8 @@ class VideoReader:
         """Sentences on what was done to the video."""
         use, facts, fps = self.use(), self._facts, float(self._video.fps)
         said = [self._fit.describe("video", facts.height, facts.width)]
+        if self._damage:
+            said.append(f"{self._damage} What comes before was used as the whole video.")
         if use.dropped or use.repeated:
             rate = "" if facts.rate is None else f" {float(facts.rate):.4g}"
             said.append(
@@ -135,9 +138,10 @@ class VideoReader:
             )
         if use.length is not None:
             after = {
-                LOOP: f"it began again {use.rounds} time{'s' * (use.rounds != 1)}",
-                HOLD: f"its last picture was held {use.held} times",
-                STOP: "the stream stopped there" + f", its last picture held {use.held} times" * bool(use.held),
+                LOOP: f"it began again {_times(use.rounds)}",
+                HOLD: f"its last picture was shown again {_times(use.held)}",
+                STOP: "the stream stopped there"
+                + f", behind its last picture shown again {_times(use.held)}" * bool(use.held),
             }[self._video.at_end]
             if self._video.at_end != LOOP or use.rounds:
                 said.append(f"video: it ended after {use.length} pictures ({use.length / fps:.4g} s); {after}.")
@@ -147,7 +151,7 @@ class VideoReader:
         return Resampled(self._video.source.pictures(), self._video.fps if self._facts.rate is not None else None)
 
     def _next_picture(self) -> torch.Tensor | None:
-        picture = next(self._pictures, None)
+        picture = self._read_on()
         if picture is None and not self.ended:
             self._length = self._length or self._round.given
             if self._video.at_end == LOOP and self._round.given:
@@ -155,7 +159,7 @@ class VideoReader:
                 self._round = self._begin()
                 self._pictures = iter(self._round)
                 self._rounds += 1
-                picture = next(self._pictures, None)
+                picture = self._read_on()
             self.ended = picture is None
         if picture is not None:
             return self._fit_once(picture)
@@ -164,8 +168,22 @@ class VideoReader:
             return self._fitted[1]
         return None
 
+    def _read_on(self) -> torch.Tensor | None:
+        """The next picture; a file that is damaged further on ends there, and a running stream goes on."""
+        try:
+            return next(self._pictures, None)
+        except ValueError as error:
+            if not self._given:
+                raise
+            self._damage = str(error)
+            return None
+
     def _fit_once(self, picture: torch.Tensor) -> torch.Tensor:
         """Repeated pictures are fitted once."""
         if self._fitted is None or self._fitted[0] is not picture:
             self._fitted = picture, self._fit.apply(picture)
         return self._fitted[1]
+
+
+def _times(count: int) -> str:
+    return f"{count} time{'s' * (count != 1)}"

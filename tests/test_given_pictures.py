@@ -151,6 +151,21 @@ def test_files_are_read_picture_by_picture(tmp_path, name, options):
     assert (parts[0].float() - drawn).abs().mean() < 4
 
 
+def test_a_file_that_is_damaged_further_on_ends_there():
+    """Losing a running stream would cost more."""
+
+    class Damaged(PictureBatch):
+        def pictures(self):
+            yield from super().pictures()
+            raise ValueError("video 'damaged.mp4' cannot be read as a video (invalid data): give another.")
+
+    reader = video(Damaged("video", images(11), FPS), "hold").open(48, 32)
+    assert numbers_of(reader.next(9)) == list(range(9))
+    # A picture is held back until the next one's time is known.
+    assert numbers_of(reader.next(12)) == [9] * 12
+    assert reader.notices()[0].endswith("give another. What comes before was used as the whole video.")
+
+
 def test_a_files_own_times_are_used(tmp_path):
     path = write_video(tmp_path / "variable.mkv", 4, times=[0, 80, 500, 583])
     reader = video(VideoFile("video", str(path))).open(48, 32)

@@ -123,7 +123,8 @@ def test_another_video_gives_other_pictures_and_stop_shortens_the_stream(pipelin
     report, made, _ = stream(pipeline, "rolling", video=video_of(images[:15], 0.5, "stop"), blocks=9)
     assert report.blocks_made == 2 and torch.equal(made[:9], one[:9])
     assert report.notices == (
-        "video: it ended after 15 pictures (0.9375 s); the stream stopped there, its last picture held 6 times.",
+        "video: it ended after 15 pictures (0.9375 s); the stream stopped there, behind its last picture shown again 6 "
+        "times.",
     )
 
 
