@@ -236,6 +236,16 @@ def identity_errors(job: PicturedJob) -> tuple[float, float]:
     )
 
 
+def measure_pictured_streams(
+    model: Path = MINI, *, cases: int = 48, workers: int = 1, policy: str = RECOMPUTE
+) -> dict[str, float]:
+    """All figures at `MINI_STRENGTH`; each is a share of the cases, 0..1, but for those in dB."""
+    started = list(spread_work(make_pictured_stream, start_jobs(cases, policy, model), workers))
+    followed = list(spread_work(make_pictured_stream, video_jobs(cases, MINI_STRENGTH, policy, model), workers))
+    identity = measure_identity(min(cases, 8), workers, policy, model)
+    return start_image_figures(started) | video_figures(followed) | identity
+
+
 def measure_identity(cases: int, workers: int, policy: str = RECOMPUTE, model: Path = MINI) -> dict[str, float]:
     """PSNR in dB of a stream at strength 0 and of the VAE alone, to what was drawn."""
     errors = list(spread_work(identity_errors, video_jobs(cases, 0.0, policy, model), workers))
