@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Streams a video headless: runs an example workflow through the pack's own nodes, in an embedded ComfyUI host.
 #   bash run.sh [--fp8 | --int8] [--blocks N] [--prompt "..." | --track FILE] [--seed N] [--out stream.mp4]
+#               [--start-image FILE] [--video FILE --strength X]
 #               [--models DIR] [--model NAME] [--vae NAME] [--text-encoder NAME] [--lora NAME[:STRENGTH]]...
 # FILE holds prompts over time, such as "0-3: a calm sea" and "4: storm"; see web/docs/StreamBlocksPromptTrack.md.
 # DIR is a ComfyUI models folder. A NAME is what the loader lists, such as vae/wan_2.1_vae.safetensors, or a path, which

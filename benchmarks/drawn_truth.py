@@ -62,8 +62,7 @@ def see(frames: torch.Tensor) -> Seen:
     pictures = frames.float() / 255.0
     spread = pictures.amax(-1) - pictures.amin(-1)
     colors = [_color_of(picture, mask) for picture, mask in zip(pictures, spread, strict=True)]
-    cover = (spread / spread.flatten(1).quantile(0.97, dim=1).clamp(min=_LEAST_SPREAD)[:, None, None]).clamp(0.0, 1.0)
-    cover = cover * (spread >= _LEAST_SPREAD)
+    cover = _cover(spread)
     centres = _centres(cover)
     present = cover.sum((1, 2)) >= _LEAST_AREA
     shapes = [
@@ -71,6 +70,18 @@ def see(frames: torch.Tensor) -> Seen:
     ]
     colors = [color if here else None for color, here in zip(colors, present, strict=True)]
     return Seen(_most(colors), _most(shapes), _direction_of(centres[present]))
+
+
+def places(frames: torch.Tensor) -> torch.Tensor:
+    """Where the shape is in each of frames, uint8 [F, 64, 64, 3]: its centre (x, y) in pixels, [F, 2]."""
+    pictures = frames.float() / 255.0
+    return _centres(_cover(pictures.amax(-1) - pictures.amin(-1)))
+
+
+def _cover(spread: torch.Tensor) -> torch.Tensor:
+    """How much of each pixel [F, 64, 64] belongs to a shape, 0..1, by how colourful it is."""
+    cover = (spread / spread.flatten(1).quantile(0.97, dim=1).clamp(min=_LEAST_SPREAD)[:, None, None]).clamp(0.0, 1.0)
+    return cover * (spread >= _LEAST_SPREAD)
 
 
 def _color_of(picture: torch.Tensor, spread: torch.Tensor) -> str | None:

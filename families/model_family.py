@@ -206,6 +206,17 @@ class ModelFamily(ABC):
         return {}
 
     @abstractmethod
+    def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        """State entries of a stream that goes on after given pictures.
+
+        Args:
+            pipe: its VAE is on the device.
+            pictures: uint8 tensor [F, height, width, 3], 1 or more, oldest first, of the stream's size.
+            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`; and `video_given`, whether an input
+                video follows the pictures.
+        """
+
+    @abstractmethod
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice
     ) -> int:
@@ -213,7 +224,8 @@ class ModelFamily(ABC):
 
         Args:
             components: give configs and dtypes; no weight is read.
-            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`.
+            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`; and `video_given`, whether an input
+                video is encoded, too.
             attention: how it is computed.
         """
 

@@ -23,9 +23,11 @@ from .models_on_disk import (
 )
 from .pipeline_folders import PipelineFolder
 from .progress import StreamProgress
+from .video_inputs import GivenVideo, look_into_video
 
 __all__ = [
     "ComfyResidency",
+    "GivenVideo",
     "PipelineFolder",
     "StreamProgress",
     "WholeModelPatcher",
@@ -34,6 +36,7 @@ __all__ = [
     "device_names",
     "diffusers_folders",
     "is_trimmed",
+    "look_into_video",
     "lora_files",
     "new_output_file",
     "new_temp_file",

@@ -32,6 +32,9 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("videos", Handling.DROP, "the block's pictures; the sinks have them"),
     StateRule("video", Handling.DROP, "input video of the block just made"),
     StateRule("video_stream", Handling.DROP, "input frames of the block just made"),
+    StateRule("input_pictures", Handling.DROP, "input pictures of the block just made"),
+    StateRule("input_latents", Handling.DROP, "of the input pictures of the block just made"),
+    StateRule("input_encoder", Handling.SHARE, "carries the VAE's temporal convolutions across the input's seams"),
     StateRule("pictures_finite", Handling.DROP, "of the block just made; the session has checked it"),
     StateRule("latents", Handling.DROP, "noise, then result, of the block just made"),
     StateRule(

@@ -12,6 +12,7 @@ from ..memory.cleanup import CleanupPolicy
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import FAMILIES, preset_names
 from .loader import RecipeType
+from .picture_inputs import picture_inputs
 from .prompt_track import TrackType
 from .stream_socket import going_on_inputs
 
@@ -24,7 +25,14 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 def sampler_inputs() -> list[io.Input]:
     """The node's inputs, in the order of the page."""
-    return [*_stream_inputs(), *_run_inputs(), *_later_inputs(), *_track_inputs(), *going_on_inputs()]
+    return [
+        *_stream_inputs(),
+        *_run_inputs(),
+        *_later_inputs(),
+        *_track_inputs(),
+        *going_on_inputs(),
+        *picture_inputs(),
+    ]
 
 
 def _stream_inputs() -> list[io.Input]:

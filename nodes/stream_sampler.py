@@ -16,8 +16,10 @@ from ..memory.recorder import TimelineRecorder
 from ..stream.choices import StreamChoices
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
+from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
 from ..stream.prompt_track import PromptTrack
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
+from .given_pictures import GivenPictures
 from .memory_chart import MemoryChart
 from .memory_nodes import TimelineType
 from .node_watcher import NodeWatcher
@@ -94,11 +96,20 @@ class StreamingBlockSampler(io.ComfyNode):
         go_on_from: StreamSnapshot | None = None,
         same_video: bool = False,
         keep_stream: bool = True,
+        start: Any = None,  # noqa: ANN401
+        video: Any = None,  # noqa: ANN401
+        strength: float = MIDDLE_STRENGTH,
+        fit: str = FITS[0],
+        video_end: str = VIDEO_ENDS[0],
     ) -> io.NodeOutput:
         """Stream the video."""
         if track is not None and conditioning is not None:
             raise ValueError(
                 "conditioning and track are both connected, and each is the prompt: disconnect one of them."
+            )
+        if start is not None and go_on_from is not None:
+            raise ValueError(
+                "start and go_on_from are both connected, and each is the stream's past: disconnect one of them."
             )
         choices = StreamChoices(
             width=width or None,
@@ -121,6 +132,8 @@ class StreamingBlockSampler(io.ComfyNode):
             kv_format=kv_format,
             on_prompt_change=None if on_prompt_change == FROM_MODEL else on_prompt_change,
             embeds_given=conditioning is not None,
+            start_given=start is not None,
+            video_given=video is not None,
         )
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.
         choices.check(SIZE_STEP if pipeline.blocks == BUILT_IN_BLOCKS else 1)
@@ -143,6 +156,7 @@ class StreamingBlockSampler(io.ComfyNode):
         notices: list[str] = []
         earlier = None if go_on_from is None or not same_video else video_to_go_on(go_on_from, fps)
         embeds = None if conditioning is None else read_conditioning(conditioning)
+        given = GivenPictures.read(start, video, strength=strength, fit=fit, video_end=video_end)
         node_id = None if cls.hidden is None else cls.hidden.unique_id
         progress = host.StreamProgress(1, node_id)
         watcher = NodeWatcher(progress)
@@ -159,10 +173,15 @@ class StreamingBlockSampler(io.ComfyNode):
             notices, settings = seed_notice(go_on_from, asked), settings_to_go_on(go_on_from, asked)
         watcher.begin(settings)
         fps = fps or used.fps
-        goes_on = go_on_from is not None
-        clock = BlockClock.of(materialised.geometry, settings.frames_per_block, fps, goes_on=goes_on)
-        direction = Direction.of(prompt, embeds, None if track is None else track.place(blocks, clock), go_on_from)
-        video = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps, begin_with=earlier)
+        clock = BlockClock.of(
+            materialised.geometry,
+            settings.frames_per_block,
+            fps,
+            goes_on=go_on_from is not None or start is not None,
+        )
+        placed = None if track is None else track.place(blocks, clock)
+        direction = Direction.of(prompt, embeds, placed, go_on_from, given.start(fps), given.video(fps))
+        file = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps, begin_with=earlier)
         keeper = FrameKeeper(KeepFrames(keep_frames))
         recorder = None
         if memory_timeline != TIMELINE_OFF:
@@ -175,12 +194,12 @@ class StreamingBlockSampler(io.ComfyNode):
             )
         try:
             report = run_stream(
-                materialised, settings, direction, [video, keeper], watcher, recorder, keep_stream=keep_stream
+                materialised, settings, direction, [file, keeper], watcher, recorder, keep_stream=keep_stream
             )
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
-            watcher.say_what_is_kept(video)
+            watcher.say_what_is_kept(file)
             raise
         frames = keeper.frames()
         images = host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
@@ -188,9 +207,11 @@ class StreamingBlockSampler(io.ComfyNode):
             images = to_image_batch(frames)
         applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": used.name} | report.as_dict()
         applied["notices"] += [*notices, *([used.note] if used.note else [])]
+        applied["notices"] += given.carry_sound(file.path, report, fps, goes_on=go_on_from is not None)
+        applied |= given.applied()
         timeline = None if recorder is None else recorder.timeline()
         why = report.no_snapshot if keep_stream else "keep_stream is off: switch it on."
         stream = host.blocked_output(f"This stream cannot be continued: {why}")
         if report.snapshot is not None:
-            stream = report.snapshot.with_video(video.path, fps, video.frames_written)
-        return io.NodeOutput(host.video_from_file(video.path), images, json.dumps(applied, indent=2), timeline, stream)
+            stream = report.snapshot.with_video(file.path, fps, file.frames_written)
+        return io.NodeOutput(host.video_from_file(file.path), images, json.dumps(applied, indent=2), timeline, stream)

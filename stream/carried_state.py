@@ -23,6 +23,8 @@ CARRIED = frozenset(
         "generator",
     }
 )
+# Of the input video; carried as the object it is, and of use only where the video goes on, too.
+INPUT_ENCODER = "input_encoder"
 # The session gives these with every call, as the settings and the prompt of then say.
 _GIVEN_ANEW = frozenset({*INPUT_NAMES.values(), "prompt", "block_idx"})
 

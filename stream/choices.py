@@ -47,6 +47,8 @@ class StreamChoices:
     on_prompt_change: str | None = None
     memory_gb: float = 0.0
     embeds_given: bool = False
+    start_given: bool = False
+    video_given: bool = False
 
     def check(self, size_step: int) -> None:
         """Raise ValueError for what no preset can make possible, before the model's files are read.

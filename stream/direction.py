@@ -12,6 +12,8 @@ from .block_prompt import BlockPrompt
 from .conditioning import GIVEN_PROMPT
 from .prompt_track import PlacedTrack
 from .snapshot import StreamSnapshot
+from .start_pictures import StartPictures
+from .video_input import VideoInput
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,16 @@ class Direction:
             and `prompt_of` is not asked. None encodes the prompts.
         track: where `prompt_of` comes from, if it comes from a track; its prompts are encoded before the first block.
         go_on: the stream that this one continues; its blocks are not counted by `prompt_of`. None starts a new one.
+        start: pictures that the stream goes on from; None starts with nothing.
+        video: what each block is made from; None makes each from noise.
     """
 
     prompt_of: Callable[[int], str | BlockPrompt]
     embeds: torch.Tensor | None = None
     track: PlacedTrack | None = None
     go_on: StreamSnapshot | None = None
+    start: StartPictures | None = None
+    video: VideoInput | None = None
 
     @classmethod
     def constant(cls, prompt: str) -> Direction:
@@ -43,9 +49,13 @@ class Direction:
         embeds: torch.Tensor | None = None,
         track: PlacedTrack | None = None,
         go_on: StreamSnapshot | None = None,
+        start: StartPictures | None = None,
+        video: VideoInput | None = None,
     ) -> Direction:
         """The prompts of a track, or else embeddings, or else the same prompt for every block."""
-        return cls(lambda _: prompt, embeds, go_on=go_on) if track is None else cls(track.at, track=track, go_on=go_on)
+        if track is not None:
+            return cls(track.at, None, track, go_on, start, video)
+        return cls(lambda _: prompt, embeds, None, go_on, start, video)
 
     @property
     def prompts_ahead(self) -> Sequence[str]:

@@ -164,7 +164,8 @@ def smaller_choices(
 
 def _rehearsal_inputs(settings: StreamSettings) -> dict[str, Any]:
     few_steps = replace(settings, steps=min(settings.steps, 2), timesteps=None, first_block_timesteps=None)
-    return few_steps.pipeline_inputs() | {"generator": torch.Generator().manual_seed(0)}
+    few_draws = {"generator": torch.Generator().manual_seed(0)}
+    return few_steps.pipeline_inputs() | few_draws | {"video_given": settings.video_given}
 
 
 def _dequantized_bytes(component: Component, device: torch.device) -> int:

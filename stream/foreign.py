@@ -61,6 +61,12 @@ class ForeignPipeline:
                 f"a conditioning is connected, and the blocks of {self.recipe.model} encode the prompt themselves: "
                 "disconnect it and write the prompt."
             )
+        for name, given in (("start", settings.start_given), ("video", settings.video_given)):
+            if given:
+                raise ValueError(
+                    f"{name} is connected, and what the blocks of {self.recipe.model} make of pictures is not known: "
+                    "disconnect it, or choose the built-in blocks."
+                )
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """`frame_cache_context`, a deque of the length in the repository's config; empty if the config has none."""
@@ -70,6 +76,18 @@ class ForeignPipeline:
     def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
         """Nothing: `check_settings` refuses them."""
         return {}
+
+    def start_from_pictures(self, pictures: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """Nothing: `check_settings` refuses them."""
+        return {}
+
+    def context_pictures(self, settings: StreamSettings) -> int:
+        """None: `check_settings` refuses a start."""
+        return 0
+
+    def input_pictures(self, settings: StreamSettings, *, from_the_start: bool) -> int:
+        """None: `check_settings` refuses an input video."""
+        return 0
 
     def make_generator(self, seed: int) -> torch.Generator:
         """A generator on the pipeline's device, which foreign blocks may require."""

@@ -118,6 +118,19 @@ class BuiltInPipeline:
             "prompt_tokens_cut": max(0, embeds.shape[1] - tokens),
         }
 
+    def start_from_pictures(self, pictures: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """See `ModelFamily.start_from_pictures`."""
+        inputs = settings.pipeline_inputs() | {"video_given": settings.video_given}
+        return self.family.start_from_pictures(self.pipe, pictures, inputs)
+
+    def context_pictures(self, settings: StreamSettings) -> int:
+        """As many as the context decodes to, if a video starts with it."""
+        return self.family.geometry.pixel_frames(settings.context_frames, from_the_start=True)
+
+    def input_pictures(self, settings: StreamSettings, *, from_the_start: bool) -> int:
+        """As many as the block decodes to."""
+        return self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=from_the_start)
+
     def make_generator(self, seed: int) -> torch.Generator:
         """A CPU generator, so that a seed gives the same noise on every device."""
         return torch.Generator().manual_seed(seed)
@@ -311,6 +324,7 @@ class BuiltInPipeline:
             cleanup=CleanupPolicy.NEVER,
             reset_compile=False,
             memory_gb=0.0,
+            start_given=False,
         )
         key = (spec, settings)
         if key not in self._estimates:

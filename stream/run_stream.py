@@ -12,9 +12,11 @@ import torch
 
 from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
+from .block_prompt import BlockPrompt
 from .component_store import LoadCallback, ignore_load
 from .conditioning import GIVEN_PROMPT
 from .direction import Direction
+from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
 from .prompt_encodings import refuse_mixes_of
 from .recipe import Recipe
@@ -24,6 +26,7 @@ from .sinks import FrameSink
 from .snapshot import StreamSnapshot
 from .snapshot_tree import CannotSnapshotError
 from .stream_pipeline import StreamPipeline
+from .video_input import VideoUse
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class StreamReport:
         described: how the pipeline was made; see `StreamPipeline.describe`.
         snapshot: the stream after its last block; None unless it was asked for and could be taken.
         no_snapshot: why there is none, a sentence.
+        video: what was taken of the input video; None without one.
     """
 
     blocks_made: int
@@ -67,6 +71,7 @@ class StreamReport:
     described: dict[str, Any]
     snapshot: StreamSnapshot | None = None
     no_snapshot: str = ""
+    video: VideoUse | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for text output; without the snapshot."""
@@ -120,10 +125,16 @@ def run_stream(
         if direction.go_on is not None:
             check_recipe(direction.go_on, pipeline.recipe)
             settings = settings_to_go_on(direction.go_on, settings)
-        settings = replace(settings, embeds_given=embeds is not None)
+        settings = replace(
+            settings,
+            embeds_given=embeds is not None,
+            start_given=direction.start is not None,
+            video_given=direction.video is not None,
+        )
         pipeline.check_settings(settings)
         if direction.is_mixed:
             refuse_mixes_of(pipeline)
+        pictures_given = GivenPictures(direction, pipeline, settings)
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
@@ -134,19 +145,25 @@ def run_stream(
             watcher.before_pass,
             recorder,
             given,
+            pictures_given.start,
             prompts_ahead=direction.prompts_ahead,
             going_on=direction.go_on,
         ) as session:
             for index in range(settings.blocks):
-                block = session.run_block(GIVEN_PROMPT if given else direction.prompt_of(index))
+                prompt = BlockPrompt.of(GIVEN_PROMPT if given else direction.prompt_of(index))
+                inputs = pictures_given.of_block(index, cut=prompt.cut)
+                if inputs is None:
+                    break
+                block = session.run_block(prompt, inputs)
+                shown = pictures_given.show(index, block.frames)
                 for sink in sinks:
-                    sink.write(block.frames)
+                    sink.write(shown)
                 blocks_made += 1
-                pictures += len(block.frames)
+                pictures += len(shown)
                 _note_cut_prompt(block, notices)
                 watcher.after_block(block)
             if keep_stream:
-                snapshot, no_snapshot = _snapshot_of(session)
+                snapshot, no_snapshot = _snapshot_of(session, pictures_given)
         failed = False
     except BlockFailedError as error:
         if blocks_made == 0:
@@ -165,7 +182,7 @@ def run_stream(
         notices += _close_all(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
-    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices]
+    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices, *pictures_given.notices()]
     return StreamReport(
         blocks_made,
         pictures,
@@ -175,13 +192,14 @@ def run_stream(
         described,
         snapshot,
         no_snapshot,
+        pictures_given.use(),
     )
 
 
-def _snapshot_of(session: Session) -> tuple[StreamSnapshot | None, str]:
+def _snapshot_of(session: Session, given: GivenPictures) -> tuple[StreamSnapshot | None, str]:
     """A snapshot, or why there is none: a finished stream is not lost for want of one."""
     try:
-        return session.snapshot(), ""
+        return session.snapshot().with_input(given.taken()), ""
     except (CannotSnapshotError, MemoryError, RuntimeError) as error:
         logger.warning("no snapshot of the stream: %s", error)
         return None, str(error)

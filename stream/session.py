@@ -20,6 +20,7 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .block_prompt import BlockPrompt
+from .carried_state import INPUT_ENCODER
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
 from .prompt_encodings import PromptEncodings
@@ -75,6 +76,7 @@ class Session:
         on_pass: PassCallback | None = None,
         recorder: NoRecording | None = None,
         start_from: Mapping[str, Any] | None = None,
+        start_pictures: torch.Tensor | None = None,
         prompts_ahead: Sequence[str] = (),
         going_on: StreamSnapshot | None = None,
     ) -> None:
@@ -91,6 +93,8 @@ class Session:
                 `current_denoised_latents` (once the window slides, `frame_cache_context` too), under `rolling`
                 `kv_cache`, which takes a block along whose keys are deferred; `decoder_cache` and `generator` make the
                 seam invisible. None starts at the first frame.
+            start_pictures: uint8 [F, height, width, 3], oldest first, that the stream goes on from; see
+                `StreamPipeline.start_from_pictures`. They are encoded before the first block.
             prompts_ahead: prompts that blocks will have; the text encoder runs for all of them before the first block.
             going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
                 `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
@@ -112,6 +116,8 @@ class Session:
         self._state = self._new_state(start_from or {})
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
+        self._start_pictures = start_pictures
+        self._inputs: Mapping[str, Any] = {}
         self._closed = False
         self._going_on = going_on
         # `next_block` counts this session's blocks; those before it are the pipeline's business only.
@@ -127,7 +133,7 @@ class Session:
         self.close()
 
     @clearing_error_locals
-    def run_block(self, prompt: str | BlockPrompt) -> StreamBlock:
+    def run_block(self, prompt: str | BlockPrompt, inputs: Mapping[str, Any] | None = None) -> StreamBlock:
         """Make the next block.
 
         An error raised here holds no local variables of the functions in its traceback, so a kept error keeps nothing
@@ -136,6 +142,7 @@ class Session:
         Args:
             prompt: of this block, or several mixed; the text encoder runs only for a prompt that is not known yet.
                 With a cut the block begins afresh, as the first one of a new session does.
+            inputs: of the pipeline's call, for this block only: `input_pictures` and `strength` make it from a video.
 
         Raises:
             BlockFailedError: latents or pictures are not finite. The session is over.
@@ -149,6 +156,7 @@ class Session:
             self._begin_afresh()
         self._state.strip()
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
+        self._inputs = inputs or {}
         self._last_prompt = None
         self._encode(shown)
         self._take_up_past()
@@ -157,6 +165,10 @@ class Session:
         if self.next_block == 0 or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
+        if self._start_pictures is not None:
+            self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+            self._start_pictures = None
+            self.recorder.add("start pictures")
         with self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
         self._check_finite()
@@ -196,7 +208,8 @@ class Session:
         """Bring the stream to go on from to the device: not before the text encoder may have left."""
         past, self._going_on = self._going_on, None
         if past is not None:
-            self._state.values.update(past.start_entries(self.pipeline))
+            unused = () if self.settings.video_given else (INPUT_ENCODER,)
+            self._state.values.update(past.start_entries(self.pipeline, without=unused))
             self._generator = self._state.values["generator"]
 
     def _call_pipeline(self, prompt: str) -> StreamState:
@@ -263,7 +276,9 @@ class Session:
             self._state.values["keys_are_stale"] = True
 
     def _call_inputs(self, prompt: str) -> dict[str, Any]:
-        inputs = self.settings.pipeline_inputs() | {
+        inputs = {
+            **self.settings.pipeline_inputs(),
+            **self._inputs,
             "prompt": [prompt],
             "block_idx": self._blocks_before + self.next_block - self._first_of_scene,
             "generator": self._generator,

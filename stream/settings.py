@@ -78,6 +78,8 @@ class StreamSettings:
         reset_compile: whether torch.compile's caches are cleared when the stream is over.
         memory_gb: GB (10^9 bytes) of the device that the stream may take; 0 for what is free.
         embeds_given: whether the prompt comes as embeddings, so that no text encoder is needed.
+        start_given: whether the stream goes on from given pictures.
+        video_given: whether each block is made from pictures of a video, which are encoded.
     """
 
     width: int = _DEFAULTS.width
@@ -102,6 +104,8 @@ class StreamSettings:
     reset_compile: bool = False
     memory_gb: float = 0.0
     embeds_given: bool = False
+    start_given: bool = False
+    video_given: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.

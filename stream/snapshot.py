@@ -32,6 +32,19 @@ class VideoSoFar:
     pictures: int
 
 
+@dataclass(frozen=True)
+class InputVideo:
+    """What a stream has taken of the video it is made from.
+
+    Attributes:
+        source: which video, as text.
+        pictures: of the stream that were taken from it.
+    """
+
+    source: str
+    pictures: int
+
+
 @dataclass(frozen=True, eq=False)
 class StreamSnapshot:
     """What a stream needs of its past to go on, between two blocks; immutable, on the CPU, and shared with nobody.
@@ -46,6 +59,7 @@ class StreamSnapshot:
         layout: the entries of the state as JSON text, in which tensors are named; see `TreeWriter`.
         tensors: by name; never handed out, and not to be written to.
         video: what the pictures are in; None where nobody wrote them to a file.
+        input_video: what the next block would be made from; None without one.
     """
 
     recipe: Recipe
@@ -55,6 +69,7 @@ class StreamSnapshot:
     layout: str = field(repr=False)
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     video: VideoSoFar | None = None
+    input_video: InputVideo | None = None
 
     @classmethod
     def take(
@@ -108,15 +123,22 @@ class StreamSnapshot:
         """The same, and where its pictures are; the tensors are shared between the two."""
         return replace(self, video=VideoSoFar(path, fps, pictures))
 
-    def start_entries(self, pipeline: StreamPipeline, only: Collection[str] | None = None) -> dict[str, Any]:
+    def with_input(self, input_video: InputVideo | None) -> StreamSnapshot:
+        """The same, and how far it was in its input video."""
+        return replace(self, input_video=input_video)
+
+    def start_entries(
+        self, pipeline: StreamPipeline, only: Collection[str] | None = None, without: Collection[str] = ()
+    ) -> dict[str, Any]:
         """State entries for a session that goes on, made for it alone, on the pipeline's device.
 
         Args:
             pipeline: of that session.
             only: names of the entries that are wanted; None for all.
+            without: names of entries that are not.
 
         Raises:
             ValueError: they are not of such a pipeline.
         """
         reader = TreeReader(self.tensors, pipeline.device, pipeline.snapshot_kinds())
-        return reader.read(self.layout, only) | {"next_block_idx": self.blocks_made}
+        return reader.read(self.layout, only, without) | {"next_block_idx": self.blocks_made}

@@ -120,14 +120,15 @@ class TreeReader:
         self._kinds = kinds
         self._made: dict[str, torch.Tensor] = {}
 
-    def read(self, written: str, only: Collection[str] | None = None) -> dict[str, Any]:
+    def read(self, written: str, only: Collection[str] | None = None, without: Collection[str] = ()) -> dict[str, Any]:
         """The values that a `TreeWriter` took apart, all or those of some names.
 
         Raises:
             ValueError: the pipeline has no such class, or a generator was on another kind of device.
         """
         nodes = json.loads(written)
-        return {key: self._value(nodes[key], lent=False) for key in nodes if only is None or key in only}
+        wanted = [key for key in nodes if key not in without and (only is None or key in only)]
+        return {key: self._value(nodes[key], lent=False) for key in wanted}
 
     def _value(self, node: Any, *, lent: bool) -> Any:  # noqa: ANN401
         """The value of a node; `lent` gives the tensors themselves, to one that copies them."""

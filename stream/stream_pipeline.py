@@ -49,6 +49,18 @@ class StreamPipeline(Protocol):
         Raises ValueError for embeddings of another width than the model takes.
         """
 
+    def start_from_pictures(self, pictures: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """State entries of a stream that goes on after `pictures`, uint8 [F, height, width, 3], oldest first.
+
+        The components are on the device.
+        """
+
+    def context_pictures(self, settings: StreamSettings) -> int:
+        """How many pictures of its past a stream can make use of."""
+
+    def input_pictures(self, settings: StreamSettings, *, from_the_start: bool) -> int:
+        """How many pictures of an input video a block is made from, the first of the video or another."""
+
     def make_generator(self, seed: int) -> torch.Generator:
         """The stream's noise generator."""
 

@@ -1,7 +1,9 @@
 """The node classes in the embedded ComfyUI host."""
 
 import pytest
+from PIL import Image
 
+from drawn_videos import write_video
 from embedded_program import NODES, needs_embedded_host, run_in_host
 
 pytestmark = needs_embedded_host
@@ -201,3 +203,54 @@ report(messages=messages)
 def test_bad_input_is_one_sentence(messages, change, sentence):
     assert sentence in messages[change]
     assert "\n" not in messages[change]
+
+
+def test_pictures_at_the_sampler(tmp_path):
+    """A start image, a video of another rate and shape with sound, and what is refused before anything is loaded."""
+    Image.effect_noise((20, 40), 90).save(tmp_path / "image.png")
+    write_video(tmp_path / "input.mp4", 24, rate=24, sound=True)
+    facts = run_in_host(
+        tmp_path,
+        """
+import av
+from tools.given_pictures import LoadVideo, insert_pictures
+host.add_missing_node("LoadVideo", LoadVideo)
+def streams(**files):
+    insert_pictures(prompt, {key: base / name for key, name in files.items()}, host.inputs)
+    (made, _, settings, _, _), _ = run(fps=16.0, blocks=2, steps=1)
+    with av.open(made.get_stream_source()) as container:
+        pictures = sum(1 for _ in container.decode(video=0))
+        sound = [float(track.duration * track.time_base) for track in container.streams.audio]
+    return pictures, sound, json.loads(settings)
+def refusal(**changes):
+    try:
+        run(**changes)
+    except ValueError as error:
+        return str(error)
+started = streams(start="image.png")
+sampler |= {"strength": 0.25, "fit": "pad", "video_end": "loop"}
+both = streams(start="input.mp4", video="input.mp4")
+refused = [refusal(strength=strength) for strength in (float("nan"), 2.0)]
+(host.inputs / "video.mp4").write_text("no video")
+report(started=started, both=both, refused=[*refused, refusal(strength=0.5)])
+""",
+    )
+    pictures, sound, settings = facts["started"]
+    assert pictures == 1 + 2 * 12 == settings["pictures"] and sound == []
+    assert settings["start_given"] and settings["notices"] == [
+        "start: pictures of 20x40 are scaled and cropped at top and bottom to 32x32."
+    ]
+    pictures, (seconds,), settings = facts["both"]
+    assert pictures == 2 * 12 and abs(seconds - 24 / 16) < 0.1
+    assert (settings["strength"], settings["fit"], settings["video_end"]) == (0.25, "pad", "loop")
+    assert settings["video"]["length"] == 16 and settings["video"]["rounds"] == 1
+    assert settings["notices"] == [
+        "start: pictures of 48x32 are scaled and padded with black at top and bottom to 32x32. "
+        "The stream goes on from the last 9 pictures of start.",
+        "video: pictures of 48x32 are scaled and padded with black at top and bottom to 32x32.",
+        "video: its 24 pictures a second became 16: 12 pictures were dropped, 0 shown again.",
+        "video: it ended after 16 pictures (1 s); it began again 1 time.",
+    ]
+    starts = ("strength is nan", "strength is 2.0", "video 'video.mp4' cannot be read")
+    for sentence, start in zip(facts["refused"], starts, strict=True):
+        assert sentence.startswith(start) and "\n" not in sentence

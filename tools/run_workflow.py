@@ -19,6 +19,7 @@ from typing import Any
 
 from contact_sheet import write_contact_sheet
 from embedded_host import EmbeddedHost, NodeRun
+from given_pictures import VIDEO_SUFFIXES, LoadVideo, insert_pictures
 from model_choices import (
     LORA,
     LORA_OPTION,
@@ -34,7 +35,6 @@ from track_option import insert_track, read_track
 from workflow_to_prompt import convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
-VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".mov"}
 # Which node and input an option of this script sets.
 OVERRIDES = {
     "model": ("StreamBlocksLoadPipeline", "model", str),
@@ -47,6 +47,7 @@ OVERRIDES = {
     "width": ("StreamBlocksSampler", "width", int),
     "height": ("StreamBlocksSampler", "height", int),
     "steps": ("StreamBlocksSampler", "steps", int),
+    "strength": ("StreamBlocksSampler", "strength", float),
 }
 _MODEL_HELP = {
     "model": "the model: a name that the loader lists, or the path of a file or a folder",
@@ -63,6 +64,7 @@ def main() -> None:
     if options.models is not None and not options.models.is_dir():
         sys.exit(f"--models is {str(options.models)!r}, which is not a folder: give a ComfyUI models folder.")
     host = EmbeddedHost(options.base, options.models, progress=PrintedProgress())
+    host.add_missing_node("LoadVideo", LoadVideo)
     classes = host.load_pack(ROOT, _classes(workflow))
     prompt = convert_workflow(workflow, classes)
     try:
@@ -71,6 +73,7 @@ def main() -> None:
         insert_loras(prompt, loras)
         if track is not None:
             insert_track(prompt, track)
+        insert_pictures(prompt, _given_pictures(options), host.inputs)
     except ValueError as error:
         sys.exit(str(error))
     apply_overrides(prompt, _wanted(options, names))
@@ -98,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a LoRA on the model, at strength 1 unless another follows; may be repeated",
     )
     parser.add_argument("--track", type=Path, default=None, metavar="FILE", help="prompts over time; replaces --prompt")
+    parser.add_argument(
+        "--start-image", type=Path, help="an image that the video begins with, or a video to go on from"
+    )
+    parser.add_argument("--video", type=Path, help="a video that the stream is made from; see --strength")
     formats = parser.add_mutually_exclusive_group()
     for name in ("fp8", "int8"):
         formats.add_argument(
@@ -125,6 +132,11 @@ def _chosen_models(options: argparse.Namespace, host: EmbeddedHost) -> tuple[dic
     found = choose_models([*wanted, *((LORA_OPTION, lora.name) for lora in options.lora)], host)
     loras = [LoraWish(name, lora.strength) for name, lora in zip(found[len(given) :], options.lora, strict=True)]
     return dict(zip(given, found, strict=False)), loras
+
+
+def _given_pictures(options: argparse.Namespace) -> dict[str, Path]:
+    given = {"start": options.start_image, "video": options.video}
+    return {key: path for key, path in given.items() if path is not None}
 
 
 def _wanted(options: argparse.Namespace, names: Mapping[str, str]) -> list[tuple[str, str, object]]:

@@ -150,9 +150,22 @@ class CausalWan(ModelFamily):
         from .transformer.kv_cache import DeferredBlock, KVCache
         from .transformer.packed_kv_cache import PackedKVCache
         from .vae.streaming_vae import DecoderCache, EncoderCache
+        from .vae.video_encoder import VideoEncoder
 
-        kinds = (KVCache, PackedKVCache, DeferredBlock, DecoderCache, EncoderCache)
+        kinds = (KVCache, PackedKVCache, DeferredBlock, DecoderCache, EncoderCache, VideoEncoder)
         return {kind.__name__: kind.from_snapshot for kind in kinds}
+
+    def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        """See `entries_of_pictures`."""
+        from .steps.start_entries import entries_of_pictures
+
+        return entries_of_pictures(
+            pipe.vae,
+            pictures,
+            context_frames=inputs["context_frames"],
+            sink_frames=inputs["sink_frames"],
+            video_follows=inputs["video_given"],
+        )
 
     def streaming_bytes(
         self, components: Mapping[str, Component], inputs: Mapping[str, Any], attention: AttentionChoice

@@ -165,11 +165,21 @@ class MetaRehearsal:
         steps = [block for name, block in self._pipe.blocks.sub_blocks.items() if name != "text_encoder"]
         with torch.no_grad(), _MetaStandIns(self._score_bytes):
             state.values |= self._long_past(inputs)
-            for _ in range(2):
+            for block in range(2):
+                if inputs.get("video_given"):
+                    state.values["input_pictures"] = self._input_pictures(inputs)
                 for step in steps:
                     step(self._pipe, state)
-                for consumed in ("videos", "latents"):
+                for consumed in ("videos", "latents", "input_latents"):
                     state.values.pop(consumed)
+
+    def _input_pictures(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Pictures of a block's part of an input video, which lie on the CPU: the copy to the device is counted.
+
+        They follow the pictures of the stream's past.
+        """
+        count = int(self._pipe.vae.config.scale_factor_temporal) * inputs["num_frames_per_block"]
+        return torch.empty((count, inputs["height"], inputs["width"], 3), dtype=torch.uint8, device=META)
 
     def _long_past(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """State entries of a stream under way."""

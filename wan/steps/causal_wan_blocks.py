@@ -9,6 +9,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import OutputParam
 
 from .decode_step import DecodeBlockStep
 from .denoise_steps import DenoiseBlockStep, RememberBlockStep
+from .encode_input_step import EncodeInputStep
 from .names import MODEL_NAME
 from .prepare_steps import (
     PrepareCachesStep,
@@ -23,8 +24,14 @@ class BeforeDenoiseBlocks(SequentialPipelineBlocks):
     """Caches, schedule, context and noise of one block."""
 
     model_name = MODEL_NAME
-    block_classes: ClassVar = [PrepareCachesStep, SetScheduleStep, RefillContextStep, PrepareNoiseStep]
-    block_names: ClassVar = ["prepare_caches", "set_schedule", "refill_context", "prepare_noise"]
+    block_classes: ClassVar = [
+        PrepareCachesStep,
+        SetScheduleStep,
+        EncodeInputStep,
+        RefillContextStep,
+        PrepareNoiseStep,
+    ]
+    block_names: ClassVar = ["prepare_caches", "set_schedule", "encode_input", "refill_context", "prepare_noise"]
 
     @property
     def description(self) -> str:

@@ -58,6 +58,12 @@ class DenoiseBlockStep(ModularPipelineBlocks):
         """Run the block."""
         block_state = self.get_block_state(state)
         latents: torch.Tensor = block_state.latents
+        schedule = block_state.schedule
+        if not schedule.sigmas:
+            # The block is its input; where the first step would have taken the context along, nobody needs its keys.
+            block_state.context_latents = None
+            self.set_block_state(state, block_state)
+            return components, state
         cache: KVCache = block_state.kv_cache
         context: torch.Tensor | None = block_state.context_latents
         tokens = latents.shape[2] * cache.tokens_per_frame
@@ -75,7 +81,6 @@ class DenoiseBlockStep(ModularPipelineBlocks):
                 like=cache.keys[0],
             ),
         )
-        schedule = block_state.schedule
         if context is None:
             velocity = predict_velocity(components.transformer, latents, schedule.timesteps[0], causal_pass)
         else:

@@ -18,6 +18,10 @@ class FewStepSchedule:
     sigmas: tuple[float, ...]
 
 
+# Of a block that is its input.
+NO_STEPS = FewStepSchedule((), ())
+
+
 def shift_sigma(sigma: float, shift: float) -> float:
     """Shift one sigma towards noise: sigma' = shift * sigma / (1 + (shift - 1) * sigma).
 

@@ -21,8 +21,9 @@ from ..transformer.kv_cache import CrossAttentionCache, KVCache
 from ..vae.streaming_vae import DecoderCache
 from .clean_keys import take_prompt
 from .context_policies import Past, find_context_policy, find_packing, frame_cache_length
-from .few_step_schedule import make_few_step_schedule, make_listed_schedule
+from .few_step_schedule import NO_STEPS, FewStepSchedule, make_few_step_schedule, make_listed_schedule
 from .names import MODEL_NAME
+from .noised_input import noise_input
 
 State = tuple[ModularPipeline, PipelineState]
 
@@ -70,7 +71,7 @@ class SetScheduleStep(ModularPipelineBlocks):
             InputParam("first_block_timesteps", type_hint=StepList, description="of a block without a past"),
             InputParam("num_inference_steps", type_hint=int, default=4),
             InputParam("shift", type_hint=float, default=5.0),
-            InputParam("strength", type_hint=float, default=1.0),
+            InputParam("strength", type_hint=float, default=1.0, description="0 makes no pass: see `input_pictures`"),
         ]
 
     @property
@@ -85,7 +86,9 @@ class SetScheduleStep(ModularPipelineBlocks):
         if block_state.stream_position == 0 and block_state.first_block_timesteps is not None:
             listed = block_state.first_block_timesteps
         scale = {"strength": block_state.strength, "shift": block_state.shift}
-        if listed is None:
+        if block_state.strength == 0:
+            block_state.schedule = NO_STEPS
+        elif listed is None:
             block_state.schedule = make_few_step_schedule(block_state.num_inference_steps, **scale)
         else:
             block_state.schedule = make_listed_schedule(listed, **scale)
@@ -100,6 +103,7 @@ _OF_ONE_STREAM = (
     "decoder_cache",
     "frame_cache_context",
     "sink_latents",
+    "input_encoder",
 )
 
 
@@ -145,6 +149,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             InputParam("frame_cache_context"),
             InputParam("sink_latents"),
             InputParam("keys_are_stale", type_hint=bool, default=False, description="of a prompt that has gone"),
+            InputParam("input_encoder"),
         ]
 
     @property
@@ -280,14 +285,14 @@ class RefillContextStep(ModularPipelineBlocks):
 
 
 class PrepareNoiseStep(ModularPipelineBlocks):
-    """Noise of the block."""
+    """Noise of the block, and as much of its input as the schedule leaves."""
 
     model_name = MODEL_NAME
 
     @property
     def description(self) -> str:
         """What the block does."""
-        return "Draws the block's starting noise."
+        return "Draws the block's starting noise, and mixes it with its input, if there is one."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -296,17 +301,19 @@ class PrepareNoiseStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        """Sizes and the generator."""
+        """Sizes, the generator, the schedule, and the latents of the input."""
         return [
             InputParam("height", required=True, type_hint=int),
             InputParam("width", required=True, type_hint=int),
             InputParam("num_frames_per_block", type_hint=int, default=3),
             InputParam("generator", type_hint=torch.Generator),
+            InputParam("schedule", required=True, type_hint=FewStepSchedule),
+            InputParam("input_latents", type_hint=torch.Tensor),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """The noise."""
+        """What the block starts from."""
         return [OutputParam("latents", type_hint=torch.Tensor, description="[1, channels, frames, rows, columns]")]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> State:
@@ -321,6 +328,7 @@ class PrepareNoiseStep(ModularPipelineBlocks):
             block_state.width // scale,
         )
         device = weight_device(components.transformer)
-        block_state.latents = draw_noise(shape, count=1, generator=block_state.generator, device=device)[0]
+        noise = draw_noise(shape, count=1, generator=block_state.generator, device=device)[0]
+        block_state.latents = noise_input(noise, block_state.schedule, block_state.input_latents)
         self.set_block_state(state, block_state)
         return components, state

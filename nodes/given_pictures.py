@@ -1,0 +1,127 @@
+"""What is connected to the sampler's sockets for pictures, as the stream takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import host
+
+if TYPE_CHECKING:
+    from ..stream.picture_sources import PictureSource
+    from ..stream.run_stream import StreamReport
+    from ..stream.sound_track import Sound
+    from ..stream.start_pictures import StartPictures
+    from ..stream.video_input import VideoInput
+
+# Modules that need PyAV are imported inside functions: the pack must not slow ComfyUI's start.
+
+
+@dataclass(frozen=True)
+class GivenPictures:
+    """The pictures of one run of the sampler.
+
+    Attributes:
+        start_source: of the start; None where nothing is connected.
+        video_source: of the video; None where nothing is connected.
+        sound: of the video; None where it has none.
+        strength: of video to video, 0..1.
+        fit: see `PictureFit`.
+        video_end: see `VideoInput.at_end`.
+    """
+
+    start_source: PictureSource | None
+    video_source: PictureSource | None
+    sound: Sound | None
+    strength: float
+    fit: str
+    video_end: str
+
+    @classmethod
+    def read(cls, start: Any, video: Any, *, strength: float, fit: str, video_end: str) -> GivenPictures:  # noqa: ANN401
+        """Look at what is connected, an IMAGE or a VIDEO, before anything heavy.
+
+        Raises:
+            ValueError: one sentence, where there are no pictures that can be read, or a choice is not possible.
+        """
+        start_source = None if start is None else _source_of("start", start)
+        video_source = None if video is None else _source_of("video", video)
+        sound = None if video_source is None else _sound_of(video, video_source)
+        given = cls(start_source, video_source, sound, float(strength), fit, video_end)
+        given.start(1.0)
+        given.video(1.0)
+        return given
+
+    def start(self, fps: float) -> StartPictures | None:
+        """What a stream of that many pictures a second goes on from."""
+        from ..stream.start_pictures import StartPictures
+
+        return None if self.start_source is None else StartPictures(self.start_source, exact_rate(fps), self.fit)
+
+    def video(self, fps: float) -> VideoInput | None:
+        """What a stream of that many pictures a second is made from."""
+        from ..stream.video_input import VideoInput
+
+        if self.video_source is None:
+            return None
+        return VideoInput(self.video_source, exact_rate(fps), lambda _: self.strength, self.fit, self.video_end)
+
+    def applied(self) -> dict[str, Any]:
+        """What was applied, as JSON values."""
+        of_video = {"strength": self.strength, "video_end": self.video_end} if self.video_source else {}
+        return of_video | ({"fit": self.fit} if self.video_source or self.start_source else {})
+
+    def carry_sound(self, path: Path, report: StreamReport, fps: float, *, goes_on: bool) -> list[str]:
+        """Write the video's sound into the finished file; sentences where that failed."""
+        from ..stream.sound_track import SoundPlan, add_sound
+
+        use = report.video
+        if self.sound is None or use is None:
+            return []
+        if goes_on:
+            return ["video: its sound is not carried into a stream that goes on from another."]
+        rate = exact_rate(fps)
+        # A start image comes first, in silence.
+        plan = SoundPlan(
+            delay=(report.pictures - use.pictures) / rate,
+            seconds=report.pictures / rate,
+            period=use.length / rate if use.length is not None and use.rounds else None,
+        )
+        notice = add_sound(path, self.sound, plan)
+        return [notice] if notice else []
+
+
+def exact_rate(fps: float) -> Fraction:
+    """As the file has it."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+    from ..stream.picture_sources import PictureBatch, VideoFile
+
+    source: PictureSource
+    if isinstance(given, torch.Tensor):
+        source = PictureBatch(name, given)
+    else:
+        video = host.look_into_video(given)
+        if video.file is None:
+            assert video.images is not None
+            source = PictureBatch(name, video.images, video.rate)
+        else:
+            source = VideoFile(name, video.file, video.begin, video.duration)
+    source.facts()
+    return source
+
+
+def _sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+    from ..stream.picture_sources import VideoFile
+    from ..stream.sound_track import FileSound, SoundBatch
+
+    if isinstance(source, VideoFile):
+        return FileSound(source)
+    audio = host.look_into_video(given).audio
+    return None if audio is None else SoundBatch(audio["waveform"], int(audio["sample_rate"]))
