@@ -8,18 +8,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..families.kv_policies import KV_AUTO, KV_FORMATS, KV_POLICIES, PROMPT_CHANGES
-from ..memory.cleanup import CleanupPolicy
-from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import FAMILIES, preset_names
 from .loader import RecipeType
 from .picture_inputs import picture_inputs
 from .prompt_track import TrackType
+from .run_inputs import run_inputs
 from .stream_socket import going_on_inputs
 
 SIZE_STEP = min(family.geometry.size_step for family in FAMILIES)
 FROM_MODEL = "from the model"
 UNSET, UNSET_SINK = 0, -1
-TIMELINE_ON, TIMELINE_EXACT, TIMELINE_OFF = TIMELINE_MODES = ("on", "exact", "off")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
@@ -27,11 +25,30 @@ def sampler_inputs() -> list[io.Input]:
     """The node's inputs, in the order of the page."""
     return [
         *_stream_inputs(),
-        *_run_inputs(),
+        *run_inputs(),
         *_later_inputs(),
         *_track_inputs(),
         *going_on_inputs(),
         *picture_inputs(),
+        *_length_inputs(),
+    ]
+
+
+def _length_inputs() -> list[io.Input]:
+    """The length in the viewer's own measure."""
+    return [
+        io.Float.Input(
+            "seconds",
+            default=UNSET,
+            min=UNSET,
+            max=1_000_000.0,
+            step=0.5,
+            optional=True,
+            tooltip=(
+                "Length of the video: as many blocks as it takes, so the last one may end a little later. 0: as many "
+                "as 'blocks' says."
+            ),
+        ),
     ]
 
 
@@ -88,6 +105,7 @@ def _stream_inputs() -> list[io.Input]:
             default=UNSET,
             min=UNSET,
             max=100,
+            advanced=True,
             tooltip="Denoising steps per block. 0: from the preset; most models were distilled for 4.",
         ),
         io.Float.Input(
@@ -96,12 +114,14 @@ def _stream_inputs() -> list[io.Input]:
             min=UNSET,
             max=100.0,
             step=0.1,
+            advanced=True,
             tooltip="Flow shift of the noise schedule. 0: from the preset; most models have 5.",
         ),
         io.Combo.Input(
             "kv_policy",
             options=[*KV_POLICIES, FROM_MODEL],
             default=FROM_MODEL,
+            advanced=True,
             tooltip=(
                 "How the past is kept. recompute (Krea) computes the context again for each block and drops "
                 "old errors; rolling (Self-Forcing) keeps a window of keys. Use the one that your model was "
@@ -113,6 +133,7 @@ def _stream_inputs() -> list[io.Input]:
             default=UNSET,
             min=UNSET,
             max=64,
+            advanced=True,
             tooltip="Latent frames of the past that a block sees; more costs memory and time. 0: from the preset.",
         ),
         io.Int.Input(
@@ -132,6 +153,7 @@ def _stream_inputs() -> list[io.Input]:
             min=UNSET,
             max=1.0,
             step=0.01,
+            advanced=True,
             tooltip=(
                 "Weight of past frames other than the first. 1 is off; around 0.3 lets the scene change "
                 "more and drift less. 0: from the preset."
@@ -143,49 +165,8 @@ def _stream_inputs() -> list[io.Input]:
             min=UNSET,
             max=120.0,
             step=1.0,
-            tooltip="Pictures per second. 0: as many as the model was trained at; Wan 2.1 makes 16.",
-        ),
-    ]
-
-
-def _run_inputs() -> list[io.Input]:
-    """What happens beside the stream."""
-    return [
-        io.Combo.Input(
-            "cleanup",
-            options=[policy.value for policy in CleanupPolicy],
-            default=CleanupPolicy.WHEN_IT_PAYS.value,
-            tooltip=(
-                "When torch's cached memory returns to the device. 'when it pays' waits until much of it is "
-                "unused; 'every block' costs speed."
-            ),
-        ),
-        io.Combo.Input(
-            "keep_frames",
-            options=[choice.value for choice in KeepFrames],
-            default=KeepFrames.LAST_BLOCK.value,
-            tooltip=(
-                "Which pictures the IMAGE output holds. 'all' needs RAM for the whole video; the mp4 "
-                "always has all of them."
-            ),
-        ),
-        io.Combo.Input(
-            "memory_timeline",
-            options=list(TIMELINE_MODES),
-            default=TIMELINE_ON,
-            tooltip=(
-                "Records what holds the memory, for the chart and Stream Memory Report. 'on' costs under 1 % "
-                "of a block. 'exact' counts every live tensor where the device has no counters (CPU): slow."
-            ),
-        ),
-        io.Boolean.Input(
-            "reset_compile",
-            default=False,
             advanced=True,
-            tooltip=(
-                "Clear torch.compile's caches when the stream is over. The next stream compiles again; the "
-                "memory is rarely worth that time unless sizes change often."
-            ),
+            tooltip="Pictures per second. 0: as many as the model was trained at; Wan 2.1 makes 16.",
         ),
     ]
 
@@ -245,6 +226,7 @@ def _later_inputs() -> list[io.Input]:
             max=1024.0,
             step=0.5,
             optional=True,
+            advanced=True,
             tooltip=(
                 "GB of the device that the stream may take. Layers that do not fit are streamed from RAM while others "
                 "compute: slower, with the same pictures. 0: what is free, after ComfyUI's other models have left."

@@ -29,6 +29,12 @@ class BlockClock:
         others = geometry.pixel_frames(frames_per_block, from_the_start=False)
         return cls(others if goes_on else geometry.pixel_frames(frames_per_block, from_the_start=True), others, fps)
 
+    def blocks_for(self, seconds: float) -> int:
+        """As many blocks as it takes to show at least so many seconds; 1 or more."""
+        # A picture's worth of rounding is no block more.
+        missing = math.ceil(seconds * self.fps - 1e-6) - self.first
+        return 1 + max(0, math.ceil(missing / self.others))
+
     def nearest_block(self, seconds: float, fresh: Sequence[int] = ()) -> int:
         """The block that begins nearest to a time.
 

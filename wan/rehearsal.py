@@ -165,7 +165,7 @@ class MetaRehearsal:
         steps = [block for name, block in self._pipe.blocks.sub_blocks.items() if name != "text_encoder"]
         with torch.no_grad(), _MetaStandIns(self._score_bytes):
             state.values |= self._long_past(inputs)
-            for block in range(2):
+            for _ in range(2):
                 if inputs.get("video_given"):
                     state.values["input_pictures"] = self._input_pictures(inputs)
                 for step in steps:

@@ -1,0 +1,160 @@
+"""One run of the Streaming Block Sampler, from its inputs to its outputs. Imports diffusers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from .. import host
+from ..families.stream_preset import StreamPreset
+from ..memory.owners import OTHER_MODELS, PICTURES
+from ..memory.recorder import TimelineRecorder
+from ..stream.block_clock import BlockClock
+from ..stream.choices import StreamChoices
+from ..stream.conditioning import read_conditioning
+from ..stream.direction import Direction
+from ..stream.frames import to_image_batch
+from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, video_to_go_on
+from ..stream.keep_frames import KeepFrames
+from ..stream.known_families import find_preset
+from ..stream.materialise import materialise
+from ..stream.run_stream import StreamReport, run_stream
+from ..stream.settings import StreamSettings
+from ..stream.sinks import FrameKeeper, Mp4Sink
+from ..stream.stream_pipeline import StreamPipeline
+from .given_pictures import GivenPictures
+from .memory_chart import MemoryChart
+from .node_watcher import NodeWatcher
+from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
+from .sampler_inputs import FROM_MODEL, UNSET
+from .sampler_values import SamplerValues
+
+
+class StreamRun:
+    """Makes one stream.
+
+    Args:
+        values: of the node's inputs, checked.
+        choices: what they choose.
+        node_id: of the node on the page; None outside of a prompt.
+
+    Raises:
+        ValueError: a connected stream, picture or conditioning cannot be used; nothing was loaded.
+    """
+
+    def __init__(self, values: SamplerValues, choices: StreamChoices, node_id: str | None) -> None:
+        self._values = values
+        self._choices = choices
+        self._named = None if values.preset == FROM_MODEL else find_preset(values.preset)
+        self._notices: list[str] = []
+        self._fps = values.fps
+        self._earlier = None
+        if values.go_on_from is not None:
+            check_recipe(values.go_on_from, values.pipeline)
+            self._fps = values.fps or values.go_on_from.fps or UNSET
+            if values.same_video:
+                self._earlier = video_to_go_on(values.go_on_from, self._fps)
+        self._embeds = None if values.conditioning is None else read_conditioning(values.conditioning)
+        self._pictures = GivenPictures.read(
+            values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
+        )
+        self._progress = host.StreamProgress(1, node_id)
+        self._watcher = NodeWatcher(self._progress)
+
+    def execute(self) -> io.NodeOutput:
+        """Load what is needed, make the stream, and give the node's outputs."""
+        pipeline = materialise(
+            self._values.pipeline,
+            residency=host.ComfyResidency(),
+            default_device=host.default_device(),
+            on_load=self._watcher.while_loading,
+        )
+        preset = self._named or pipeline.own_preset()
+        fps = self._fps or preset.fps
+        settings, clock = self._settings(pipeline, preset, fps)
+        direction = self._direction(settings, clock, fps)
+        self._watcher.begin(settings)
+        file = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps, begin_with=self._earlier)
+        keeper = FrameKeeper(KeepFrames(self._values.keep_frames))
+        recorder = self._recorder(pipeline, settings, keeper)
+        keep_stream = self._values.keep_stream
+        try:
+            report = run_stream(
+                pipeline, settings, direction, [file, keeper], self._watcher, recorder, keep_stream=keep_stream
+            )
+        except BaseException:
+            # A kept error keeps this function's variables alive; the pictures are in the file.
+            keeper.drop()
+            self._watcher.say_what_is_kept(file)
+            raise
+        applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name} | report.as_dict()
+        applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
+        applied["notices"] += self._pictures.carry_sound(
+            file.path, report, fps, goes_on=self._values.go_on_from is not None
+        )
+        applied |= self._pictures.applied()
+        timeline = None if recorder is None else recorder.timeline()
+        return io.NodeOutput(
+            host.video_from_file(file.path),
+            _images(keeper),
+            json.dumps(applied, indent=2),
+            timeline,
+            self._stream(report, file, fps),
+        )
+
+    def _settings(
+        self, pipeline: StreamPipeline, preset: StreamPreset, fps: float
+    ) -> tuple[StreamSettings, BlockClock]:
+        """The settings, and which block shows which second."""
+        settings = self._choices.complete(preset)
+        past = self._values.go_on_from
+        if past is not None:
+            asked = self._choices.complete(self._named or past.settings)
+            self._notices += seed_notice(past, asked)
+            settings = settings_to_go_on(past, asked)
+        clock = BlockClock.of(pipeline.geometry, settings.frames_per_block, fps, goes_on=self._values.goes_on)
+        if self._values.seconds:
+            settings = replace(settings, blocks=clock.blocks_for(self._values.seconds))
+        return settings, clock
+
+    def _direction(self, settings: StreamSettings, clock: BlockClock, fps: float) -> Direction:
+        values = self._values
+        return Direction.of(
+            values.prompt,
+            self._embeds,
+            None if values.track is None else values.track.place(settings.blocks, clock),
+            values.go_on_from,
+            self._pictures.start(fps),
+            self._pictures.video(fps),
+        )
+
+    def _recorder(
+        self, pipeline: StreamPipeline, settings: StreamSettings, keeper: FrameKeeper
+    ) -> TimelineRecorder | None:
+        mode = self._values.memory_timeline
+        if mode == TIMELINE_OFF:
+            return None
+        return TimelineRecorder(
+            pipeline.device,
+            facts=pipeline.memory_facts,
+            exact=mode == TIMELINE_EXACT,
+            others={PICTURES: keeper.held, OTHER_MODELS: host.other_models},
+            on_record=MemoryChart(settings.blocks, pipeline.device, self._progress.show_memory),
+        )
+
+    def _stream(self, report: StreamReport, file: Mp4Sink, fps: float) -> Any:  # noqa: ANN401
+        """The stream to go on from, or a blocked output that says why there is none."""
+        if report.snapshot is not None:
+            return report.snapshot.with_video(file.path, fps, file.frames_written)
+        why = report.no_snapshot if self._values.keep_stream else "keep_stream is off: switch it on."
+        return host.blocked_output(f"This stream cannot be continued: {why}")
+
+
+def _images(keeper: FrameKeeper) -> Any:  # noqa: ANN401
+    frames = keeper.frames()
+    if frames is None:
+        return host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
+    return to_image_batch(frames)
