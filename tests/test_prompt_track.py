@@ -95,6 +95,10 @@ def test_the_clock_has_the_pictures_of_the_familys_blocks(frames, fps, pictures)
     assert (clock.first, clock.others) == pictures
     starts = [0, *(pictures[0] + pictures[1] * block for block in range(4))]
     assert [clock.nearest_block(start / fps) for start in starts] == [0, 1, 2, 3, 4]
+    lengths = [first_and_more / fps for first_and_more in starts[1:]]
+    assert [clock.blocks_for(length) for length in lengths] == [1, 2, 3, 4]
+    assert [clock.blocks_for(length + 1 / fps) for length in lengths] == [2, 3, 4, 5]
+    assert clock.blocks_for(0.01) == 1
     on = BlockClock.of(GEOMETRY, frames, fps, goes_on=True)
     assert [on.nearest_block(pictures[1] * block / fps) for block in range(4)] == [0, 1, 2, 3]
 
