@@ -185,9 +185,10 @@ def comfyui_management(path: str | None) -> Iterator[tuple[ModuleType | None, Ca
         return
     sys.path.insert(0, path)
     # The nodes' half of `host/` wants a whole server; only the model management is looked at here.
-    package = ModuleType("streamblocks.host")
+    package, files = ModuleType("streamblocks.host"), ModuleType("streamblocks.host.files_made")
     package.__path__ = [str(Path(__file__).resolve().parent.parent / "host")]
-    sys.modules["streamblocks.host"] = package
+    vars(files)["temp_folder"] = lambda: Path(tempfile.gettempdir())
+    sys.modules |= {module.__name__: module for module in (package, files)}
     import comfy.model_management
 
     from streamblocks.host.model_management import ComfyResidency
