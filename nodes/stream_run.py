@@ -122,14 +122,11 @@ class StreamRun:
 
     def _direction(self, settings: StreamSettings, clock: BlockClock, fps: float) -> Direction:
         values = self._values
-        return Direction.of(
-            values.prompt,
-            self._embeds,
-            None if values.track is None else values.track.place(settings.blocks, clock),
-            values.go_on_from,
-            self._pictures.start(fps),
-            self._pictures.video(fps),
-        )
+        placed = None if values.track is None else values.track.place(settings.blocks, clock)
+        video = self._pictures.video(fps, placed)
+        if placed is not None and placed.has_strength and video is None:
+            self._notices.append("track: its strengths have no effect, because no video is connected.")
+        return Direction.of(values.prompt, self._embeds, placed, values.go_on_from, self._pictures.start(fps), video)
 
     def _recorder(
         self, pipeline: StreamPipeline, settings: StreamSettings, keeper: FrameKeeper

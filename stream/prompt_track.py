@@ -163,6 +163,27 @@ class PlacedTrack:
         start, end = (mix_shares(before, one.line.parts, done / one.transition) for done in (step, step + 1))
         return BlockPrompt(end, self.interpolation, coming_from=start)
 
+    @property
+    def has_strength(self) -> bool:
+        """Whether any line says how much of an input video is replaced."""
+        return any(one.line.strength is not None for one in self.lines)
+
+    def strength_at(self, block: int, otherwise: float) -> float:
+        """How much of an input video a block replaces; in a transition, in equal steps.
+
+        Args:
+            block: of the stream.
+            otherwise: for lines that do not say.
+        """
+        place = max(0, bisect_right(self._starts, block) - 1)
+        one = self.lines[place]
+        strength, before = (
+            otherwise if line.strength is None else line.strength
+            for line in (one.line, self.lines[max(0, place - 1)].line)
+        )
+        share = min(1.0, (block - one.start + 1) / one.transition) if one.transition else 1.0
+        return before + (strength - before) * share
+
     def describe(self) -> dict[str, str]:
         """Each line's prompt by its blocks, such as "4->7" for a transition and what follows it, as text output."""
         ends = [*(one.start for one in self.lines[1:]), self.lines[-1].end]

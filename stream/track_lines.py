@@ -6,6 +6,7 @@
 12 cut: a street at night                 a hard cut: nothing of the past is seen
 2.5s-4s: fog                              in seconds, at the nearest block
 16: a cat :0.7 || a dog :0.3              several prompts with weights
+20 strength 0.4: a robot                  from there on, how much of the input video is replaced
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .block_prompt import shares_of
 
 _SHOWN_LETTERS = 60
 _NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)\s*(s?)"
-_PLACE = re.compile(rf"^{_NUMBER}\s*(?:(->|-)\s*(?:{_NUMBER})?)?\s*(cut)?$", re.IGNORECASE)
+_PLACE = re.compile(rf"^{_NUMBER}\s*(?:(->|-)\s*(?:{_NUMBER})?)?\s*(cut)?\s*(?:strength\s+(\S+))?$", re.IGNORECASE)
 _SEPARATOR = "||"
 # A colon behind a space, then what is meant as a number: `16:9` and `(word:1.2)` are parts of prompts.
 _WEIGHT = re.compile(r"^(.*?)\s:\s*([-+]?(?:[\d.]\S*|nan|inf|infinity))$", re.IGNORECASE | re.DOTALL)
@@ -46,6 +47,7 @@ class TrackLine:
         cut: whether it begins with a hard cut.
         blocks: how long it is, for a line without `begin`; None until the next one begins.
         transition_blocks: of these, how many its transition takes, for a line without `begin`.
+        strength: how much of an input video is replaced, 0..1; None leaves it to the sampler.
     """
 
     number: int
@@ -57,6 +59,7 @@ class TrackLine:
     cut: bool = False
     blocks: int | None = None
     transition_blocks: int = 0
+    strength: float | None = None
 
     def error(self, what: str) -> ValueError:
         """The error that this line `what`."""
@@ -78,7 +81,7 @@ def parse_line(number: int, text: str) -> TrackLine:
             "does not say when: begin it with blocks or seconds and a colon, such as '0-3:', '4:', '8->11:', "
             "'2.5s-4s:' or '4 cut:'"
         )
-    first, first_unit, arrow, last, last_unit, cut = found.groups()
+    first, first_unit, arrow, last, last_unit, cut, strength = found.groups()
     # In `0-3.5s` the unit counts for both.
     in_seconds = bool(first_unit or last_unit)
     if first_unit and last is not None and not last_unit:
@@ -92,7 +95,26 @@ def parse_line(number: int, text: str) -> TrackLine:
     if is_transition and cut:
         raise line.error("is a transition and a cut: choose one of them")
     parts = parse_prompts(line, prompt)
-    return TrackLine(number, line.written, parts, moments[0], moments[1], is_transition, bool(cut))
+    return TrackLine(
+        number,
+        line.written,
+        parts,
+        moments[0],
+        moments[1],
+        is_transition,
+        bool(cut),
+        strength=None if strength is None else _read_strength(line, strength),
+    )
+
+
+def _read_strength(line: TrackLine, written: str) -> float:
+    try:
+        strength = float(written)
+    except ValueError:
+        strength = math.nan
+    if not 0.0 <= strength <= 1.0:
+        raise line.error(f"has the strength {written}: give 0 (the video as it is) to 1 (nothing of it)")
+    return strength
 
 
 def parse_prompts(line: TrackLine, text: str) -> tuple[tuple[str, float], ...]:

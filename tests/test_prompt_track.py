@@ -52,6 +52,14 @@ def test_weights_are_shares_of_their_sum():
     assert PromptTrack.parse("0: a || b", "slerp").place(1, None).at(0).name == "0.5 a + 0.5 b (slerp)"
 
 
+def test_a_line_says_how_much_of_a_video_is_replaced():
+    placed = place("0: a\n2 strength 0.2: b\n4->7 strength 1: c\n9: d\n10 cut strength 0: e")
+    assert placed.has_strength and not place("0: a").has_strength
+    strengths = [placed.strength_at(block, 0.6) for block in range(12)]
+    assert strengths == pytest.approx([0.6, 0.6, 0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.6, 0.0, 0.0])
+    assert placed.at(10).cut and placed.at(10).name == "e"
+
+
 def test_a_cut_is_at_its_first_block():
     assert [place("0: a\n2 cut: b\n4-5cut: c\n6: d").at(block).cut for block in range(7)] == [
         False,
@@ -108,6 +116,8 @@ def test_the_clock_has_the_pictures_of_the_familys_blocks(frames, fps, pictures)
     [
         ("", "the track has no line: write one such as '0: a calm sea'"),
         ("# nothing", "the track has no line"),
+        ("0 strength 1.5: a", "line 1 of the track, '0 strength 1.5: a', has the strength 1.5: give 0 (the video"),
+        ("0 strength nan: a", "has the strength nan: give 0"),
         ("a calm sea", "line 1 of the track, 'a calm sea', does not say when"),
         ("0: a\nfour: b", "line 2 of the track, 'four: b', does not say when"),
         ("0: a\n-1: b", "does not say when"),
