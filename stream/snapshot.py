@@ -37,12 +37,14 @@ class InputVideo:
     """What a stream has taken of the video it is made from.
 
     Attributes:
-        source: which video, as text.
+        source: which video, as text; see `PictureSource.identity`.
         pictures: of the stream that were taken from it.
+        fps: pictures a second of the stream.
     """
 
     source: str
     pictures: int
+    fps: float
 
 
 @dataclass(frozen=True, eq=False)
