@@ -117,7 +117,10 @@ class StreamRun:
             settings = settings_to_go_on(past, asked)
         clock = BlockClock.of(pipeline.geometry, settings.frames_per_block, fps, goes_on=self._values.goes_on)
         if self._values.seconds:
-            settings = replace(settings, blocks=clock.blocks_for(self._values.seconds))
+            track = self._values.track
+            cuts = () if track is None else track.place(None, clock).cuts
+            fresh = [block for block in cuts if block]
+            settings = replace(settings, blocks=clock.blocks_for(self._values.seconds, fresh))
         return settings, clock
 
     def _direction(self, settings: StreamSettings, clock: BlockClock, fps: float) -> Direction:

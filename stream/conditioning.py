@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
 
-# What stands for the prompt where its embeddings are given.
+# What users read in the prompt's place where its embeddings are given.
 GIVEN_PROMPT = "(from the conditioning)"
+
+
+def name_embeds(embeds: torch.Tensor) -> str:
+    """What stands for the prompt of these embeddings in a stream's state: equal for equal ones, and for no others."""
+    values = embeds.detach().float().cpu().contiguous().numpy()
+    return f"{GIVEN_PROMPT} {hashlib.sha256(values.tobytes()).hexdigest()[:16]}"
 
 
 def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401

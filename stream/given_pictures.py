@@ -81,7 +81,7 @@ class GivenPictures:
             return {}
         strength = float(self._direction.video.strength_of(index))
         check_strength(strength)
-        # A new scene's first latent frame is one picture. A cut at block 0 has nothing to cut off but an earlier stream.
+        # A new scene's first latent frame is one picture. At block 0 only an earlier stream can be cut off.
         cut = cut and (index > 0 or self._direction.go_on is not None)
         from_the_start = (index == 0 and not self._has_past) or cut
         pictures = self._video.next(self._pipeline.input_pictures(self._settings, from_the_start=from_the_start))
