@@ -24,7 +24,7 @@ def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401
     padding. What is padding is zero in what is returned.
 
     Raises:
-        ValueError: it holds no prompt or several, or no embeddings of that shape.
+        ValueError: it holds no prompt or several, no embeddings of that shape, or values that are not numbers.
     """
     count = len(conditioning) if isinstance(conditioning, list | tuple) else 0
     if count != 1:
@@ -39,6 +39,8 @@ def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401
             f"conditioning holds {shape}, and a stream takes embeddings of one text, [1, tokens, width]: connect CLIP "
             "Text Encode with the text encoder that belongs to the model."
         )
+    if not torch.isfinite(embeds).all():
+        raise ValueError("conditioning holds NaN or infinite values: encode the text again, in another dtype.")
     mask = extra.get("attention_mask")
     if mask is None:
         return embeds
