@@ -128,5 +128,5 @@ def _sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN40
 
     if isinstance(source, VideoFile):
         return FileSound(source)
-    audio = host.look_into_video(given).audio
+    audio = None if isinstance(given, torch.Tensor) else host.look_into_video(given).audio
     return None if audio is None else SoundBatch(audio["waveform"], int(audio["sample_rate"]))

@@ -9,6 +9,7 @@ from ..families.kv_policies import KV_AUTO
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from ..stream.choices import StreamChoices
+from ..stream.foreign_limits import refuse_mixes_of_blocks, refuse_what_blocks_do_not_take
 from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
 from ..stream.prompt_track import PromptTrack
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
@@ -70,12 +71,20 @@ class SamplerValues:
         choices.check(SIZE_STEP if self.pipeline.blocks == BUILT_IN_BLOCKS else 1)
         if self.track is not None and not self.seconds:
             self.track.check(self.blocks)
+        refuse_what_blocks_do_not_take(
+            self.pipeline,
+            embeds_given=choices.embeds_given,
+            start_given=choices.start_given,
+            video_given=choices.video_given,
+        )
+        refuse_mixes_of_blocks(self.pipeline, self.track)
         return choices
 
     @property
     def goes_on(self) -> bool:
-        """Whether the stream has a past."""
-        return self.go_on_from is not None or self.start is not None
+        """Whether the stream's first block has a past."""
+        cut_off = self.track is not None and self.track.begins_with_a_cut
+        return self.start is not None or (self.go_on_from is not None and not cut_off)
 
     def _check_sockets(self) -> None:
         both = [

@@ -52,8 +52,12 @@ class StreamRun:
         self._notices: list[str] = []
         self._fps = values.fps
         self._earlier = None
+        self._going_on: StreamSettings | None = None
         if values.go_on_from is not None:
             check_recipe(values.go_on_from, values.pipeline)
+            asked = choices.complete(self._named or values.go_on_from.settings)
+            self._notices += seed_notice(values.go_on_from, asked)
+            self._going_on = settings_to_go_on(values.go_on_from, asked)
             self._fps = values.fps or values.go_on_from.fps or UNSET
             if values.same_video:
                 self._earlier = video_to_go_on(values.go_on_from, self._fps)
@@ -109,15 +113,13 @@ class StreamRun:
         self, pipeline: StreamPipeline, preset: StreamPreset, fps: float
     ) -> tuple[StreamSettings, BlockClock]:
         """The settings, and which block shows which second."""
-        settings = self._choices.complete(preset)
-        past = self._values.go_on_from
-        if past is not None:
-            asked = self._choices.complete(self._named or past.settings)
-            self._notices += seed_notice(past, asked)
-            settings = settings_to_go_on(past, asked)
+        settings = self._going_on or self._choices.complete(preset)
         clock = BlockClock.of(pipeline.geometry, settings.frames_per_block, fps, goes_on=self._values.goes_on)
         if self._values.seconds:
-            settings = replace(settings, blocks=clock.blocks_for(self._values.seconds))
+            track = self._values.track
+            cuts = () if track is None else track.place(None, clock).cuts
+            fresh = [block for block in cuts if block]
+            settings = replace(settings, blocks=clock.blocks_for(self._values.seconds, fresh))
         return settings, clock
 
     def _direction(self, settings: StreamSettings, clock: BlockClock, fps: float) -> Direction:

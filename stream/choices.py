@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -57,6 +58,8 @@ class StreamChoices:
             size_step: width and height are multiples of it, whatever the family.
         """
         self.complete(_ANY_PRESET)
+        if self.fps is not None and not 0.0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps}: give pictures a second, or 0 for as many as the preset has.")
         for name in ("width", "height"):
             check_side(name, getattr(self, name) or size_step, size_step)
 

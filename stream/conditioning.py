@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
 
-# What stands for the prompt where its embeddings are given.
+# What users read in the prompt's place where its embeddings are given.
 GIVEN_PROMPT = "(from the conditioning)"
+
+
+def name_embeds(embeds: torch.Tensor) -> str:
+    """What stands for the prompt of these embeddings in a stream's state: equal for equal ones, and for no others."""
+    values = embeds.detach().float().cpu().contiguous().numpy()
+    return f"{GIVEN_PROMPT} {hashlib.sha256(values.tobytes()).hexdigest()[:16]}"
 
 
 def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401
@@ -17,7 +24,7 @@ def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401
     padding. What is padding is zero in what is returned.
 
     Raises:
-        ValueError: it holds no prompt or several, or no embeddings of that shape.
+        ValueError: it holds no prompt or several, no embeddings of that shape, or values that are not numbers.
     """
     count = len(conditioning) if isinstance(conditioning, list | tuple) else 0
     if count != 1:
@@ -32,6 +39,8 @@ def read_conditioning(conditioning: Any) -> torch.Tensor:  # noqa: ANN401
             f"conditioning holds {shape}, and a stream takes embeddings of one text, [1, tokens, width]: connect CLIP "
             "Text Encode with the text encoder that belongs to the model."
         )
+    if not torch.isfinite(embeds).all():
+        raise ValueError("conditioning holds NaN or infinite values: encode the text again, in another dtype.")
     mask = extra.get("attention_mask")
     if mask is None:
         return embeds

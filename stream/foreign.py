@@ -19,6 +19,7 @@ from ..memory.cleanup import handling_table
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from .carried_state import carried_by_unknown_blocks
 from .component_store import LoadCallback, all_on_device, ignore_load
+from .foreign_limits import refuse_what_blocks_do_not_take
 from .hub import fetch_file, refuse_folder_as_hub_id
 from .known_families import FAMILIES
 from .prompt_encodings import EncodedPrompt
@@ -56,17 +57,12 @@ class ForeignPipeline:
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Which sizes foreign blocks take is not known; their own text encoder step takes a prompt."""
-        if settings.embeds_given:
-            raise ValueError(
-                f"a conditioning is connected, and the blocks of {self.recipe.model} encode the prompt themselves: "
-                "disconnect it and write the prompt."
-            )
-        for name, given in (("start", settings.start_given), ("video", settings.video_given)):
-            if given:
-                raise ValueError(
-                    f"{name} is connected, and what the blocks of {self.recipe.model} make of pictures is not known: "
-                    "disconnect it, or choose the built-in blocks."
-                )
+        refuse_what_blocks_do_not_take(
+            self.recipe,
+            embeds_given=settings.embeds_given,
+            start_given=settings.start_given,
+            video_given=settings.video_given,
+        )
 
     def start(self, settings: StreamSettings) -> dict[str, Any]:
         """`frame_cache_context`, a deque of the length in the repository's config; empty if the config has none."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .direction import Direction
-from .picture_sources import name_source
 from .settings import StreamSettings
 from .snapshot import InputVideo
 from .start_pictures import GivenStart
@@ -38,8 +38,13 @@ class GivenPictures:
         self._direction = direction
         self._start = self._read_start()
         self._video: VideoReader | None = None
+        # Asked now: at the stream's end the file may be gone.
+        self._named = ""
+        # Pictures of finished blocks.
+        self._made = 0
         if direction.video is not None:
             self._video = direction.video.open(settings.width, settings.height)
+            self._named = direction.video.source.identity()
         self._skipped = self._skip_what_was_taken()
         # A video behind a past is encoded as what follows it.
         self._has_past = self._start is not None or direction.go_on is not None
@@ -56,7 +61,8 @@ class GivenPictures:
         return None if self._start is None else self._start.pictures
 
     def show(self, index: int, frames: torch.Tensor) -> torch.Tensor:
-        """The pictures of a block, behind those of the start that the video begins with."""
+        """The pictures of a finished block, behind those of the start that the video begins with."""
+        self._made += len(frames)
         if self._start is None or index or not len(self._start.shown):
             return frames
         return torch.cat([self._start.shown, frames])
@@ -69,36 +75,47 @@ class GivenPictures:
             cut: whether it begins afresh.
 
         Raises:
-            ValueError: the strength of this block is not possible.
+            ValueError: the strength of this block is not possible, or the stream before took all of the video.
         """
         if self._video is None or self._direction.video is None:
             return {}
         strength = float(self._direction.video.strength_of(index))
         check_strength(strength)
-        # A new scene's first latent frame is one picture.
+        # A new scene's first latent frame is one picture. At block 0 only an earlier stream can be cut off.
+        cut = cut and (index > 0 or self._direction.go_on is not None)
         from_the_start = (index == 0 and not self._has_past) or cut
         pictures = self._video.next(self._pipeline.input_pictures(self._settings, from_the_start=from_the_start))
+        if pictures is None and index == 0:
+            raise ValueError(
+                f"video has ended: the stream of go_on_from took all of its pictures ({self._skipped}); choose another "
+                "video_end than 'stop', connect another video, or disconnect it."
+            )
         return None if pictures is None else {"input_pictures": pictures, "strength": strength}
 
     def taken(self) -> InputVideo | None:
         """How far the stream is in its video, for one that goes on from it; None without a video."""
         if self._video is None or self._direction.video is None:
             return None
-        return InputVideo(name_source(self._direction.video.source), self._skipped + self._video.use().pictures)
+        taken = self._skipped + self._video.use().pictures
+        return InputVideo(self._named, taken, float(self._direction.video.fps))
 
     def _skip_what_was_taken(self) -> int:
         """Leave out what the stream before took of the same video; returns how many pictures that were."""
         before = None if self._direction.go_on is None else self._direction.go_on.input_video
         if before is None or self._video is None or self._direction.video is None:
             return 0
-        if before.source != name_source(self._direction.video.source):
+        if before.source != self._named:
             return 0
-        self._video.skip(before.pictures)
-        return before.pictures
+        skipped = before.pictures
+        if self._video.has_rate:
+            # The same seconds, where the stream now shows more or fewer pictures of them.
+            skipped = round(skipped * float(self._direction.video.fps) / before.fps)
+        self._video.skip(skipped)
+        return skipped
 
     def use(self) -> VideoUse | None:
-        """What was taken of the video; None without one."""
-        return None if self._video is None else self._video.use()
+        """What was taken of the video for finished blocks; None without one."""
+        return None if self._video is None else replace(self._video.use(), pictures=self._made)
 
     def notices(self) -> list[str]:
         """Sentences on what was done to the pictures."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..families.kv_policies import KV_AUTO
+from .joined_mp4 import check_earlier
 from .recipe import Recipe
 from .settings import StreamSettings
 from .snapshot import StreamSnapshot
@@ -39,8 +40,8 @@ def check_recipe(snapshot: StreamSnapshot, recipe: Recipe) -> None:
 def settings_to_go_on(snapshot: StreamSnapshot, settings: StreamSettings) -> StreamSettings:
     """`settings` for a session that goes on from `snapshot`.
 
-    The noise goes on, so the seed is that of before; no block is the stream's first; and where keys are kept, "auto"
-    is the format that they have.
+    The noise goes on, so the seed is that of before; and where keys are kept, "auto" is the format that they have.
+    `first_block_timesteps` are for the blocks behind a cut, which have no past.
 
     Raises:
         ValueError: they differ in what may not; the sentence says in what.
@@ -52,7 +53,7 @@ def settings_to_go_on(snapshot: StreamSnapshot, settings: StreamSettings) -> Str
         _check_same(name, getattr(known, name), getattr(settings, name))
     if not snapshot.keeps_keys:
         _check_context(snapshot, settings)
-    return replace(settings, seed=known.seed, first_block_timesteps=None)
+    return replace(settings, seed=known.seed)
 
 
 def seed_notice(snapshot: StreamSnapshot, settings: StreamSettings) -> list[str]:
@@ -71,6 +72,7 @@ def video_to_go_on(snapshot: StreamSnapshot, fps: float) -> Path:
     Raises:
         ValueError: there was none, or its pictures have another rate.
         FileNotFoundError: it is gone.
+        OSError: it cannot be read any more, or has changed.
     """
     video = snapshot.video
     if video is None:
@@ -86,6 +88,7 @@ def video_to_go_on(snapshot: StreamSnapshot, fps: float) -> Path:
         raise ValueError(
             f"fps is {fps:g} and the video before has {video.fps:g}: with same_video choose {video.fps:g}, or 0."
         )
+    check_earlier(video.path, video.pictures)
     return video.path
 
 

@@ -38,6 +38,20 @@ def copy_pictures(source: Path, file: GrowingMp4, encoder: av.VideoStream) -> in
     return pictures
 
 
+def check_earlier(source: Path, pictures: int) -> None:
+    """Raise OSError, one sentence, unless `source` is still the video of so many pictures that it was."""
+    what = f"same_video is on and the video before, {source}, "
+    then = "run the sampler before this one again, or switch same_video off."
+    try:
+        with av.open(str(source)) as reader:
+            # A file that stayed in fragments says no number.
+            found = reader.streams.video[0].frames or pictures
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise OSError(f"{what}cannot be read as a video ({error}): {then}") from error
+    if found != pictures:
+        raise OSError(f"{what}has {found} pictures and had {pictures}: {then}")
+
+
 def _groups(reader: av.container.InputContainer, video: av.VideoStream) -> Iterator[list[av.Packet]]:
     """Packets some hundreds at a time, each group beginning with a key frame."""
     group: list[av.Packet] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from .fit_pictures import check_pictures
 
 # Of a file that says nothing about its rate.
 _UNKNOWN_RATE = Fraction(25)
+# Rows and columns of a picture that tell it from another.
+_GRID = 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class PictureSource(Protocol):
     def last_pictures(self, seconds: Fraction) -> Iterator[ShownPicture]:
         """At least the pictures of the last seconds, or all; the times of those count from any start."""
 
+    def identity(self) -> str:
+        """Text that tells one video from another, and is the same in another run of the program."""
+
 
 @dataclass(frozen=True)
 class PictureBatch:
@@ -94,6 +100,14 @@ class PictureBatch:
     def last_pictures(self, seconds: Fraction) -> Iterator[ShownPicture]:
         """See `PictureSource`."""
         return self.pictures()
+
+    def identity(self) -> str:
+        """See `PictureSource`; by a grid of pixels of each picture, as a film may be many GB."""
+        down, right = (max(1, side // _GRID) for side in self.images.shape[1:3])
+        digest = hashlib.sha256()
+        for picture in self.images:
+            digest.update(picture[::down, ::right].float().cpu().contiguous().numpy().tobytes())
+        return f"pictures {list(self.images.shape)} {self.rate} {digest.hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,15 @@ class VideoFile:
             # A file whose index misleads is read as a whole.
             yield from self.pictures()
 
+    def identity(self) -> str:
+        """See `PictureSource`; a file that was replaced is another video."""
+        if isinstance(self.file, str):
+            facts = Path(self.file).stat()
+            which = f"{self.file} {facts.st_size} {facts.st_mtime_ns}"
+        else:
+            which = hashlib.sha256(self.file.getbuffer()).hexdigest()
+        return f"video {which} {self.begin} {self.duration}"
+
     @contextmanager
     def opened(self) -> Iterator[InputContainer]:
         """The file, open at its start; its errors become one sentence.
@@ -189,13 +212,6 @@ class VideoFile:
             waiting = time, _to_rgb(frame)
         if waiting is not None and first is not None:
             yield ShownPicture(waiting[0] - first, waiting[0] + usual - first, waiting[1])
-
-
-def name_source(source: PictureSource) -> str:
-    """Text that tells one video from another: its kind, its sizes, and the file where it is one."""
-    file = getattr(source, "file", None)
-    frames = len(source.images) if isinstance(source, PictureBatch) else None
-    return f"{type(source).__name__} {source.facts()} {file if isinstance(file, str) else ''} {frames}"
 
 
 class Resampled:

@@ -18,7 +18,7 @@ from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .carried_state import carried_by_built_in_blocks
 from .component_store import ComponentStore, LoadCallback
-from .conditioning import GIVEN_PROMPT, fit_tokens
+from .conditioning import fit_tokens, name_embeds
 from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
@@ -112,9 +112,10 @@ class BuiltInPipeline:
                 f"conditioning is {embeds.shape[-1]} wide and the model takes {width}: encode the text with the text "
                 "encoder that belongs to the model."
             )
+        fitted = fit_tokens(embeds, tokens)
         return {
-            "prompt_embeds": fit_tokens(embeds, tokens).to(self.device),
-            "encoded_prompt": GIVEN_PROMPT,
+            "prompt_embeds": fitted.to(self.device),
+            "encoded_prompt": name_embeds(fitted),
             "prompt_tokens_cut": max(0, embeds.shape[1] - tokens),
         }
 

@@ -10,6 +10,7 @@ import torch
 
 from .block_prompt import BlockPrompt
 from .conditioning import fit_tokens
+from .foreign_limits import mixes_error
 from .mixed_embeds import mix_embeds
 from .state import StreamState
 
@@ -97,7 +98,4 @@ class PromptEncodings:
 def refuse_mixes_of(pipeline: StreamPipeline) -> None:
     """Raise ValueError, one sentence, where a pipeline's own blocks encode the prompt."""
     if not pipeline.mixes_prompts:
-        raise ValueError(
-            f"a block mixes several prompts, and the blocks of {pipeline.recipe.model} encode the prompt themselves: "
-            "give each block one prompt, without weights and '->', or choose the built-in blocks."
-        )
+        raise mixes_error(pipeline.recipe)

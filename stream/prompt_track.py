@@ -40,6 +40,16 @@ class PromptTrack:
         if self.lines:
             self.check(None)
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether any block mixes prompts."""
+        return any(line.is_transition or line.transition_blocks or len(line.parts) > 1 for line in self.lines)
+
+    @property
+    def begins_with_a_cut(self) -> bool:
+        """Whether its first block sees nothing of an earlier stream."""
+        return bool(self.lines) and self.lines[0].cut
+
     def check(self, blocks: int | None) -> None:
         """Raise what `place` would, as far as that is known without a clock; nothing for a track in seconds."""
         moments = (moment for line in self.lines for moment in (line.begin, line.end) if moment is not None)
@@ -191,6 +201,11 @@ class PlacedTrack:
             _describe_blocks(one, end): BlockPrompt(one.line.parts, self.interpolation).name
             for one, end in zip(self.lines, ends, strict=True)
         }
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The blocks that begin with a hard cut."""
+        return tuple(one.start for one in self.lines if one.line.cut)
 
     @cached_property
     def _starts(self) -> Sequence[int]:

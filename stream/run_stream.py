@@ -14,7 +14,6 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .block_prompt import BlockPrompt
 from .component_store import LoadCallback, ignore_load
-from .conditioning import GIVEN_PROMPT
 from .direction import Direction
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
@@ -61,6 +60,9 @@ class StreamReport:
         snapshot: the stream after its last block; None unless it was asked for and could be taken.
         no_snapshot: why there is none, a sentence.
         video: what was taken of the input video; None without one.
+        fuse_context: as it was decided; see `StreamSettings`, for this and what follows.
+        decode_bands: as it was decided.
+        decoder_cache_in_ram: as it was decided.
     """
 
     blocks_made: int
@@ -72,6 +74,9 @@ class StreamReport:
     snapshot: StreamSnapshot | None = None
     no_snapshot: str = ""
     video: VideoUse | None = None
+    fuse_context: bool = False
+    decode_bands: int = 1
+    decoder_cache_in_ram: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for text output; without the snapshot."""
@@ -150,7 +155,7 @@ def run_stream(
             going_on=direction.go_on,
         ) as session:
             for index in range(settings.blocks):
-                prompt = BlockPrompt.of(GIVEN_PROMPT if given else direction.prompt_of(index))
+                prompt = BlockPrompt.of(given["encoded_prompt"] if given else direction.prompt_of(index))
                 inputs = pictures_given.of_block(index, cut=prompt.cut)
                 if inputs is None:
                     break
@@ -193,6 +198,9 @@ def run_stream(
         snapshot,
         no_snapshot,
         pictures_given.use(),
+        settings.fuse_context,
+        settings.decode_bands,
+        settings.decoder_cache_in_ram,
     )
 
 

@@ -111,7 +111,8 @@ class Session:
         self.recorder = recorder or NoRecording()
         self.recorder.hold(MASKS, pipeline.held_masks)
         self.next_block = 0
-        self._first_of_scene = 0
+        # Blocks before the last hard cut, over all sessions.
+        self._first_of_scene = 0 if going_on is None else going_on.scene_began
         self._prompts = PromptEncodings(pipeline, prompts_ahead, settings.frames_per_block)
         self._state = self._new_state(start_from or {})
         self._generator = self._state.get("generator") or pipeline.make_generator(settings.seed)
@@ -202,7 +203,14 @@ class Session:
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
         state = self._state.values | {"generator": self._generator}
         made = self._blocks_before + self.next_block
-        return StreamSnapshot.take(self.pipeline, self.settings, state, blocks_made=made, prompt=self._last_prompt)
+        return StreamSnapshot.take(
+            self.pipeline,
+            self.settings,
+            state,
+            blocks_made=made,
+            prompt=self._last_prompt,
+            scene_began=self._first_of_scene,
+        )
 
     def _take_up_past(self) -> None:
         """Bring the stream to go on from to the device: not before the text encoder may have left."""
@@ -259,7 +267,8 @@ class Session:
         self._first_of_scene = self._blocks_before + self.next_block
 
     def _encode(self, prompt: BlockPrompt) -> None:
-        before = self._state.get("encoded_prompt") or (self._going_on and self._going_on.prompt)
+        # Embeddings may be given to a stream whose past had a prompt.
+        before = self._state.get("encoded_prompt") if self._going_on is None else self._going_on.prompt
         worked = self._prompts.put(self._state, prompt)
         # Not at each step of a transition, but behind it.
         if before not in (None, prompt.name) and prompt.coming_from is None:

@@ -37,12 +37,14 @@ class InputVideo:
     """What a stream has taken of the video it is made from.
 
     Attributes:
-        source: which video, as text.
+        source: which video, as text; see `PictureSource.identity`.
         pictures: of the stream that were taken from it.
+        fps: pictures a second of the stream.
     """
 
     source: str
     pictures: int
+    fps: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,7 @@ class StreamSnapshot:
         tensors: by name; never handed out, and not to be written to.
         video: what the pictures are in; None where nobody wrote them to a file.
         input_video: what the next block would be made from; None without one.
+        scene_began: of `blocks_made`, those before the last hard cut; 0 where there was none.
     """
 
     recipe: Recipe
@@ -70,6 +73,7 @@ class StreamSnapshot:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     video: VideoSoFar | None = None
     input_video: InputVideo | None = None
+    scene_began: int = 0
 
     @classmethod
     def take(
@@ -80,6 +84,7 @@ class StreamSnapshot:
         *,
         blocks_made: int,
         prompt: str,
+        scene_began: int = 0,
     ) -> StreamSnapshot:
         """Copy what the next block needs of a stream's state; costs one copy to the CPU, and `bytes` of it.
 
@@ -89,6 +94,7 @@ class StreamSnapshot:
             state: entries between two blocks, `generator` among them.
             blocks_made: see the class.
             prompt: of the last block.
+            scene_began: see the class.
 
         Raises:
             CannotSnapshotError: an entry cannot be copied.
@@ -96,7 +102,8 @@ class StreamSnapshot:
         """
         writer = TreeWriter(pipeline.device)
         layout = writer.write(pipeline.carried_state(state, settings))
-        return cls(pipeline.recipe, settings, blocks_made, prompt, layout, MappingProxyType(writer.tensors))
+        tensors = MappingProxyType(writer.tensors)
+        return cls(pipeline.recipe, settings, blocks_made, prompt, layout, tensors, scene_began=scene_began)
 
     @property
     def bytes(self) -> int:
@@ -141,4 +148,4 @@ class StreamSnapshot:
             ValueError: they are not of such a pipeline.
         """
         reader = TreeReader(self.tensors, pipeline.device, pipeline.snapshot_kinds())
-        return reader.read(self.layout, only, without) | {"next_block_idx": self.blocks_made}
+        return reader.read(self.layout, only, without) | {"next_block_idx": self.blocks_made - self.scene_began}

@@ -44,7 +44,7 @@ class StreamPipeline(Protocol):
         """State entries the pipeline expects before block 0."""
 
     def start_from_embeds(self, embeds: torch.Tensor) -> dict[str, Any]:
-        """State entries that stand for the prompt `GIVEN_PROMPT`, from embeddings [1, text tokens, text width].
+        """State entries that stand for the prompt `encoded_prompt` among them, from embeddings [1, tokens, width].
 
         Raises ValueError for embeddings of another width than the model takes.
         """

@@ -98,6 +98,11 @@ class VideoReader:
         self._pictures = iter(self._round)
         self._fitted: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether its pictures are brought to those a second of the stream."""
+        return self._facts.rate is not None
+
     def skip(self, count: int) -> None:
         """Leave out the next `count` pictures: a stream before this one took them."""
         for _ in range(count):
@@ -180,7 +185,8 @@ class VideoReader:
         try:
             return next(self._pictures, None)
         except ValueError as error:
-            if not self._given:
+            # What comes first may be what a stream before this one took.
+            if self._fitted is None:
                 raise
             self._damage = str(error)
             return None

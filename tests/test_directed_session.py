@@ -116,8 +116,9 @@ def test_a_mix_is_that_of_the_embeddings(pipeline):
     assert 0 < cat[0].any(-1).sum() < dog[0].any(-1).sum() < dog.shape[1]
     track = place(f"0: {CAT} :1 || {DOG} :3", 1)
     frames, _ = stream(pipeline, track, 1)
-    with Session(pipeline, small(), start_from=pipeline.start_from_embeds(0.25 * cat + 0.75 * dog)) as session:
-        assert torch.equal(session.run_block("(from the conditioning)").frames, frames[0])
+    given = pipeline.start_from_embeds(0.25 * cat + 0.75 * dog)
+    with Session(pipeline, small(), start_from=given) as session:
+        assert torch.equal(session.run_block(given["encoded_prompt"]).frames, frames[0])
     with Session(pipeline, small()) as session:
         # Prompts that nobody told beforehand.
         assert torch.equal(session.run_block(track.at(0)).frames, frames[0])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
+import torch
 
 from streamblocks.checkpoints.lora_choice import LoraChoice
 from streamblocks.families.kv_policies import KV_AUTO, KV_FP8, KV_PLAIN
@@ -12,6 +13,7 @@ from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.going_on import check_recipe, seed_notice, settings_to_go_on, video_to_go_on
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.stream.sinks import Mp4Sink
 from streamblocks.stream.snapshot import StreamSnapshot
 
 RECIPE = Recipe(model="/models/a", components="/models/parts", stamp="0a", device="cpu", dtype="float32")
@@ -105,7 +107,7 @@ def test_settings_of_a_stream_that_goes_on():
         frames_per_block=1,
         first_block_timesteps=StepList.parse("", "1000, 500"),
     )
-    assert settings_to_go_on(snapshot(), asked) == replace(asked, seed=7, first_block_timesteps=None)
+    assert settings_to_go_on(snapshot(), asked) == replace(asked, seed=7)
     # As long a past as there is: a longer context has room for it.
     assert settings_to_go_on(snapshot(position=3), replace(SETTINGS, context_frames=9)).context_frames == 9
     # Decided by what is kept, not by the memory that is free now.
@@ -129,6 +131,17 @@ def test_a_video_that_cannot_be_continued_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.mp4, is gone .*: run the sampler before this one again, or"):
         video_to_go_on(kept, 16)
     file.touch()
+    with pytest.raises(
+        OSError, match=r"a\.mp4, cannot be read as a video .*: run the sampler before this one again, or"
+    ):
+        video_to_go_on(kept, 16)
+    for pictures in (9, 21):
+        sink = Mp4Sink(file, fps=16)
+        sink.write(torch.zeros((pictures, 32, 32, 3), dtype=torch.uint8))
+        sink.close()
+        if pictures == 9:
+            with pytest.raises(OSError, match=r"a\.mp4, has 9 pictures and had 21: run the sampler before"):
+                video_to_go_on(kept, 16)
     assert video_to_go_on(kept, 16) == file and kept.fps == 16
     with pytest.raises(ValueError, match="fps is 24 and the video before has 16: with same_video choose 16, or 0"):
         video_to_go_on(kept, 24)

@@ -38,7 +38,24 @@ for changes in ({"same_video": True, "fps": 9}, {"width": 48}, {"same_video": Tr
             **(prompt["new file"]["inputs"] | {"pipeline": stream.recipe, "go_on_from": stream} | changes))
     except Exception as error:
         errors.append(str(error))
-report(equal=[torch.equal(runs[name][1], uncut[21:]) for name in ("new file", "same file")],
+from dataclasses import replace
+stream_run = sys.modules[next(name for name in sys.modules if name.endswith(".nodes.stream_run"))]
+def heavy(*_, **__):
+    raise AssertionError("the model was loaded")
+stream_run.materialise = heavy
+foreign = replace(stream.recipe, blocks="the repository's own")
+track = get_node_class("StreamBlocksPromptTrack").execute("0: a cat :1 || a dog :1", "linear").result[0]
+early = []
+for changes in ({"go_on_from": stream, "width": 48}, {"fps": float("nan")}, {"start": torch.zeros(1, 8, 8, 3)},
+                {"video": runs["same file"][0]}, {"track": track},
+                {"conditioning": [[torch.full((1, 4, 48), torch.nan), {}]]}):
+    recipe = foreign if {"start", "video", "track"} & set(changes) else stream.recipe
+    try:
+        get_node_class("StreamBlocksSampler").execute(
+            **(prompt["new file"]["inputs"] | {"pipeline": recipe, "go_on_from": None} | changes))
+    except ValueError as error:
+        early.append(str(error))
+report(early=early,equal=[torch.equal(runs[name][1], uncut[21:]) for name in ("new file", "same file")],
        other=torch.equal(runs["other prompt"][1], uncut[21:]), joined=torch.equal(whole, joined), pictures=len(whole),
        settings=settings, blocked=runs["other prompt"][4].message,
        made=[stream.blocks_made, runs["same file"][4].blocks_made],
@@ -57,3 +74,8 @@ report(equal=[torch.equal(runs[name][1], uncut[21:]) for name in ("new file", "s
     fps, width, gone = facts["errors"]
     assert fps.startswith("fps is 9 and the video before has 16") and width.startswith("width is 48 and the stream")
     assert "is gone (ComfyUI empties its temp folder" in gone
+    says = ["width is 48 and", "fps is nan: give", "start is connected, and what", "video is connected, and what"]
+    says += ["a block mixes several prompts", "conditioning holds NaN"]
+    assert len(facts["early"]) == len(says)
+    for text, begin in zip(facts["early"], says, strict=True):
+        assert text.startswith(begin) and text.endswith(".") and "\n" not in text

@@ -109,6 +109,12 @@ def test_the_clock_has_the_pictures_of_the_familys_blocks(frames, fps, pictures)
     assert clock.blocks_for(0.01) == 1
     on = BlockClock.of(GEOMETRY, frames, fps, goes_on=True)
     assert [on.nearest_block(pictures[1] * block / fps) for block in range(4)] == [0, 1, 2, 3]
+    # Behind a cut it is as at the start, in a stream that goes on, too.
+    for one in (clock, on):
+        begins = [0, one.first, one.first + pictures[1], one.first + pictures[0] + pictures[1]]
+        assert [one.nearest_block(begin / fps, [2]) for begin in begins] == [0, 1, 2, 3]
+        assert [one.blocks_for(begin / fps, [2]) for begin in begins[1:]] == [1, 2, 3]
+        assert [one.blocks_for((begin + 1) / fps, [2]) for begin in begins] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from file_streams import Nobody, Pictures
 
 from streamblocks.families.kv_policies import KV_FP8, KV_INT8, RECOMPUTE_KEYS
+from streamblocks.families.step_list import StepList
 from streamblocks.memory.cleanup import STATE_RULES, Handling
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes, storages_of, tensors_in
 from streamblocks.stream.block_prompt import BlockPrompt
@@ -214,8 +215,8 @@ def streamed(recipe, settings, direction, **keep):
 
 def test_runs_go_on_from_runs(recipe):
     prompt_of = PROMPTS.__getitem__
-    # Timesteps of a first block are for a block without a past.
-    settings = small(blocks=CUT, first_block_timesteps=None)
+    # Timesteps of a first block are for a block without a past, which the second run has none of.
+    settings = small(blocks=CUT, first_block_timesteps=StepList.parse("", "1000, 700, 400"))
     whole, uncut = streamed(recipe, replace(settings, blocks=3), Direction(prompt_of))
     assert (whole.snapshot, whole.no_snapshot) == (None, "no snapshot was asked for.")
     first, made = streamed(recipe, settings, Direction(prompt_of), keep_stream=True)
@@ -320,3 +321,46 @@ def test_a_video_that_is_read_goes_on_too():
         again = reader.read(written)["encoder_cache"]
         assert again.held.shape[2] == 3
         assert torch.equal(encode_pixel_frames(vae, video[:, :, 8:], again), expected)
+
+
+def test_a_cut_behind_the_seam_begins_as_any_other(recipe):
+    """With the first block's own timesteps, which the blocks before it do without."""
+    settings = small(steps=1, first_block_timesteps=StepList.parse("", "1000, 700, 400"))
+    cut = BlockPrompt((("a dog", 1.0),), cut=True)
+    with Session(materialise(recipe), settings) as session:
+        session.run_block("a cat")
+        snapshot = session.snapshot()
+        uncut = [session.run_block("a cat").frames, session.run_block(cut).frames]
+    assert same(go_on(recipe, snapshot, ["a cat", cut], blocks=2), uncut)
+
+
+def test_other_embeddings_at_the_seam_are_another_prompt(recipe):
+    """The keys of the past are computed anew for them, be it behind a prompt or behind other embeddings."""
+    pipeline = materialise(recipe)
+    settings = small(kv_policy="rolling", on_prompt_change=RECOMPUTE_KEYS, blocks=1)
+    cat, dog = (torch.randn((1, 7, 48), generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    text, _ = streamed(recipe, settings, Direction.constant("a cat"), keep_stream=True)
+    given, _ = streamed(recipe, settings, Direction.of("", cat), keep_stream=True)
+    for embeds, report, changed in ((cat, text, True), (dog, given, True), (cat, given, False)):
+        passes = []
+        hook = pipeline.pipe.transformer.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        streamed(recipe, settings, Direction.of("", embeds, go_on=report.snapshot))
+        hook.remove()
+        # Two steps and the clean pass; one more for the keys of the block before.
+        assert len(passes) == 3 + changed
+
+
+def test_foreign_blocks_count_from_the_cut_behind_the_seam(foreign_recipe):
+    cut = BlockPrompt((("a dog", 1.0),), cut=True)
+    asked = []
+    pipeline = materialise(foreign_recipe)
+    with Session(pipeline, small()) as session:
+        for prompt in ("a cat", cut):
+            session.run_block(prompt)
+        snapshot = session.snapshot()
+        uncut = session._call_inputs("a dog")["block_idx"]
+    with Session(pipeline, settings_to_go_on(snapshot, small()), going_on=snapshot) as session:
+        asked.append(session._call_inputs("a dog")["block_idx"])
+        session.run_block("a dog")
+        again = session.snapshot()
+    assert asked == [uncut] == [1] and (again.blocks_made, again.scene_began) == (3, 1)

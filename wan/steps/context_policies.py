@@ -39,6 +39,7 @@ class Past:
         fuses_context: whether the first step may take the context's pass, or that of a deferred block, along.
         sink: the stream's first latent frames, as far as they stay in the window; None where there are none.
         keys_are_stale: whether the keys of the past belong to a prompt that has gone, and are to be computed anew.
+        has_steps: whether the block is denoised at all; one that is its input has no first step.
     """
 
     position: int
@@ -52,6 +53,7 @@ class Past:
     fuses_context: bool = False
     sink: torch.Tensor | None = None
     keys_are_stale: bool = False
+    has_steps: bool = True
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class Rolling:
         if deferred is not None:
             frames = deferred.latents.shape[2]
             follows = deferred.frame_offset + frames == past.position
-            if past.fuses_context and follows and frames == past.block_frames:
+            # Without a first step its keys would be lost.
+            if past.fuses_context and past.has_steps and follows and frames == past.block_frames:
                 return BlockStart(past.position, deferred.latents)
             write_clean_keys(transformer, deferred, cache, past.cross_cache)
         cache.begin_block(past.block_frames * cache.tokens_per_frame)

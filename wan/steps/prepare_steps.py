@@ -248,6 +248,7 @@ class RefillContextStep(ModularPipelineBlocks):
             InputParam("fuse_context", type_hint=bool, default=False, description="see `predict_with_context`"),
             InputParam("sink_latents", type_hint=torch.Tensor),
             InputParam("keys_are_stale", type_hint=bool, default=False, description="of a prompt that has gone"),
+            InputParam("schedule", required=True, type_hint=FewStepSchedule),
         ]
 
     @property
@@ -275,6 +276,7 @@ class RefillContextStep(ModularPipelineBlocks):
             fuses_context=block_state.fuse_context and block_state.crossattn_cache.texts == 1,
             sink=block_state.sink_latents,
             keys_are_stale=block_state.keys_are_stale,
+            has_steps=bool(block_state.schedule.sigmas),
         )
         policy = find_context_policy(block_state.kv_policy)
         start = policy.start_block(components.transformer, components.vae, past)
