@@ -111,7 +111,9 @@ def make_one(job: DirectedJob) -> DirectedOutcome:
     )
 
 
-def measure_track(choice: str, cases: int, *, cut: bool = False, workers: int = 1) -> dict[str, float]:
+def measure_track(
+    choice: str, cases: int, *, cut: bool = False, workers: int = 1, model: Path = MINI
+) -> dict[str, float]:
     """How often a change shows at its block, and one block later, over `cases` changes of colour and shape."""
     pairs = changed_scenes(cases)
     mark = " cut" if cut else ""
@@ -121,6 +123,7 @@ def measure_track(choice: str, cases: int, *, cut: bool = False, workers: int = 
             _CHANGED_AT + _BLOCKS_AFTER,
             _FIRST_SEED + number,
             choice,
+            model=str(model),
         )
         for number, (before, after) in enumerate(pairs)
     ]
@@ -139,7 +142,7 @@ def measure_track(choice: str, cases: int, *, cut: bool = False, workers: int = 
 
 
 def measure_transition(
-    choice: str, cases: int, *, interpolation: str = LINEAR, workers: int = 1
+    choice: str, cases: int, *, interpolation: str = LINEAR, workers: int = 1, model: Path = MINI
 ) -> dict[str, float | list[float]]:
     """Jumps at the seams of a transition over 4 blocks, as a multiple of those inside its blocks.
 
@@ -154,6 +157,7 @@ def measure_transition(
             _FIRST_SEED + number,
             choice,
             interpolation,
+            str(model),
         )
         for number, (before, after) in enumerate(pairs)
     ]

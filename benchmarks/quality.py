@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                     # all parts; about half an hour on 2 cores
     python benchmarks/quality.py --only prompts,formats --captions 24 --json quality.json --sheets output/quality
+    python benchmarks/quality.py --direct --json     # only directed streams (`quality_direct.py`), as one JSON object
 
 The streams are made by the session that the nodes use. What their frames show is measured from the pixels, by comparing
 with drawings (`drawn_truth.py`). A clip's colour, shape and direction are those of most of its
@@ -11,10 +12,12 @@ pictures; clips are five blocks long. No seed was used in training.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +28,7 @@ from typing import Any
 import streamblocks_path
 import torch
 from drawn_truth import Hits
+from quality_direct import add_direct_options, measure_direct
 from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
@@ -38,6 +42,8 @@ MINI = streamblocks_path.ROOT / "models" / "mini"
 _FIRST_SEED = 1_000_000
 _BLOCKS_BEFORE_CHANGE, _BLOCKS_BEHIND_CHANGE = 3, 4
 _ON_SHEET = 12
+# For the file of the figures: print them instead.
+_PRINT = Path("-")
 # Slow accumulation exists on FP8 units only.
 # Formats of this program: weights in bfloat16, keys and values of the past in 8 bits.
 KV_IN_8_BITS = {"kv-fp8": KV_FP8, "kv-int8": KV_INT8}
@@ -60,12 +66,13 @@ class Quality:
             "long": self.measure_long_streams,
             "changes": self.measure_prompt_changes,
             "formats": self.measure_formats,
+            "direct": self.measure_directed_streams,
         }
-        for name in self.options.only:
+        for name in (*self.options.only, *["direct"] * self.options.direct):
             began = time.perf_counter()
             parts[name]()
             print(f"({name}: {(time.perf_counter() - began) / 60:.1f} min)\n", flush=True)
-            if self.options.json:
+            if self.options.json not in (None, _PRINT):
                 self.options.json.write_text(json.dumps(self.figures, indent=1) + "\n")
 
     def measure_prompts(self) -> None:
@@ -164,6 +171,10 @@ class Quality:
         self.figures |= {"psnr_db": psnr, "median_psnr_db": median}
         self.figures |= {"accuracy": accuracy, "accuracy_by_aspect": aspects}
 
+    def measure_directed_streams(self) -> None:
+        """(f) Prompt tracks, start images, video to video, and streams that go on."""
+        self.figures |= measure_direct(self.options)
+
     def _job(self, scenes: Sequence[Scene], seed: int, *, policy: str = StreamSettings().kv_policy) -> StreamJob:
         return StreamJob(tuple(scenes), _FIRST_SEED + seed, str(self.options.model), FLOAT32, policy)
 
@@ -235,7 +246,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", type=lambda text: Path(text).absolute(), default=MINI, help="pipeline folder; default models/mini"
     )
-    parser.add_argument("--only", type=names, default=PARTS, help=", ".join(PARTS))
+    parser.add_argument("--only", type=names, help=f"{', '.join(PARTS)}; default: all, none with --direct")
     parser.add_argument("--captions", type=int, default=144, help="of the 144, for prompt accuracy")
     parser.add_argument("--seeds", type=int, default=1, help="per caption, for prompt accuracy")
     parser.add_argument("--blocks", type=int, default=50, help="of a long stream")
@@ -246,9 +257,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--formats", type=names, default=_SHOWN_FORMATS, help=", ".join(ALL_FORMATS))
     parser.add_argument("--kv-format", choices=(KV_PLAIN, KV_FP8, KV_INT8), default=KV_PLAIN, help="of long streams")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: CPU cores")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_PRINT,
+        metavar="FILE",
+        help="file for the figures; without a file they are all that is printed, tables go to the standard error",
+    )
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    add_direct_options(parser)
     options = parser.parse_args(arguments)
+    if options.only is None:
+        options.only = () if options.direct else PARTS
     for name, allowed in (("only", PARTS), ("policies", KV_POLICIES), ("formats", ALL_FORMATS)):
         wrong = [value for value in getattr(options, name) if value not in allowed]
         if wrong:
@@ -260,7 +281,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program."""
-    Quality(parse_options(arguments)).run()
+    quality = Quality(parse_options(arguments))
+    printed = quality.options.json == _PRINT
+    with contextlib.redirect_stdout(sys.stderr) if printed else contextlib.nullcontext():
+        quality.run()
+    if printed:
+        print(json.dumps(quality.figures))
 
 
 if __name__ == "__main__":
