@@ -81,7 +81,14 @@ class GivenPictures:
         return of_video | ({"fit": self.fit} if self.video_source or self.start_source else {})
 
     def carry_sound(self, path: Path, report: StreamReport, fps: float, *, goes_on: bool) -> list[str]:
-        """Write the video's sound into the finished file; sentences where that failed."""
+        """Write the video's sound into the finished file; sentences where that failed.
+
+        Args:
+            path: of the file.
+            report: of the stream that made it.
+            fps: pictures a second.
+            goes_on: whether the stream continues another.
+        """
         from ..stream.sound_track import SoundPlan, add_sound
 
         use = report.video
@@ -98,6 +105,23 @@ class GivenPictures:
         )
         notice = add_sound(path, self.sound, plan)
         return [notice] if notice else []
+
+
+def carry_earlier_sound(path: Path, earlier: Path, pictures: int, fps: float) -> list[str]:
+    """Write the sound of an earlier video into the file that begins with it; sentences where that failed.
+
+    Args:
+        path: of the file.
+        earlier: the video that it begins with; only read.
+        pictures: in the file, of both.
+        fps: pictures a second.
+    """
+    from ..stream.picture_sources import VideoFile
+    from ..stream.sound_track import FileSound, SoundPlan, add_sound
+
+    plan = SoundPlan(delay=Fraction(0), seconds=pictures / exact_rate(fps))
+    notice = add_sound(path, FileSound(VideoFile("go_on_from", str(earlier))), plan)
+    return [notice] if notice else []
 
 
 def exact_rate(fps: float) -> Fraction:

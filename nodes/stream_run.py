@@ -25,7 +25,7 @@ from ..stream.run_stream import StreamReport, run_stream
 from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
-from .given_pictures import GivenPictures
+from .given_pictures import GivenPictures, carry_earlier_sound
 from .memory_chart import MemoryChart
 from .node_watcher import NodeWatcher
 from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
@@ -99,6 +99,8 @@ class StreamRun:
         applied["notices"] += self._pictures.carry_sound(
             file.path, report, fps, goes_on=self._values.go_on_from is not None
         )
+        if self._earlier is not None:
+            applied["notices"] += carry_earlier_sound(file.path, self._earlier, file.frames_written, fps)
         applied |= self._pictures.applied()
         timeline = None if recorder is None else recorder.timeline()
         return io.NodeOutput(

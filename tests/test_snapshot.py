@@ -342,7 +342,7 @@ def test_other_embeddings_at_the_seam_are_another_prompt(recipe):
     text, _ = streamed(recipe, settings, Direction.constant("a cat"), keep_stream=True)
     given, _ = streamed(recipe, settings, Direction.of("", cat), keep_stream=True)
     for embeds, report, changed in ((cat, text, True), (dog, given, True), (cat, given, False)):
-        passes = []
+        passes: list[int] = []
         hook = pipeline.pipe.transformer.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         streamed(recipe, settings, Direction.of("", embeds, go_on=report.snapshot))
         hook.remove()

@@ -94,7 +94,9 @@ def test_a_file_that_is_damaged_further_on_can_be_gone_on_from(images):
 
     reader = VideoInput(Damaged("video", images[:10], FPS), FPS, lambda _: 0.5).open(32, 32)
     reader.skip(9)
-    assert len(reader.next(12)) == 12 and "What comes before was used as the whole video." in reader.notices()[0]
+    pictures = reader.next(12)
+    assert pictures is not None and len(pictures) == 12
+    assert "What comes before was used as the whole video." in reader.notices()[0]
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
