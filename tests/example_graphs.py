@@ -199,7 +199,7 @@ SMALL_CARD = Graph(
     (
         Node(LOADER, (60, 120), 340),
         Node(QUANTIZE, (460, 120), 340),
-        Node(SAMPLER, (860, 120), 420, small_sampler() | {"kv_format": "INT8"}),
+        Node(SAMPLER, (860, 120), 420, small_sampler(blocks=8) | {"kv_format": "INT8"}),
         Node(SAVE, (1340, 120), 420),
         Node(REPORT, (1340, 620), 420),
         note((460, 420), ABOUT_SMALL_CARDS),

@@ -12,11 +12,12 @@ from streamblocks.tools.contact_sheet import evenly_spread
 
 COLUMNS, ROWS = 4, 3
 GAP = 4
-BACKGROUND = (24, 24, 24)
+# Lighter than the mini model's black.
+BACKGROUND = (96, 96, 96)
 
 
 def write_thumbnail(files: Sequence[Path], target: Path, width: int) -> None:
-    """Write a JPEG of what a workflow has saved, in this order.
+    """Write a JPEG of what a workflow has saved: the videos in this order, then the plots.
 
     One video alone fills three rows; of several, or beside a plot, each has one row, at the same moments.
 
@@ -27,7 +28,7 @@ def write_thumbnail(files: Sequence[Path], target: Path, width: int) -> None:
     """
     rows = ROWS if len(files) == 1 else 1
     strips: list[Image.Image] = []
-    for file in files:
+    for file in sorted(files, key=lambda file: file.suffix == ".png"):
         if file.suffix == ".png":
             strips.append(_wide(Image.open(file).convert("RGB"), width))
         else:
