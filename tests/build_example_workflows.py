@@ -33,7 +33,7 @@ async ([nodes, wires]) => {
   graph.clear()
   // The page remembers widgets by graph, node and name: a new node of the same number would take up the old one's values.
   graph.id = crypto.randomUUID()
-  const made = nodes.map(([type, pos, width, widgets, title]) => {
+  const made = nodes.map(([type, pos, width, widgets, title, height]) => {
     const node = window.LiteGraph.createNode(type)
     if (!node) throw new Error(`no node class ${type}`)
     graph.add(node)
@@ -44,7 +44,7 @@ async ([nodes, wires]) => {
       if (!widget) throw new Error(`${type} has no widget ${name}: ${node.widgets.map(w => w.name)}`)
       widget.value = value
     }
-    node.setSize([width, node.computeSize()[1]])
+    node.setSize([width, height || node.computeSize()[1]])
     return node
   })
   const slot = (slots, name, node) => {

@@ -15,13 +15,17 @@ SAVE, REPORT, TRACK = "StreamBlocksSaveStream", "StreamBlocksMemoryReport", "Str
 
 
 class Node(NamedTuple):
-    """A node: its class, place and width in pixels, the widgets that differ from the schema's default, its title."""
+    """A node: its class, place and width in pixels, the widgets that differ from the schema's default, its title.
+
+    Its height is what its widgets need, unless one is given.
+    """
 
     type: str
     place: tuple[int, int]
     width: int
     widgets: Mapping[str, Any] = {}
     title: str = ""
+    height: int = 0
 
 
 class Wire(NamedTuple):
@@ -46,9 +50,9 @@ def small_sampler(prompt: str = "a red circle moves right", *, seed: int = 6, bl
     return {"prompt": prompt, "seed": seed, "control_after_generate": "fixed", "blocks": blocks}
 
 
-def note(place: tuple[int, int], text: str, width: int = 340) -> Node:
+def note(place: tuple[int, int], text: str, height: int = 280) -> Node:
     """What to look at, for the reader of the graph."""
-    return Node("MarkdownNote", place, width, {"text": text}, "About this workflow")
+    return Node("MarkdownNote", place, 420, {"text": text}, "About this workflow", height)
 
 
 # Files as ComfyUI's users have them; the test lays their twins out.
@@ -100,7 +104,7 @@ PROMPT_TRACK = Graph(
         Node(TRACK, (460, 120), 420, {"text": TRACK_TEXT}, "What happens when"),
         Node(SAMPLER, (940, 120), 420, small_sampler(blocks=8)),
         Node(SAVE, (1420, 120), 420),
-        note((460, 420), ABOUT_TRACK, 420),
+        note((460, 420), ABOUT_TRACK),
     ),
     (Wire(0, "pipeline", 2, "pipeline"), Wire(1, "track", 2, "track"), Wire(2, "video", 3, "video")),
 )
@@ -115,12 +119,12 @@ video, are the past that the stream goes on from."""
 START_IMAGE = Graph(
     (
         Node(LOADER, (60, 120), 340),
-        Node("EmptyImage", (60, 640), 340, {"width": 64, "height": 64, "color": 0x0A0A0A}, "Black background"),
-        Node("EmptyImage", (60, 880), 340, {"width": 20, "height": 20, "color": 0xEB1A1A}, "Red square"),
-        Node("ImageCompositeMasked", (460, 640), 340, {"x": 10, "y": 22}, "The start image"),
+        Node("EmptyImage", (60, 520), 340, {"width": 64, "height": 64, "color": 0x0A0A0A}, "Black background"),
+        Node("EmptyImage", (60, 720), 340, {"width": 20, "height": 20, "color": 0xEB1A1A}, "Red square"),
+        Node("ImageCompositeMasked", (460, 520), 340, {"x": 10, "y": 22}, "The start image"),
         Node(SAMPLER, (860, 120), 420, small_sampler("a red square moves right", blocks=4)),
         Node(SAVE, (1340, 120), 420),
-        note((460, 120), ABOUT_START),
+        note((1340, 300), ABOUT_START, 340),
     ),
     (
         Wire(0, "pipeline", 4, "pipeline"),
@@ -143,9 +147,9 @@ VIDEO_TO_VIDEO = Graph(
         Node(LOADER, (60, 120), 340),
         Node(SAMPLER, (460, 120), 420, small_sampler(blocks=4), "The input: a red circle"),
         Node(SAMPLER, (940, 120), 420, small_sampler("a green circle moves right", seed=3, blocks=4) | {"strength": 0.1}),
-        Node(SAVE, (1420, 120), 420, {"filename_prefix": "video/input"}, "Save the input"),
-        Node(SAVE, (1420, 620), 420, {"filename_prefix": "video/made from it"}, "Save what was made from it"),
-        note((60, 640), ABOUT_VIDEO),
+        Node(SAVE, (940, -40), 420, {"filename_prefix": "video/input"}, "Save the input"),
+        Node(SAVE, (1420, 120), 420, {"filename_prefix": "video/made from it"}, "Save what was made from it"),
+        note((1420, 300), ABOUT_VIDEO),
     ),
     (
         Wire(0, "pipeline", 1, "pipeline"),
@@ -175,7 +179,7 @@ GO_ON = Graph(
             "What comes next",
         ),
         Node(SAVE, (1420, 120), 420),
-        note((60, 640), ABOUT_GOING_ON),
+        note((1420, 300), ABOUT_GOING_ON),
     ),
     (
         Wire(0, "pipeline", 1, "pipeline"),
@@ -201,8 +205,8 @@ SMALL_CARD = Graph(
         Node(QUANTIZE, (460, 120), 340),
         Node(SAMPLER, (860, 120), 420, small_sampler(blocks=8) | {"kv_format": "INT8"}),
         Node(SAVE, (1340, 120), 420),
-        Node(REPORT, (1340, 620), 420),
-        note((460, 420), ABOUT_SMALL_CARDS),
+        Node(REPORT, (1340, 300), 420),
+        note((1340, 520), ABOUT_SMALL_CARDS, 420),
     ),
     (
         Wire(0, "pipeline", 1, "pipeline"),
@@ -223,8 +227,8 @@ MEMORY_REPORT = Graph(
         Node(LOADER, (60, 120), 340),
         Node(SAMPLER, (460, 120), 420, small_sampler(blocks=8)),
         Node(SAVE, (940, 120), 420),
-        Node(REPORT, (940, 620), 420),
-        note((60, 640), ABOUT_REPORT),
+        Node(REPORT, (940, 300), 420),
+        note((940, 520), ABOUT_REPORT, 220),
     ),
     (Wire(0, "pipeline", 1, "pipeline"), Wire(1, "video", 2, "video"), Wire(1, "timeline", 3, "timeline")),
 )
