@@ -31,7 +31,7 @@ BUILD = """
 async ([nodes, wires]) => {
   const graph = window.app.graph
   graph.clear()
-  // The page remembers widgets by graph, node and name: a new node of the same number would take up the old one's values.
+  // The page remembers widgets by graph, node and name: a new node would take up the values of an old one's number.
   graph.id = crypto.randomUUID()
   const made = nodes.map(([type, pos, width, widgets, title, height]) => {
     const node = window.LiteGraph.createNode(type)

@@ -89,20 +89,20 @@ FROM_SINGLE_FILES = Graph(
     (Wire(0, "pipeline", 1, "pipeline"), Wire(1, "video", 2, "video")),
 )
 
-TRACK_TEXT = """0-1: a red circle moves right
-2->4: a blue circle moves right
-6 cut: a green triangle moves left"""
+TRACK_TEXT = """0: a red circle moves right
+1->3: a blue circle moves right
+5 cut: a green triangle moves left"""
 ABOUT_TRACK = """## Prompts over time
 
-The track takes the place of the sampler's own prompt. Here: two blocks of red, a transition to blue over blocks 2 to 4, \
-and a **cut** at block 6, which begins a new scene.
+The track takes the place of the sampler's own prompt. Here: a block of red, a transition to blue over blocks 1 to 3, \
+and a **cut** at block 5, which begins a new scene.
 
 All prompts are encoded before the first block. Times may be seconds, too: `2.5s-4s: fog`."""
 PROMPT_TRACK = Graph(
     (
         Node(LOADER, (60, 120), 340),
         Node(TRACK, (460, 120), 420, {"text": TRACK_TEXT}, "What happens when"),
-        Node(SAMPLER, (940, 120), 420, small_sampler(blocks=8)),
+        Node(SAMPLER, (940, 120), 420, small_sampler(blocks=6)),
         Node(SAVE, (1420, 120), 420),
         note((460, 420), ABOUT_TRACK),
     ),
@@ -137,16 +137,18 @@ START_IMAGE = Graph(
 
 ABOUT_VIDEO = """## Video to video
 
-The second sampler makes each block from its part of the first one's video. It keeps the movement, and takes the colour \
-from its own prompt. To use a video of yours, connect **Load Video**.
+The second sampler makes each block from its part of the first one's video. It keeps the movement, and takes the \
+colour from its own prompt. To use a video of yours, connect **Load Video**.
 
-`strength` says how much is replaced: 0 gives the video back, 1 leaves nothing of it. The mini model's pictures are tiny \
-and need **0.1**; large models at 832x480 want 0.3 to 0.8."""
+`strength` says how much is replaced: 0 gives the video back, 1 leaves nothing of it. The mini model's pictures are \
+tiny and need **0.1**; large models at 832x480 want 0.3 to 0.8."""
 VIDEO_TO_VIDEO = Graph(
     (
         Node(LOADER, (60, 120), 340),
         Node(SAMPLER, (460, 120), 420, small_sampler(blocks=4), "The input: a red circle"),
-        Node(SAMPLER, (940, 120), 420, small_sampler("a green circle moves right", seed=3, blocks=4) | {"strength": 0.1}),
+        Node(
+            SAMPLER, (940, 120), 420, small_sampler("a green circle moves right", seed=3, blocks=4) | {"strength": 0.1}
+        ),
         Node(SAVE, (940, -40), 420, {"filename_prefix": "video/input"}, "Save the input"),
         Node(SAVE, (1420, 120), 420, {"filename_prefix": "video/made from it"}, "Save what was made from it"),
         note((1420, 300), ABOUT_VIDEO),
