@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-_INTEGER = ("INT", {})
+_INTEGER: tuple[str, dict[str, Any]] = ("INT", {})
 
 
 class EmptyImage:
