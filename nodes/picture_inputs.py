@@ -44,6 +44,7 @@ def picture_inputs() -> list[io.Input]:
             options=list(FITS),
             default=FITS[0],
             optional=True,
+            advanced=True,
             tooltip=(
                 "For 'start' and 'video' of another shape: crop cuts off what does not fit, equally on both sides; pad "
                 "adds black."
@@ -54,6 +55,7 @@ def picture_inputs() -> list[io.Input]:
             options=list(VIDEO_ENDS),
             default=VIDEO_ENDS[0],
             optional=True,
+            advanced=True,
             tooltip=(
                 "What follows where 'video' is shorter than the stream: loop begins it again, hold repeats its last "
                 "picture, stop ends the stream."

@@ -2,18 +2,22 @@
 
 python tests/build_example_workflows.py
 
-Run this after a node's inputs have changed; `test_real_comfyui.py` then compares, and writes the API twins
-with `STREAMBLOCKS_WRITE_TWINS=1`.
+Run this after a node's inputs have changed, with the names of some examples or for all; `test_real_comfyui.py` then
+compares, and writes the API twins with `STREAMBLOCKS_WRITE_TWINS=1`. A thumbnail shows pictures of the video that the
+page's own prompt makes; the example whose published files are not here shows its graph.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
+from example_graphs import EXAMPLE_GRAPHS, FROM_PUBLISHED_FILES
+from example_thumbnails import write_thumbnail
 from layouts import users_files
 from PIL import Image
 
@@ -23,74 +27,24 @@ from comfyui_server import ComfyUIServer
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "example_workflows"
 
-# A node: its class, its place, its width, and the widgets that differ from the schema's default.
-Node = tuple[str, tuple[int, int], int, dict[str, Any]]
-# A wire: from node and output, to node and input; nodes by their number below, slots by name.
-Wire = tuple[int, str, int, str]
-
-# Seconds on a CPU with the mini model that comes with the pack, and the same video each time. Sizes, steps and the like
-# come from the model.
-SMALL_AND_SHORT = {
-    "prompt": "a red circle moves right",
-    # One in which shapes move through the middle of the picture.
-    "seed": 6,
-    "control_after_generate": "fixed",
-    "blocks": 5,
-}
-# Files as ComfyUI's users have them; the test lays their twins out.
-SINGLE_FILES = {
-    "model": "diffusion_models/self_forcing_dmd.pt",
-    "vae": "vae/wan_2.1_vae.safetensors",
-    "text_encoder": "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
-}
-FOX = "a red fox runs through fresh snow, morning light, handheld camera, its breath visible in the cold air"
-
-TEXT_TO_VIDEO: tuple[list[Node], list[Wire]] = (
-    [
-        ("StreamBlocksLoadPipeline", (60, 120), 340, {}),
-        ("StreamBlocksSampler", (460, 120), 420, SMALL_AND_SHORT),
-        ("StreamBlocksSaveStream", (940, 120), 420, {}),
-    ],
-    [(0, "pipeline", 1, "pipeline"), (1, "video", 2, "video")],
-)
-QUANTIZED: tuple[list[Node], list[Wire]] = (
-    [
-        ("StreamBlocksLoadPipeline", (60, 120), 340, {}),
-        ("StreamBlocksQuantizePipeline", (440, 120), 340, {}),
-        ("StreamBlocksSampler", (820, 120), 420, SMALL_AND_SHORT),
-        ("StreamBlocksSaveStream", (1280, 120), 420, {}),
-    ],
-    [(0, "pipeline", 1, "pipeline"), (1, "pipeline", 2, "pipeline"), (2, "video", 3, "video")],
-)
-FROM_SINGLE_FILES: tuple[list[Node], list[Wire]] = (
-    [
-        ("StreamBlocksLoadPipeline", (60, 120), 420, SINGLE_FILES),
-        ("StreamBlocksSampler", (540, 120), 420, {"prompt": FOX}),
-        ("StreamBlocksSaveStream", (1020, 120), 420, {}),
-    ],
-    [(0, "pipeline", 1, "pipeline"), (1, "video", 2, "video")],
-)
-WORKFLOWS = {
-    "text_to_video_stream": TEXT_TO_VIDEO,
-    "quantized_stream": QUANTIZED,
-    "single_files": FROM_SINGLE_FILES,
-}
-
 BUILD = """
 async ([nodes, wires]) => {
   const graph = window.app.graph
   graph.clear()
-  const made = nodes.map(([type, pos, width, widgets]) => {
+  // The page remembers widgets by graph, node and name: a new node would take up the values of an old one's number.
+  graph.id = crypto.randomUUID()
+  const made = nodes.map(([type, pos, width, widgets, title, height]) => {
     const node = window.LiteGraph.createNode(type)
     if (!node) throw new Error(`no node class ${type}`)
     graph.add(node)
     node.pos = pos
+    if (title) node.title = title
     for (const [name, value] of Object.entries(widgets)) {
       const widget = node.widgets.find(w => w.name === name)
       if (!widget) throw new Error(`${type} has no widget ${name}: ${node.widgets.map(w => w.name)}`)
       widget.value = value
     }
-    node.setSize([width, node.computeSize()[1]])
+    node.setSize([width, height || node.computeSize()[1]])
     return node
   })
   const slot = (slots, name, node) => {
@@ -125,27 +79,42 @@ PLACE = """
 # Widths of the pictures, in pixels: of the templates' thumbnails, and of the README's.
 THUMBNAIL, LARGE = 640, 1240
 README_PICTURE = ROOT / "docs/graph.png"
+IN_README = "text_to_video_stream"
+SHOWN_AS_GRAPH = frozenset({IN_README, FROM_PUBLISHED_FILES})
 
 
 def main() -> None:
     """Run as a script."""
+    parser = argparse.ArgumentParser(description="Build the example workflows in ComfyUI's page.")
+    parser.add_argument("names", nargs="*", default=[*EXAMPLE_GRAPHS], help="which ones (default: all)")
+    names = parser.parse_args().names
     EXAMPLES.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as base,
         ComfyUIServer(Path(base) / "comfyui", packs={"streamblocks": ROOT}, models=users_files(Path(base))) as server,
         ComfyPage(server.url, height=1000) as page,
     ):
-        for name, (nodes, wires) in WORKFLOWS.items():
-            page.evaluate(BUILD, [nodes, wires])
-            target = EXAMPLES / f"{name}.json"
-            # The page saves an id of zeros for a graph it has never saved; two such files would be one workflow.
-            workflow = _tidy(page.workflow()) | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"streamblocks/{name}"))}
-            target.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n")
-            picture = _picture(page, Path(base) / "page.png")
-            _shrink(picture, THUMBNAIL).convert("RGB").save(target.with_suffix(".jpg"), quality=85)
-            if name == "text_to_video_stream":
-                _shrink(picture, LARGE).convert("P", palette=Image.Palette.ADAPTIVE).save(README_PICTURE, optimize=True)
-            print(target)
+        for name in names:
+            _build(name, page, server, Path(base) / "page.png")
+
+
+def _build(name: str, page: ComfyPage, server: ComfyUIServer, screenshot: Path) -> None:
+    graph = EXAMPLE_GRAPHS[name]
+    page.evaluate(BUILD, [graph.nodes, graph.wires])
+    target = EXAMPLES / f"{name}.json"
+    # The page saves an id of zeros for a graph it has never saved; two such files would be one workflow.
+    workflow = _tidy(page.workflow()) | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"streamblocks/{name}"))}
+    target.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n")
+    if name in SHOWN_AS_GRAPH:
+        picture = _picture(page, screenshot)
+    if name == FROM_PUBLISHED_FILES:
+        _shrink(picture, THUMBNAIL).convert("RGB").save(target.with_suffix(".jpg"), quality=85)
+    else:
+        entry = server.run(page.graph_to_prompt(), workflow)
+        write_thumbnail(server.output_files(entry), target.with_suffix(".jpg"), width=THUMBNAIL)
+    if name == IN_README:
+        _shrink(picture, LARGE).convert("P", palette=Image.Palette.ADAPTIVE).save(README_PICTURE, optimize=True)
+    print(target)
 
 
 def _picture(page: ComfyPage, screenshot: Path) -> Image.Image:

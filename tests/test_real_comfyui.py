@@ -24,6 +24,13 @@ from comfyui_server import ComfyUIError, ComfyUIServer
 ROOT = Path(__file__).resolve().parent.parent
 TWINS = ROOT / "tests/api_workflows"
 SCREENSHOTS = ROOT / "output/screenshots"
+SAVED = ROOT / "tests/saved_workflows"
+# Of the sampler.
+ADVANCED = {
+    *("steps", "shift", "kv_policy", "context_frames", "sink_frames", "attention_bias", "fps", "cleanup"),
+    *("keep_frames", "memory_timeline", "reset_compile", "frames_per_block", "timesteps", "first_block_timesteps"),
+    *("memory_gb", "kv_format", "on_prompt_change", "keep_stream", "fit", "video_end"),
+}
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 VIDEO_SUFFIXES = {".mp4", ".webm"}
 
@@ -85,11 +92,14 @@ def test_the_page_opens_it_and_sends_what_we_would(path: Path, page: ComfyPage, 
 def test_it_runs_and_its_video_decodes(path: Path, comfyui_server: ComfyUIServer) -> None:
     workflow = json.loads(path.read_text())
     prompt = convert_workflow(workflow, comfyui_server.object_info())
+    for node in prompt.values():
+        if node["class_type"] == "StreamBlocksSampler" and "track" not in node["inputs"]:
+            node["inputs"]["blocks"] = 2
     if path.stem == "single_files":
         # The twins compute as they come, but the models that they stand for make larger and longer videos.
         sampler = next(node for node in prompt.values() if node["class_type"] == "StreamBlocksSampler")
         assert (sampler["inputs"]["width"], sampler["inputs"]["preset"]) == (0, "from the model")
-        sampler["inputs"] |= {"width": 32, "height": 32, "blocks": 2}
+        sampler["inputs"] |= {"width": 32, "height": 32}
     entry = comfyui_server.run(prompt, workflow)
     videos = [file for file in comfyui_server.output_files(entry) if file.suffix in VIDEO_SUFFIXES]
     assert videos, f"no video among the outputs: {entry['outputs']}"
@@ -106,6 +116,39 @@ def test_a_workflow_saved_before_presets_means_what_it_meant(comfyui_server: Com
     assert (sampler["preset"], sampler["frames_per_block"], sampler["timesteps"]) == ("from the model", 0, "")
     (video,) = comfyui_server.output_files(comfyui_server.run(prompt))
     assert decoded_frames(video) == 9 + 4 * 12
+
+
+@pytest.mark.parametrize("path", sorted(SAVED.glob("ui/*.json")), ids=lambda path: path.stem)
+def test_a_workflow_saved_before_tracks_and_pictures_means_what_it_meant(path: Path, page: ComfyPage) -> None:
+    page.load_workflow(path)
+    assert page.unknown_nodes() == [] and page.problems() == []
+    before = json.loads((SAVED / "api" / path.name).read_text())
+    for number, node in page.graph_to_prompt().items():
+        then = before[number]["inputs"]
+        assert {name: node["inputs"][name] for name in then} == then
+
+
+@pytest.mark.parametrize("vue", [True, False], ids=["Vue", "classic"])
+def test_advanced_inputs_are_folded_away_and_still_sent(vue: bool, page: ComfyPage) -> None:
+    sampler = "app.graph.nodes.find(n => n.type === 'StreamBlocksSampler')"
+    shown = f"() => {sampler}.widgets.filter(w => !w.hidden).map(w => w.name)"
+    setting = "async value => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', value) }"
+    try:
+        page.evaluate(setting, vue)
+        page.load_workflow(ROOT / "example_workflows/text_to_video_stream.json")
+        page.fit()
+        page.screenshot(SCREENSHOTS / f"folded_{'vue' if vue else 'classic'}.png")
+        sent, folded = page.graph_to_prompt(), page.evaluate(shown)
+        # Vue nodes fold by the page's own rule, and have the page's own button.
+        assert page.page.locator('[data-testid="advanced-inputs-button"]').count() == (2 if vue else 0)
+        assert page.page.get_by_text("preset", exact=True).count() == int(vue)
+        assert page.page.get_by_text("kv_policy", exact=True).count() == 0
+        page.evaluate(f"() => {sampler}.toggleAdvanced()")
+        assert set(page.evaluate(shown)) - set(folded) == ADVANCED
+        assert page.graph_to_prompt() == sent and set(sent["2"]["inputs"]) >= ADVANCED
+        assert page.problems() == []
+    finally:
+        page.evaluate(setting, False)
 
 
 def decoded(video: Path) -> list[bytes]:

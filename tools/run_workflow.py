@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from contact_sheet import write_contact_sheet
+from drawing_nodes import DRAWING_NODES
 from embedded_host import EmbeddedHost, NodeRun
 from given_pictures import VIDEO_SUFFIXES, LoadVideo, insert_pictures
 from model_choices import (
@@ -32,7 +33,7 @@ from model_choices import (
 )
 from printed_progress import PrintedProgress
 from track_option import insert_track, read_track
-from workflow_to_prompt import convert_workflow
+from workflow_to_prompt import NOTE_TYPES, convert_workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 # Which node and input an option of this script sets.
@@ -64,7 +65,8 @@ def main() -> None:
     if options.models is not None and not options.models.is_dir():
         sys.exit(f"--models is {str(options.models)!r}, which is not a folder: give a ComfyUI models folder.")
     host = EmbeddedHost(options.base, options.models, progress=PrintedProgress())
-    host.add_missing_node("LoadVideo", LoadVideo)
+    for name, node in {"LoadVideo": LoadVideo, **DRAWING_NODES}.items():
+        host.add_missing_node(name, node)
     classes = host.load_pack(ROOT, _classes(workflow))
     prompt = convert_workflow(workflow, classes)
     try:
@@ -121,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _classes(workflow: dict[str, Any]) -> set[str]:
-    return {node["type"] for node in workflow["nodes"]}
+    return {node["type"] for node in workflow["nodes"]} - NOTE_TYPES
 
 
 def _chosen_models(options: argparse.Namespace, host: EmbeddedHost) -> tuple[dict[str, str], list[LoraWish]]:
