@@ -11,6 +11,7 @@ from ..ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from ..stream.recipe import Recipe
 from .byte_progress import ByteProgress
 from .loader import RecipeType
+from .savable_formats import QUANTIZE_NODE, SAVE_NODE, check_savable, check_saved_formats
 
 NOT_QUANTIZED = "none"
 # "static" is available from Python only: it needs a calibration run, which a graph cannot express.
@@ -26,7 +27,7 @@ class QuantizePipeline(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
-            node_id="StreamBlocksQuantizePipeline",
+            node_id=QUANTIZE_NODE,
             display_name="Quantize Pipeline",
             category="StreamBlocks",
             description=(
@@ -80,6 +81,7 @@ class QuantizePipeline(io.ComfyNode):
                 ),
             ],
             outputs=[RecipeType.Output(display_name="pipeline", tooltip="The pipeline, to be quantized when loaded.")],
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
@@ -94,6 +96,7 @@ class QuantizePipeline(io.ComfyNode):
         skip: str,
     ) -> io.NodeOutput:
         """Make the new recipe."""
+        check_saved_formats(None if cls.hidden is None else cls.hidden.prompt)
         if format == NOT_QUANTIZED:
             return io.NodeOutput(replace(pipeline, quantization=None))
         if pipeline.quantization is not None:
@@ -119,7 +122,7 @@ class SaveQuantizedModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
-            node_id="StreamBlocksSaveQuantizedModel",
+            node_id=SAVE_NODE,
             display_name="Save Quantized Model",
             category="StreamBlocks",
             description=(
@@ -144,11 +147,7 @@ class SaveQuantizedModel(io.ComfyNode):
         """Load, quantize and save."""
         if pipeline.quantization is None:
             raise ValueError("pipeline is not quantized: put a Quantize Pipeline node before this one.")
-        if (pipeline.quantization.format, pipeline.quantization.weight_granularity) == ("fp8", "per row"):
-            raise ValueError(
-                "weight_granularity is 'per row', which ComfyUI's FP8 format cannot store: choose 'per tensor' in "
-                "Quantize Pipeline to save it."
-            )
+        check_savable(pipeline.quantization.format, pipeline.quantization.weight_granularity)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from ..stream.materialise import materialise
         from ..stream.save_quantized import save_quantized_pipeline

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from .memory_nodes import TimelineType
 from .sampler_inputs import sampler_inputs
 from .sampler_values import SamplerValues
+from .savable_formats import check_saved_formats
 from .stream_socket import stream_output
 
 
@@ -34,12 +35,13 @@ class StreamingBlockSampler(io.ComfyNode):
                 TimelineType.Output(display_name="timeline", tooltip="For Stream Memory Report."),
                 stream_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:  # noqa: ANN401
         """Stream the video; takes the inputs of the schema by their names, see `SamplerValues`."""
+        check_saved_formats(None if cls.hidden is None else cls.hidden.prompt)
         values = SamplerValues(**given)
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.
         choices = values.check()

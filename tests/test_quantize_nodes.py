@@ -87,6 +87,7 @@ report(equal=[torch.equal(*pair) for pair in made], same=torch.equal(made[0][0],
 
 SAVER = "prompt['saver'] = {'class_type': 'StreamBlocksSaveQuantizedModel', "
 SAVER += "'inputs': {'pipeline': sampler['pipeline'], 'filename_prefix': 'x'}}"
+SAMPLED, PLAIN = "sampler['pipeline']", "['plain', 0]"
 BAD_QUANTIZATION = {
     "quantize['skip'] = 'nothing.*'": "skip pattern 'nothing.*' matches no layer",
     "quantize['skip'] = 'blocks.*'": "leaves no layer of the transformer to quantize",
@@ -96,16 +97,19 @@ BAD_QUANTIZATION = {
         "pipeline is quantized already (fp8)"
     ),
     SAVER: "weight_granularity is 'per row'",
+    # The stream is of the plain model, and its sampler comes first.
+    "prompt['plain'] = {'class_type': 'StreamBlocksQuantizePipeline', 'inputs': dict(quantize)}; "
+    f"{SAVER.replace(SAMPLED, PLAIN)}; sampler['pipeline'] = quantize['pipeline']": "weight_granularity is 'per row'",
     f"quantize['format'] = 'none'; {SAVER}": "pipeline is not quantized",
 }
 
 
 @pytest.fixture(scope="module")
-def messages(tmp_path_factory):
-    """The error's message for each change."""
+def refused(tmp_path_factory):
+    """The error's message for each change, and what was shown of loading and sampling before it."""
     program = f"""
 {RESTORE}
-messages = {{}}
+messages, passes = {{}}, {{}}
 for change in {list(BAD_QUANTIZATION)!r}:
     restore()
     quantize["format"] = "fp8"
@@ -114,16 +118,25 @@ for change in {list(BAD_QUANTIZATION)!r}:
         run()
     except Exception as error:
         messages[change] = str(error)
-report(messages=messages)
+    passes[change] = len(seen) + sum(line.startswith("loading") for line in said)
+    seen.clear()
+    said.clear()
+report(messages=messages, passes=passes)
 """
-    return run_in_host(tmp_path_factory.mktemp("bad"), program)["messages"]
+    return run_in_host(tmp_path_factory.mktemp("bad"), program)
 
 
 @needs_embedded_host
 @pytest.mark.parametrize(("change", "sentence"), BAD_QUANTIZATION.items())
-def test_bad_quantization_is_one_sentence(messages, change, sentence):
-    assert sentence in messages[change]
-    assert "\n" not in messages[change]
+def test_bad_quantization_is_one_sentence(refused, change, sentence):
+    assert sentence in refused["messages"][change]
+    assert "\n" not in refused["messages"][change]
+
+
+@needs_embedded_host
+def test_what_cannot_be_saved_is_refused_before_anything_is_loaded(refused):
+    unsavable = [change for change, sentence in BAD_QUANTIZATION.items() if "per row" in sentence]
+    assert len(unsavable) == 2 and [refused["passes"][change] for change in unsavable] == [0, 0]
 
 
 def test_formats_switch_in_one_server_session(comfyui_server: ComfyUIServer) -> None:
