@@ -40,6 +40,9 @@ _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
 class BlockFailedError(RuntimeError):
     """A block is unusable; the blocks before it are good."""
 
+    # Programs that show errors to users put the module before the name, unless it is this one.
+    __module__ = "builtins"
+
 
 @dataclass(frozen=True)
 class StreamBlock:
