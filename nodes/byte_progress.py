@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .. import host
 
 # Limits the lines sent to the page.
@@ -26,3 +29,18 @@ class ByteProgress:
         if now != self._said:
             self._said = now
             self._progress.say(f"{doing}: {percent} % of {total / 1e9:.2f} GB")
+
+
+@contextmanager
+def saying_stopped(progress: host.StreamProgress, kept: str) -> Iterator[None]:
+    """Say what is kept when a cancel or an error ends the work inside: its last line would stay on the node.
+
+    Args:
+        progress: of the node.
+        kept: such as "nothing was written".
+    """
+    try:
+        yield
+    except BaseException:
+        progress.say(f"Stopped; {kept}.")
+        raise

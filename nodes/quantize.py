@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .. import host
 from ..ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from ..stream.recipe import Recipe
-from .byte_progress import ByteProgress
+from .byte_progress import ByteProgress, saying_stopped
 from .loader import RecipeType
 from .savable_formats import QUANTIZE_NODE, SAVE_NODE, check_savable, check_saved_formats
 
@@ -154,13 +154,14 @@ class SaveQuantizedModel(io.ComfyNode):
 
         path, _ = host.new_output_file(filename_prefix, ".safetensors", width=0, height=0)
         watcher = _SaveWatcher(path.name, None if cls.hidden is None else cls.hidden.unique_id)
-        materialised = materialise(
-            pipeline,
-            residency=host.ComfyResidency(),
-            default_device=host.default_device(),
-            on_load=watcher.while_loading,
-        )
-        save_quantized_pipeline(materialised, path, watcher)
+        with saying_stopped(watcher.progress, "nothing was written"):
+            materialised = materialise(
+                pipeline,
+                residency=host.ComfyResidency(),
+                default_device=host.default_device(),
+                on_load=watcher.while_loading,
+            )
+            save_quantized_pipeline(materialised, path, watcher)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 
@@ -169,13 +170,13 @@ class _SaveWatcher:
 
     def __init__(self, file_name: str, node_id: str | None) -> None:
         self._file_name = file_name
-        self._bar = host.StreamProgress(_BAR_STEPS, node_id)
-        self._text = ByteProgress(self._bar)
+        self.progress = host.StreamProgress(_BAR_STEPS, node_id)
+        self._text = ByteProgress(self.progress)
 
     def while_loading(self, component: str, done: int, total: int) -> None:
-        self._bar.update(_LOADING_STEPS * done // max(total, 1))
+        self.progress.update(_LOADING_STEPS * done // max(total, 1))
         self._text.show(f"loading {component}", done, total)
 
     def while_writing(self, done: int, total: int) -> None:
-        self._bar.update(_LOADING_STEPS + (_BAR_STEPS - _LOADING_STEPS) * done // max(total, 1))
+        self.progress.update(_LOADING_STEPS + (_BAR_STEPS - _LOADING_STEPS) * done // max(total, 1))
         self._text.show(f"writing {self._file_name}", done, total)

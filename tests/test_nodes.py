@@ -41,6 +41,7 @@ def test_a_stream_goes_through_the_three_nodes(tmp_path):
         """
 import av
 (video, images, settings, timeline, stream), saved = run(keep_frames="all")
+said = said[:]
 file = saved.files(host)[0]
 with av.open(str(file)) as container:
     frames = sum(1 for _ in container.decode(video=0))
@@ -48,7 +49,7 @@ with av.open(str(file)) as container:
 last = run(keep_frames="last block", seed=3)[0][1]
 none = run(keep_frames="none", seed=4)[0][1]
 report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
-       frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
+       frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], said=said[:], last=list(last.shape),
        none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
        exists=Path(video.get_stream_source()).exists())
 """,
@@ -66,6 +67,13 @@ report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min(
     assert {"prompt", "workflow"} <= set(facts["metadata"])
     assert facts["in_temp"] and facts["exists"]
     assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]
+    lines = [line.split(": ")[0] for line in facts["said"]]
+    assert lines[0].startswith("loading ") and lines[-1] == "block 3 of 3"
+    # What is loaded no longer is never the last that is read.
+    after = [
+        lines[at + 1] for at, line in enumerate(facts["said"]) if line.startswith("loading ") and ": 100 %" in line
+    ]
+    assert after and set(after) == {"block 1 of 3 is being made"}
 
 
 def test_nodes_dropped_side_by_side_make_the_mini_models_video(tmp_path):
@@ -127,11 +135,25 @@ counts = []
 for name in partial:
     with av.open(str(host.temp / name)) as container:
         counts.append(sum(1 for _ in container.decode(video=0)))
-report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
+importlib.import_module(PACK + ".stream.materialise").release_materialised()
+shown, say, unmade = said[:], host.progress.say, []
+def cancel_early(node, text):
+    unmade.append(text)
+    if text.startswith("loading transformer"):
+        import comfy.model_management
+        comfy.model_management.interrupt_current_processing()
+host.progress.say = cancel_early
+try:
+    run(seed=9)
+except BaseException as error:
+    unmade[:] = unmade if type(error).__name__ == outcomes[0] else [repr(error)]
+said = shown
+report(unmade=unmade, outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
        before=before, after=after, said=said)
 """,
     )
     assert facts["outcomes"] == ["InterruptProcessingException"] * 2
+    assert facts["unmade"][-1] == "Stopped; no picture was made." and facts["unmade"][-2].startswith("loading ")
     # The first block is kept.
     assert facts["counts"] == [9, 9]
     assert len(set(facts["partial"])) == 2

@@ -174,4 +174,5 @@ def test_the_nodes_cancel_leaves_no_file(scenes, stage):
     facts = scenes[stage]
     assert facts["kind"] == "InterruptProcessingException"
     assert facts["files"] == []
-    assert facts["said"][-1].startswith(stage) and ": 100 %" not in facts["said"][-1]
+    assert facts["said"][-2].startswith(stage) and ": 100 %" not in facts["said"][-2]
+    assert facts["said"][-1] == "Stopped; nothing was written."
