@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .. import host
 from ..stream.file_stamp import stamp_files
 from ..stream.recipe import AVERAGED_WEIGHTS, WEIGHT_CHOICES
-from .byte_progress import ByteProgress, saying_stopped
+from .byte_progress import ByteProgress, say_saved, saying_stopped
 
 _BAR_STEPS = 100
 
@@ -81,4 +81,4 @@ class ConvertCheckpoint(io.ComfyNode):
 
         with saying_stopped(bar, "nothing was written"):
             convert_checkpoint(source, path, averaged=weights == AVERAGED_WEIGHTS, on_progress=on_progress)
-        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+        return io.NodeOutput(str(path), ui={"text": [say_saved(bar, path)]})

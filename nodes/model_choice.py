@@ -38,7 +38,7 @@ def model_path(model: str, hub_id: str) -> str:
 
 
 def components_path(components: str) -> str:
-    """The folder of the chosen components; raises ValueError where it is neither the pack's nor in ComfyUI's folders."""
+    """The folder of the chosen components; raises ValueError where ComfyUI's folders have no such one."""
     return str(MINI_FOLDER) if components == MINI_MODEL else host.resolve_model(components)
 
 

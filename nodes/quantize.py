@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .. import host
 from ..ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from ..stream.recipe import Recipe
-from .byte_progress import ByteProgress, saying_stopped
+from .byte_progress import ByteProgress, say_saved, saying_stopped
 from .loader import RecipeType
 from .savable_formats import QUANTIZE_NODE, SAVE_NODE, check_savable, check_saved_formats
 
@@ -162,7 +162,7 @@ class SaveQuantizedModel(io.ComfyNode):
                 on_load=watcher.while_loading,
             )
             save_quantized_pipeline(materialised, path, watcher)
-        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+        return io.NodeOutput(str(path), ui={"text": [say_saved(watcher.progress, path)]})
 
 
 class _SaveWatcher:

@@ -1,4 +1,4 @@
-"""What an error box calls the pack's own errors: ComfyUI's `full_type_name` begins with the module, as a page shows it."""
+"""What an error box calls the pack's own errors; ComfyUI's `full_type_name` begins with the class's module."""
 
 from __future__ import annotations
 

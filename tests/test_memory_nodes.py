@@ -49,7 +49,7 @@ current = importlib.import_module(PACK + ".stream.materialise").materialised_dev
 points = [data for name, data, sid in sent if name == "streamblocks.memory" and sid == "page"]
 report(off=off, plot=list(plot.shape), table=table, same=json.loads(text)["blocks"], shown=shown["images"],
        there=(host.temp / shown["images"][0]["filename"]).exists(), said=shown["text"][0], passed=passed is timeline,
-       freed=freed, current=current, ends=[p["block"] for p in points if p["stage"] == "block end"],
+       freed=freed, on_node=said[-1], current=current, ends=[p["block"] for p in points if p["stage"] == "block end"],
        first=[p["first"] for p in points].count(True), nodes=list({{p["node"] for p in points}}), sampler=sampler_id,
        owners=points[-1]["owners"])
 """,
@@ -61,6 +61,7 @@ report(off=off, plot=list(plot.shape), table=table, same=json.loads(text)["block
     assert "grows" in facts["said"] and "pictures: kept" in facts["said"] and "keep_frames" in facts["said"]
     assert facts["said"] in facts["table"] and "| block end" in facts["table"]
     assert facts["passed"] and facts["current"] is None
+    assert facts["on_node"] == facts["freed"]
     assert facts["freed"].startswith("Freed ") and "dropped the pipeline, cleared 0 compiled" in facts["freed"]
     assert facts["ends"] == list(range(7)) and facts["first"] == 1 and facts["nodes"] == [facts["sampler"]]
     assert any(label == "state: kv_cache" for label, _ in facts["owners"])

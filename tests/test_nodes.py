@@ -49,8 +49,8 @@ with av.open(str(file)) as container:
 last = run(keep_frames="last block", seed=3)[0][1]
 none = run(keep_frames="none", seed=4)[0][1]
 report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
-       frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], said=said[:], last=list(last.shape),
-       none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
+       frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
+       said=said, none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
        exists=Path(video.get_stream_source()).exists())
 """,
     )
