@@ -19,6 +19,7 @@ from ..stream.recipe import (
     Recipe,
 )
 from ..stream.remote_code import REMOTE_CODE_VARIABLE, check_remote_code_allowed
+from .found_by import search_aliases
 from .model_choice import HUB_MODEL, MINI_MODEL, TINY_MODEL, components_path, model_path
 
 RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
@@ -42,6 +43,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             node_id="StreamBlocksLoadPipeline",
             display_name="Load Streaming Pipeline",
             category="StreamBlocks",
+            **search_aliases("self forcing", "krea", "causal wan", "streaming video", "endless"),
             description=(
                 "Chooses a block-autoregressive video model. Nothing is loaded here: the sampler loads it when "
                 "it runs, and keeps it until you choose another model."

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .found_by import search_aliases
 from .memory_nodes import TimelineType
 from .sampler_inputs import sampler_inputs
 from .sampler_values import SamplerValues
@@ -23,6 +24,7 @@ class StreamingBlockSampler(io.ComfyNode):
             node_id="StreamBlocksSampler",
             display_name="Streaming Block Sampler",
             category="StreamBlocks",
+            **search_aliases("self forcing", "krea", "endless", "infinite video", "realtime", "streaming"),
             description=(
                 "Makes a video block by block at flat memory, however long it gets. The mp4 grows while it runs; "
                 "cancel keeps the blocks already made in ComfyUI's temp folder."
