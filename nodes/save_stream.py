@@ -31,7 +31,7 @@ class SaveStream(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="video/stream",
-                    tooltip="Name of the file, with sub-folders; %date:yyyy-MM-dd% and the like work.",
+                    tooltip="Name of the file, with sub-folders; %date:yyyy-MM-dd_hh-mm% and %width% work.",
                 ),
             ],
             outputs=[
