@@ -39,7 +39,7 @@ class StreamMemoryReport(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="plot", tooltip="Owners stacked over the blocks, and the peak."),
                 io.String.Output(display_name="table", tooltip="The verdict, and a table by stage and by owner."),
-                io.String.Output(display_name="json", tooltip="All records."),
+                io.String.Output(display_name="json", tooltip="All records; in them, block 0 is the first."),
             ],
             is_output_node=True,
         )

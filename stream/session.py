@@ -225,7 +225,7 @@ class Session:
             except torch.OutOfMemoryError as error:
                 if not rewind() or not self.pipeline.stream_more_layers():
                     raise
-                logger.warning("block %d is made again with more layers streamed: %s", self.next_block, error)
+                logger.warning("block %d is made again with more layers streamed: %s", self.next_block + 1, error)
             self._generator.set_state(noise)
             release_cached_memory(self.pipeline.device)
 
@@ -320,7 +320,7 @@ class Session:
             return
         why = self.pipeline.explain_not_finite() or "try dtype bfloat16 or float32, or another attention backend"
         raise BlockFailedError(
-            f"block {self.next_block} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
+            f"block {self.next_block + 1} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
             f"{why}."
         )
 
@@ -328,10 +328,10 @@ class Session:
         videos = self._state.values.pop("videos", None)
         if videos is None:
             raise BlockFailedError(
-                f"block {self.next_block} returned no 'videos': the pipeline's blocks do not follow the contract "
+                f"block {self.next_block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
                 "of a streaming pipeline."
             )
         try:
             return to_uint8_frames(videos)
         except ValueError as error:
-            raise BlockFailedError(f"block {self.next_block}: {error}") from error
+            raise BlockFailedError(f"block {self.next_block + 1}: {error}") from error

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
+from streamblocks.memory.growth import judge_growth
 from streamblocks.memory.owners import REST, STATE, WEIGHTS, Owner
 from streamblocks.memory.readings import MemoryReading
 from streamblocks.memory.timeline import BLOCK_END, StageRecord, Timeline
 from streamblocks.memory.timeline_plot import plot_timeline, series_of
+from streamblocks.memory.timeline_table import write_table
 
 from embedded_program import needs_embedded_host, run_in_host
 
@@ -103,6 +106,20 @@ def test_areas_have_the_height_of_their_bytes():
     heights = {name: int((abs(pixels[:, 900] - colour).sum(axis=1) < 12).sum()) for name, colour in colours.items()}
     assert heights["kv_cache"] / heights["weights"] == pytest.approx(7 / 20, rel=0.05)
     assert heights["grows"] / heights["kv_cache"] == pytest.approx(1, rel=0.05)
+
+
+def test_people_read_blocks_from_1(monkeypatch):
+    written, plain = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda draw, at, text, *a, **k: written.append(text) or plain(draw, at, text, *a, **k),
+    )
+    timeline = made(6)
+    plot_timeline(timeline, "x", width=960, height=640)
+    assert [text for text in written if text.isdigit()] == ["1", "2", "3", "4", "5", "6"]
+    # The record's own block is 3.
+    assert "- block 4: prompt changed" in write_table(timeline, judge_growth(timeline))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 600])
