@@ -20,6 +20,9 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file or key and says what to do."""
 
+    # Programs that show errors to users put the module before the name, unless it is this one.
+    __module__ = "builtins"
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises CheckpointError when the file is absent or not a JSON object."""

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import InputImpl
+
+# `%date:yyyy-MM-dd%` in a file's prefix, which ComfyUI's page expands for some of ComfyUI's own nodes only.
+_DATE = re.compile(r"%date:([^%]*)%")
+_DATE_PARTS = re.compile(r"yyyy|yy|dd?|MM?|hh?|mm?|ss?")
+# What the page replaces in an expanded name, less the separators: they are sub-folders the user asked for.
+_NOT_IN_NAMES = re.compile(r'[?<>:*|"]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def temp_folder() -> Path:
@@ -30,20 +39,51 @@ def new_output_file(prefix: str, suffix: str, *, width: int, height: int) -> tup
     """The next free path in the output folder, by ComfyUI's own counting.
 
     Args:
-        prefix: may hold sub-folders and ComfyUI's `%date:...%` fields.
+        prefix: may hold sub-folders and ComfyUI's fields, such as `%year%` and `%date:yyyy-MM-dd%`.
         suffix: such as ".mp4".
         width: of the pictures, for `%width%`.
         height: of the pictures, for `%height%`.
 
     Returns:
         The path, and the entry of a node's `ui` output that shows the file.
+
+    Raises:
+        ValueError: the prefix has a control character or `..`.
     """
+    prefix = expand_dates(prefix, time.localtime())
+    _check_prefix(prefix)
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), width, height
     )
     Path(folder).mkdir(parents=True, exist_ok=True)
     file = f"{name}_{counter:05}_{suffix}"
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def expand_dates(prefix: str, now: time.struct_time) -> str:
+    """`prefix` with each `%date:FORMAT%` as ComfyUI's page writes it for its own nodes.
+
+    In a format, `yyyy` and `yy` are the year, `M` the month, `d` the day, `h` the hour from 0 to 23, `m` the minute and
+    `s` the second; doubled ones have two digits, and all else stays. `%date%` and other fields are left to ComfyUI.
+    """
+    values = {"d": now.tm_mday, "M": now.tm_mon, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def part(found: re.Match[str]) -> str:
+        text = found.group()
+        return f"{now.tm_year:04}"[-len(text) :] if text[0] == "y" else f"{values[text[0]]:0{len(text)}}"
+
+    def date(found: re.Match[str]) -> str:
+        return _NOT_IN_NAMES.sub("_", _DATE_PARTS.sub(part, found.group(1)))
+
+    return _DATE.sub(date, prefix)
+
+
+def _check_prefix(prefix: str) -> None:
+    if _CONTROL.search(prefix) or ".." in re.split(r"[/\\]", prefix):
+        raise ValueError(
+            f"filename_prefix is {prefix!r}: give a name, with sub-folders if you like, without '..' and without "
+            "control characters such as line breaks."
+        )
 
 
 def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401

@@ -45,7 +45,7 @@ def advise(owner: Owner, state_advice: Sequence[StateAdvice]) -> str:
         if known.key == owner.name:
             return known.advice
     if owner.name in {rule.key for rule in STATE_RULES}:
-        return "the pipeline's blocks add to this key in every call; if only block 0 resets it, fix the blocks."
+        return "the pipeline's blocks add to this key in every call; if only the first block resets it, fix the blocks."
     return (
         f"if the next block does not need it, write '{owner.name} = drop' into state_rules of Load Streaming Pipeline; "
         "else the pipeline's blocks have to be fixed."

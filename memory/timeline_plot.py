@@ -166,10 +166,11 @@ class _Plot:
         card = "" if self._series.card is None else f", card {format_bytes(self._series.card)}"
         self._text(self._size * 0.8, self._size * 2.6, f"{self._unit_name} on {device}{card}", "lm", _GREY_INK)
         step = max(1, round(_nice_step(self._last - self._first, 8)))
-        for block in range(math.ceil(self._first / step) * step, self._last, step):
-            x = self._x(block + self._series.width / 2)
+        # Records count blocks from 0, people from 1.
+        for number in range(math.ceil((self._first + 1) / step) * step, self._last + 1, step):
+            x = self._x(number - 1 + self._series.width / 2)
             self._draw.line((x, bottom, x, bottom + self._size * 0.35), fill=_INK, width=2)
-            self._text(x, bottom + self._size * 0.5, str(block), "ma")
+            self._text(x, bottom + self._size * 0.5, str(number), "ma")
         self._text((left + right) / 2, bottom + self._size * 1.8, "block", "ma")
 
     def _draw_grid(self) -> None:

@@ -87,7 +87,7 @@ def _counters(timeline: Timeline) -> str:
             f"- torch.compile: {caches.dynamo_entries} compiled variants of {caches.code_objects} functions, "
             f"{caches.inductor_modules} generated modules"
         )
-    events = [f"- block {record.block}: {record.event}" for record in timeline.records if record.event]
+    events = [f"- block {(record.block or 0) + 1}: {record.event}" for record in timeline.records if record.event]
     shown = 12
     more = [f"- and {len(events) - shown} more events"] if len(events) > shown else []
     return "\n".join([*lines, *events[:shown], *more])

@@ -1,8 +1,13 @@
-"""How much of a model is read or written, as a line of text on a node."""
+"""Lines of text on a node that reads or writes a model: how much of it is done, and how it ended."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from .. import host
+from ..memory.byte_text import format_bytes
 
 # Limits the lines sent to the page.
 _PERCENT_STEP = 5
@@ -26,3 +31,25 @@ class ByteProgress:
         if now != self._said:
             self._said = now
             self._progress.say(f"{doing}: {percent} % of {total / 1e9:.2f} GB")
+
+
+@contextmanager
+def saying_stopped(progress: host.StreamProgress, kept: str) -> Iterator[None]:
+    """Say what is kept when a cancel or an error ends the work inside: its last line would stay on the node.
+
+    Args:
+        progress: of the node.
+        kept: such as "nothing was written".
+    """
+    try:
+        yield
+    except BaseException:
+        progress.say(f"Stopped; {kept}.")
+        raise
+
+
+def say_saved(progress: host.StreamProgress, path: Path) -> str:
+    """Say where a new file is and how large, as the node's last line; returns the line."""
+    text = f"Saved {path}, {format_bytes(path.stat().st_size)}."
+    progress.say(text)
+    return text

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .. import host
 from ..stream.file_stamp import stamp_files
 from ..stream.recipe import AVERAGED_WEIGHTS, WEIGHT_CHOICES
-from .byte_progress import ByteProgress
+from .byte_progress import ByteProgress, say_saved, saying_stopped
 
 _BAR_STEPS = 100
 
@@ -79,5 +79,6 @@ class ConvertCheckpoint(io.ComfyNode):
             bar.update(_BAR_STEPS * done // max(total, 1))
             text.show(f"writing {path.name}", done, total)
 
-        convert_checkpoint(source, path, averaged=weights == AVERAGED_WEIGHTS, on_progress=on_progress)
-        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+        with saying_stopped(bar, "nothing was written"):
+            convert_checkpoint(source, path, averaged=weights == AVERAGED_WEIGHTS, on_progress=on_progress)
+        return io.NodeOutput(str(path), ui={"text": [say_saved(bar, path)]})

@@ -19,7 +19,8 @@ from ..stream.recipe import (
     Recipe,
 )
 from ..stream.remote_code import REMOTE_CODE_VARIABLE, check_remote_code_allowed
-from .model_choice import HUB_MODEL, MINI_MODEL, TINY_MODEL, model_path
+from .found_by import search_aliases
+from .model_choice import HUB_MODEL, MINI_MODEL, TINY_MODEL, components_path, model_path
 
 RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
 
@@ -42,6 +43,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             node_id="StreamBlocksLoadPipeline",
             display_name="Load Streaming Pipeline",
             category="StreamBlocks",
+            **search_aliases("self forcing", "krea", "causal wan", "streaming video", "endless"),
             description=(
                 "Chooses a block-autoregressive video model. Nothing is loaded here: the sampler loads it when "
                 "it runs, and keeps it until you choose another model."
@@ -75,11 +77,11 @@ class LoadStreamingPipeline(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "components",
-                    options=[FROM_MODEL, *folders],
+                    options=[FROM_MODEL, MINI_MODEL, *folders],
                     default=FROM_MODEL,
                     tooltip=(
                         "Where VAE, text encoder and tokenizer come from, unless 'vae' and 'text_encoder' below name "
-                        "files of their own: a diffusers folder of Wan."
+                        "files of their own: a diffusers folder of Wan. A saved mini model takes the mini's."
                     ),
                 ),
                 io.Combo.Input(
@@ -237,7 +239,7 @@ class LoadStreamingPipeline(io.ComfyNode):
         # Built-in blocks run no code of the model, whatever a workflow has ticked.
         if trust_remote_code and blocks != BUILT_IN_BLOCKS:
             check_remote_code_allowed(path)
-        parts = None if components == FROM_MODEL else host.resolve_model(components)
+        parts = None if components == FROM_MODEL else components_path(components)
         vae_file, text_file, tokenizer_place = (
             None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
             for name in (vae, text_encoder, tokenizer)

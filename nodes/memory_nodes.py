@@ -39,7 +39,7 @@ class StreamMemoryReport(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="plot", tooltip="Owners stacked over the blocks, and the peak."),
                 io.String.Output(display_name="table", tooltip="The verdict, and a table by stage and by owner."),
-                io.String.Output(display_name="json", tooltip="All records."),
+                io.String.Output(display_name="json", tooltip="All records; in them, block 0 is the first."),
             ],
             is_output_node=True,
         )
@@ -99,6 +99,7 @@ class FreeStreamMemory(io.ComfyNode):
                 io.AnyType.Output(display_name="anything", tooltip="The input, unchanged."),
                 io.String.Output(display_name="freed", tooltip="What was freed, as text."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -129,4 +130,6 @@ class FreeStreamMemory(io.ComfyNode):
         release_cached_memory(device)
         freed = before.freed_to(read_device_memory(device))
         text = f"{freed}; {', '.join(done)}."
+        # A page shows the text of `ui` on few of ComfyUI's own nodes only.
+        host.StreamProgress(1, None if cls.hidden is None else cls.hidden.unique_id).say(text)
         return io.NodeOutput(anything, text, ui={"text": (text,)})

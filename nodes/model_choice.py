@@ -37,6 +37,11 @@ def model_path(model: str, hub_id: str) -> str:
     return hub_id
 
 
+def components_path(components: str) -> str:
+    """The folder of the chosen components; raises ValueError where ComfyUI's folders have no such one."""
+    return str(MINI_FOLDER) if components == MINI_MODEL else host.resolve_model(components)
+
+
 def tiny_model_folder() -> Path:
     """The folder with the tiny model, which is written at the first call."""
     return Path(_tiny_model_home().name)

@@ -19,23 +19,32 @@ class NodeWatcher:
         self._settings = StreamSettings()
         self._progress = progress
         self._blocks_done = 0
+        self._begun = self._loads = self._kept_is_said = False
         self._loading = ByteProgress(progress)
 
     def begin(self, settings: StreamSettings) -> None:
         """Say what the stream is, once it is known."""
         self._settings = settings
+        self._begun = True
         self._progress.expect(settings.passes)
 
     def while_loading(self, component: str, done: int, total: int) -> None:
         """See `StreamWatcher`."""
         host.throw_if_cancelled()
         self._loading.show(f"loading {component}", done, total)
+        self._loads = done < total
+        if not self._loads:
+            self._say_block()
 
     def before_pass(self, index: int) -> None:
         """See `StreamWatcher`."""
         # Context and clean passes do not count: the user chose a number of denoising steps.
         before, after = (self._settings.passes_before(self._blocks_done + more) for more in (0, 1))
         self._progress.update(min(before + index, after))
+        if self._loads:
+            # A load that was not told of to its end, such as a download's.
+            self._loads = False
+            self._say_block()
 
     def after_block(self, block: Any) -> None:  # noqa: ANN401
         """See `StreamWatcher`."""
@@ -50,4 +59,15 @@ class NodeWatcher:
             return
         message = f"Stopped; the {video.frames_written} pictures made so far are in {video.path}"
         logger.warning(message)
+        self._kept_is_said = True
         self._progress.say(message)
+
+    def say_stopped(self) -> None:
+        """Say that a stream stopped, unless what is kept of it has been said."""
+        if not self._kept_is_said:
+            self._progress.say("Stopped; no picture was made.")
+
+    def _say_block(self) -> None:
+        """Say which block is made, in place of what is loaded no more."""
+        if self._begun and self._blocks_done < self._settings.blocks:
+            self._progress.say(f"block {self._blocks_done + 1} of {self._settings.blocks} is being made")

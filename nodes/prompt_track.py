@@ -11,7 +11,8 @@ TrackType = io.Custom("STREAMBLOCKS_PROMPT_TRACK")
 
 _EXAMPLE = "0-3: a red circle moves right\n4->6: a blue circle moves right\n8: a blue circle moves up"
 _HOW_TO_WRITE = (
-    "One line per prompt, each with the blocks or seconds that it is for. '0-3: a calm sea' is blocks 0 to 3. "
+    "One line per prompt, each with the blocks or seconds that it is for; block 0 is the first. '0-3: a calm sea' is "
+    "blocks 0 to 3. "
     "'4: storm' lasts until the next line begins. '8->11: calm again' is a transition, a quarter more in each of four "
     "blocks. '2.5s-4s: fog' is in seconds, at the nearest block. '12 cut: a street' is a hard cut, with nothing of the "
     "past. 'a cat :0.7 || a dog :0.3' mixes prompts by weight. '20 strength 0.4: a robot' sets how much of the "

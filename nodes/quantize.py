@@ -9,8 +9,9 @@ from comfy_api.latest import io
 from .. import host
 from ..ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from ..stream.recipe import Recipe
-from .byte_progress import ByteProgress
+from .byte_progress import ByteProgress, say_saved, saying_stopped
 from .loader import RecipeType
+from .savable_formats import QUANTIZE_NODE, SAVE_NODE, check_savable, check_saved_formats
 
 NOT_QUANTIZED = "none"
 # "static" is available from Python only: it needs a calibration run, which a graph cannot express.
@@ -26,7 +27,7 @@ class QuantizePipeline(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
-            node_id="StreamBlocksQuantizePipeline",
+            node_id=QUANTIZE_NODE,
             display_name="Quantize Pipeline",
             category="StreamBlocks",
             description=(
@@ -80,6 +81,7 @@ class QuantizePipeline(io.ComfyNode):
                 ),
             ],
             outputs=[RecipeType.Output(display_name="pipeline", tooltip="The pipeline, to be quantized when loaded.")],
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
@@ -94,6 +96,7 @@ class QuantizePipeline(io.ComfyNode):
         skip: str,
     ) -> io.NodeOutput:
         """Make the new recipe."""
+        check_saved_formats(None if cls.hidden is None else cls.hidden.prompt)
         if format == NOT_QUANTIZED:
             return io.NodeOutput(replace(pipeline, quantization=None))
         if pipeline.quantization is not None:
@@ -119,7 +122,7 @@ class SaveQuantizedModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
-            node_id="StreamBlocksSaveQuantizedModel",
+            node_id=SAVE_NODE,
             display_name="Save Quantized Model",
             category="StreamBlocks",
             description=(
@@ -144,25 +147,22 @@ class SaveQuantizedModel(io.ComfyNode):
         """Load, quantize and save."""
         if pipeline.quantization is None:
             raise ValueError("pipeline is not quantized: put a Quantize Pipeline node before this one.")
-        if (pipeline.quantization.format, pipeline.quantization.weight_granularity) == ("fp8", "per row"):
-            raise ValueError(
-                "weight_granularity is 'per row', which ComfyUI's FP8 format cannot store: choose 'per tensor' in "
-                "Quantize Pipeline to save it."
-            )
+        check_savable(pipeline.quantization.format, pipeline.quantization.weight_granularity)
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from ..stream.materialise import materialise
         from ..stream.save_quantized import save_quantized_pipeline
 
         path, _ = host.new_output_file(filename_prefix, ".safetensors", width=0, height=0)
         watcher = _SaveWatcher(path.name, None if cls.hidden is None else cls.hidden.unique_id)
-        materialised = materialise(
-            pipeline,
-            residency=host.ComfyResidency(),
-            default_device=host.default_device(),
-            on_load=watcher.while_loading,
-        )
-        save_quantized_pipeline(materialised, path, watcher)
-        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+        with saying_stopped(watcher.progress, "nothing was written"):
+            materialised = materialise(
+                pipeline,
+                residency=host.ComfyResidency(),
+                default_device=host.default_device(),
+                on_load=watcher.while_loading,
+            )
+            save_quantized_pipeline(materialised, path, watcher)
+        return io.NodeOutput(str(path), ui={"text": [say_saved(watcher.progress, path)]})
 
 
 class _SaveWatcher:
@@ -170,13 +170,13 @@ class _SaveWatcher:
 
     def __init__(self, file_name: str, node_id: str | None) -> None:
         self._file_name = file_name
-        self._bar = host.StreamProgress(_BAR_STEPS, node_id)
-        self._text = ByteProgress(self._bar)
+        self.progress = host.StreamProgress(_BAR_STEPS, node_id)
+        self._text = ByteProgress(self.progress)
 
     def while_loading(self, component: str, done: int, total: int) -> None:
-        self._bar.update(_LOADING_STEPS * done // max(total, 1))
+        self.progress.update(_LOADING_STEPS * done // max(total, 1))
         self._text.show(f"loading {component}", done, total)
 
     def while_writing(self, done: int, total: int) -> None:
-        self._bar.update(_LOADING_STEPS + (_BAR_STEPS - _LOADING_STEPS) * done // max(total, 1))
+        self.progress.update(_LOADING_STEPS + (_BAR_STEPS - _LOADING_STEPS) * done // max(total, 1))
         self._text.show(f"writing {self._file_name}", done, total)

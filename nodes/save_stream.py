@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import host
+from .found_by import search_aliases
 
 
 class SaveStream(io.ComfyNode):
@@ -20,6 +21,7 @@ class SaveStream(io.ComfyNode):
             node_id="StreamBlocksSaveStream",
             display_name="Save Stream",
             category="StreamBlocks",
+            **search_aliases("save endless video"),
             description=(
                 "Saves the video to the output folder as it is, without re-encoding, with the workflow embedded: "
                 "drop the file on ComfyUI's page to get the graph back."
@@ -29,10 +31,13 @@ class SaveStream(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="video/stream",
-                    tooltip="Name of the file, with sub-folders; %date:yyyy-MM-dd% and the like work.",
+                    tooltip="Name of the file, with sub-folders; %date:yyyy-MM-dd_hh-mm% and %width% work.",
                 ),
             ],
-            outputs=[],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The saved video, for nodes that follow."),
+                io.String.Output(display_name="path", tooltip="Where the file is."),
+            ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
@@ -50,9 +55,9 @@ class SaveStream(io.ComfyNode):
             raise ValueError("video was trimmed, which needs re-encoding: use ComfyUI's own Save Video node for it.")
         hidden = cls.hidden
         metadata = {} if hidden is None else host.workflow_metadata(hidden.prompt, hidden.extra_pnginfo)
-        shown = save_video(
+        path, shown = save_video(
             Path(source),
             lambda width, height: host.new_output_file(filename_prefix, ".mp4", width=width, height=height),
             metadata,
         )
-        return io.NodeOutput(ui={"images": [shown], "animated": (True,)})
+        return io.NodeOutput(host.video_from_file(path), str(path), ui={"images": [shown], "animated": (True,)})

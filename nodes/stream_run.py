@@ -70,6 +70,13 @@ class StreamRun:
 
     def execute(self) -> io.NodeOutput:
         """Load what is needed, make the stream, and give the node's outputs."""
+        try:
+            return self._make()
+        except BaseException:
+            self._watcher.say_stopped()
+            raise
+
+    def _make(self) -> io.NodeOutput:
         pipeline = materialise(
             self._values.pipeline,
             residency=host.ComfyResidency(),

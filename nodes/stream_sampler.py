@@ -6,9 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .found_by import search_aliases
 from .memory_nodes import TimelineType
 from .sampler_inputs import sampler_inputs
 from .sampler_values import SamplerValues
+from .savable_formats import check_saved_formats
 from .stream_socket import stream_output
 
 
@@ -22,6 +24,7 @@ class StreamingBlockSampler(io.ComfyNode):
             node_id="StreamBlocksSampler",
             display_name="Streaming Block Sampler",
             category="StreamBlocks",
+            **search_aliases("self forcing", "krea", "endless", "infinite video", "realtime", "streaming"),
             description=(
                 "Makes a video block by block at flat memory, however long it gets. The mp4 grows while it runs; "
                 "cancel keeps the blocks already made in ComfyUI's temp folder."
@@ -34,12 +37,13 @@ class StreamingBlockSampler(io.ComfyNode):
                 TimelineType.Output(display_name="timeline", tooltip="For Stream Memory Report."),
                 stream_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:  # noqa: ANN401
         """Stream the video; takes the inputs of the schema by their names, see `SamplerValues`."""
+        check_saved_formats(None if cls.hidden is None else cls.hidden.prompt)
         values = SamplerValues(**given)
         # Before anything is downloaded; what the recipe's own family takes is checked once it is known.
         choices = values.check()

@@ -179,7 +179,7 @@ def run_stream(
         notices.append(str(error))
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"{pipeline.device} ran out of memory at block {blocks_made}: choose a smaller width or height or "
+            f"{pipeline.device} ran out of memory at block {blocks_made + 1}: choose a smaller width or height or "
             f"fewer context frames ({error}){recorder.explain_growth()}"
         ) from error
     finally:

@@ -16,8 +16,8 @@ ShownT = TypeVar("ShownT")
 
 def save_video(
     source: Path, new_file: Callable[[int, int], tuple[Path, ShownT]], metadata: Mapping[str, str]
-) -> ShownT:
-    """Copy a video without re-encoding to the path that `new_file` returns, with `metadata` embedded.
+) -> tuple[Path, ShownT]:
+    """Copy a video without re-encoding to the path that `new_file` returns, with `metadata` embedded; give both back.
 
     The source stays: ComfyUI caches the sampler's output, and a later run that changes only the file name
     reads it again. ComfyUI empties its temp folder itself.
@@ -41,4 +41,4 @@ def save_video(
     target, shown = new_file(width, height)
     with explaining_full_disk(target.parent, lambda: f"nothing is lost, the video is still in {source}"):
         remux_mp4(source, target, metadata)
-    return shown
+    return target, shown

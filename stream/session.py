@@ -40,6 +40,9 @@ _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
 class BlockFailedError(RuntimeError):
     """A block is unusable; the blocks before it are good."""
 
+    # Programs that show errors to users put the module before the name, unless it is this one.
+    __module__ = "builtins"
+
 
 @dataclass(frozen=True)
 class StreamBlock:
@@ -230,7 +233,7 @@ class Session:
             except torch.OutOfMemoryError as error:
                 if not rewind() or not self.pipeline.stream_more_layers():
                     raise
-                logger.warning("block %d is made again with more layers streamed: %s", self.next_block, error)
+                logger.warning("block %d is made again with more layers streamed: %s", self.next_block + 1, error)
             self._generator.set_state(noise)
             release_cached_memory(self.pipeline.device)
 
@@ -326,7 +329,7 @@ class Session:
             return
         why = self.pipeline.explain_not_finite() or "try dtype bfloat16 or float32, or another attention backend"
         raise BlockFailedError(
-            f"block {self.next_block} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
+            f"block {self.next_block + 1} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
             f"{why}."
         )
 
@@ -334,10 +337,10 @@ class Session:
         videos = self._state.values.pop("videos", None)
         if videos is None:
             raise BlockFailedError(
-                f"block {self.next_block} returned no 'videos': the pipeline's blocks do not follow the contract "
+                f"block {self.next_block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
                 "of a streaming pipeline."
             )
         try:
             return to_uint8_frames(videos)
         except ValueError as error:
-            raise BlockFailedError(f"block {self.next_block}: {error}") from error
+            raise BlockFailedError(f"block {self.next_block + 1}: {error}") from error

@@ -26,6 +26,9 @@ _PLAIN = (bool, int, float, str)
 class CannotSnapshotError(ValueError):
     """A state holds what a snapshot cannot: no stream can go on from it."""
 
+    # Programs that show errors to users put the module before the name, unless it is this one.
+    __module__ = "builtins"
+
 
 class TreeWriter:
     """Takes values apart.

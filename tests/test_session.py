@@ -181,7 +181,7 @@ def test_nan_in_latents_stops_the_stream(tiny_folder):
         session.run_block("a cat")
         weight = pipeline.pipe.transformer.proj_out.weight
         weight.data.fill_(float("nan"))
-        with pytest.raises(BlockFailedError, match="block 1 has NaN"):
+        with pytest.raises(BlockFailedError, match="block 2 has NaN"):
             session.run_block("a cat")
 
 
@@ -190,7 +190,7 @@ def test_nan_in_pictures_stops_the_stream(tiny_folder):
     with Session(pipeline, small()) as session:
         session.run_block("a cat")
         pipeline.pipe.vae.decoder.conv_out.weight.data.fill_(float("nan"))
-        with pytest.raises(BlockFailedError, match="block 1 has NaN or infinite pictures"):
+        with pytest.raises(BlockFailedError, match="block 2 has NaN or infinite pictures"):
             session.run_block("a cat")
 
 

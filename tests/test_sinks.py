@@ -133,7 +133,8 @@ def test_saving_copies_packets_and_embeds_the_workflow(tmp_path):
     sink.close()
     workflow = {"nodes": [{"id": 1, "type": "äöü"}]}
     target = tmp_path / "out.mp4"
-    shown = save_video(tmp_path / "a.mp4", lambda w, h: (target, (w, h)), {"workflow": json.dumps(workflow)})
+    path, shown = save_video(tmp_path / "a.mp4", lambda w, h: (target, (w, h)), {"workflow": json.dumps(workflow)})
+    assert path == target
     assert shown == (48, 32)
     with av.open(str(target)) as copied, av.open(str(tmp_path / "a.mp4")) as source:
         assert json.loads(copied.metadata["workflow"]) == workflow

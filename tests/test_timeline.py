@@ -301,5 +301,5 @@ def test_out_of_memory_says_what_grew(tmp_path, tiny_folder):
             if block.index == 6:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"at block 7: choose .* 'state: all_frames' grows by 144 KiB"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"at block 8: choose .* 'state: all_frames' grows by 144 KiB"):
         run_stream(pipeline, small(blocks=9), Direction.constant("a cat"), [], FullCard(), TimelineRecorder(CPU))
