@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from .. import host
 from ..stream.settings import StreamSettings
 from .byte_progress import ByteProgress
-
-logger = logging.getLogger(__name__)
 
 
 class NodeWatcher:
@@ -43,11 +40,3 @@ class NodeWatcher:
         self._progress.show_picture(self._settings.passes_before(self._blocks_done), block.frames[-1])
         rate = len(block.frames) / block.seconds
         self._progress.say(f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second")
-
-    def say_what_is_kept(self, video: Any) -> None:  # noqa: ANN401
-        """Say where the pictures of a stream that stopped are."""
-        if video.frames_written == 0:
-            return
-        message = f"Stopped; the {video.frames_written} pictures made so far are in {video.path}"
-        logger.warning(message)
-        self._progress.say(message)

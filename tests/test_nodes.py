@@ -112,6 +112,7 @@ live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_
 first = run(keep_frames="all")[0][1].clone()
 before = live_tensor_bytes()
 outcomes, partial, passes = [], [], []
+unfinished = host.output / "streamblocks/unfinished"
 for _ in range(2):
     cancel_at.append(2)
     seen.clear()
@@ -119,13 +120,13 @@ for _ in range(2):
         run()
     except BaseException as error:
         outcomes.append(type(error).__name__)
-    partial.append(max(host.temp.glob("*.mp4"), key=lambda p: p.stat().st_mtime_ns).name)
+    partial.append(max(unfinished.glob("*.mp4"), key=lambda p: p.stat().st_mtime_ns).name)
     passes.append(seen[-1][0])
 after = live_tensor_bytes()
 again = run(keep_frames="all")[0][1]
 counts = []
 for name in partial:
-    with av.open(str(host.temp / name)) as container:
+    with av.open(str(unfinished / name)) as container:
         counts.append(sum(1 for _ in container.decode(video=0)))
 report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
        before=before, after=after, said=said)
