@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
 
 from chromium_page import ComfyPage, why_no_chromium
@@ -38,6 +39,12 @@ FETCHED = """async url => {
 }"""
 
 
+def saved_values(page: ComfyPage) -> list[object]:
+    """What the page would save of the sampler's widgets."""
+    (sampler,) = (node for node in page.workflow()["nodes"] if node["type"] == "StreamBlocksSampler")
+    return list(sampler["widgets_values"])
+
+
 def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -> None:
     reason = why_no_chromium()
     if reason is not None:
@@ -47,6 +54,7 @@ def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -
     with ComfyPage(comfyui_server.url, height=1300) as opened:
         page, line = opened.page, opened.page.locator(LINE)
         opened.load_workflow(WORKFLOW)
+        values = saved_values(opened)
         opened.evaluate(SET_WIDGETS, {"blocks": 1000, "width": 64, "height": 64, "steps": 1, "seed": 21})
         opened.fit()
         with page.expect_response("**/prompt"):
@@ -56,10 +64,17 @@ def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -
         comfyui_server.interrupt()
         line.wait_for(timeout=60_000)
         (video,) = set(folder.glob("*.mp4")) - before
-        assert line.inner_text().startswith("unfinished: ")
-        kind, size, _ = opened.evaluate(FETCHED, line.get_by_text("play").get_attribute("href"))
+        kind, size, seconds = opened.evaluate(FETCHED, line.get_by_text("play").get_attribute("href"))
         assert (kind, size) == ("video/mp4", video.stat().st_size)
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            assert stream.average_rate is not None
+            made = stream.frames
+            assert seconds == pytest.approx(float(made / stream.average_rate), abs=0.01)
+        assert line.inner_text().startswith(f"unfinished: {made} pictures")
         assert line.get_by_text("save").get_attribute("download") == video.name
+        assert line.is_visible()
+        opened.fit()
         opened.screenshot(SCREENSHOTS / "unfinished_classic_nodes.png")
 
         opened.evaluate(SET_RENDERER, True)
@@ -74,6 +89,7 @@ def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -
         opened.evaluate(MADE_ANEW)
         page.wait_for_selector(f"[data-node-id] {LINE}")
         assert line.count() == 1
+        assert saved_values(opened) == values
         (sampler,) = (node for node in opened.graph_to_prompt().values() if node["class_type"] == "StreamBlocksSampler")
         assert "unfinished_video" not in sampler["inputs"]
 

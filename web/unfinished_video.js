@@ -49,7 +49,17 @@ function show(video) {
   })
   // Not in the saved workflow either: it would shift the values of other widgets.
   widget.serialize = false
+  moveBelowInputs(node, widget)
   node.setDirtyCanvas?.(true, true)
+}
+
+/** Above chart and preview; among the inputs it would shift their saved values. */
+function moveBelowInputs(node, widget) {
+  const names = new Set(node.inputs?.map((input) => input.widget?.name))
+  const last = node.widgets.findLastIndex(({ name }) => names.has(name))
+  if (last < 0) return
+  node.widgets.splice(node.widgets.indexOf(widget), 1)
+  node.widgets.splice(last + 1, 0, widget)
 }
 
 function remove(node) {
