@@ -38,6 +38,8 @@ export function makeLine(video, urlOf, putAway) {
   line.title = `${video.subfolder}/${video.filename} in the output folder`
   Object.assign(line.style, {
     display: 'flex',
+    boxSizing: 'border-box',
+    minHeight: '20px',
     gap: '8px',
     alignItems: 'center',
     padding: '0 6px',

@@ -6,8 +6,8 @@ import { findNode } from './execution_id.mjs'
 import { UnfinishedLinks, makeLine } from './unfinished_links.mjs'
 
 const WIDGET = 'unfinished_video'
-/** In the node's own pixels. */
-const HEIGHT = 24
+/** In the node's own pixels; the margin is part of the height. */
+const [HEIGHT, MARGIN] = [32, 4]
 
 const links = new UnfinishedLinks()
 
@@ -42,6 +42,7 @@ function show(video) {
   const widget = node.addDOMWidget(WIDGET, 'STREAMBLOCKS_UNFINISHED_VIDEO', line, {
     serialize: false,
     hideOnZoom: false,
+    margin: MARGIN,
     getMinHeight: () => HEIGHT,
     getMaxHeight: () => HEIGHT,
     getValue: () => '',
