@@ -103,46 +103,6 @@ with av.open(str(runs["StreamBlocksSaveStream"].files(host)[0])) as container:
     assert red > 0.6 > 0.4 > max(green, blue)
 
 
-def test_cancel_twice_then_a_new_run(tmp_path):
-    facts = run_in_host(
-        tmp_path,
-        """
-import importlib, av, torch
-live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_tensor_bytes
-first = run(keep_frames="all")[0][1].clone()
-before = live_tensor_bytes()
-outcomes, partial, passes = [], [], []
-unfinished = host.output / "streamblocks/unfinished"
-for _ in range(2):
-    cancel_at.append(2)
-    seen.clear()
-    try:
-        run()
-    except BaseException as error:
-        outcomes.append(type(error).__name__)
-    partial.append(max(unfinished.glob("*.mp4"), key=lambda p: p.stat().st_mtime_ns).name)
-    passes.append(seen[-1][0])
-after = live_tensor_bytes()
-again = run(keep_frames="all")[0][1]
-counts = []
-for name in partial:
-    with av.open(str(unfinished / name)) as container:
-        counts.append(sum(1 for _ in container.decode(video=0)))
-report(outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
-       before=before, after=after, said=said)
-""",
-    )
-    assert facts["outcomes"] == ["InterruptProcessingException"] * 2
-    # The first block is kept.
-    assert facts["counts"] == [9, 9]
-    assert len(set(facts["partial"])) == 2
-    # Cancelled when the first block was shown, at step 2 of 6; stopped before the next pass.
-    assert facts["passes"] == [2, 2]
-    assert facts["equal"]
-    assert any(line.startswith("Stopped; the 9 pictures made so far are in ") for line in facts["said"])
-    assert facts["after"] == facts["before"]
-
-
 def test_the_loader_is_fingerprinted_with_linked_inputs(tmp_path):
     facts = run_in_host(
         tmp_path,

@@ -13,7 +13,7 @@ from streamblocks.stream.unfinished_video import move_unfinished
 from embedded_program import needs_embedded_host, run_in_host
 
 PROGRAM = """
-import errno, importlib
+import errno, importlib, torch
 from server import PromptServer
 events, spoken_to = [], set()
 server = PromptServer.instance
@@ -26,7 +26,14 @@ def hear(text, node, sid=None):
     spoken_to.add(sid)
     speak(text, node)
 server.send_progress_text = hear
-sampler |= {"keep_stream": False, "memory_timeline": "off"}
+live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_tensor_bytes
+sampler |= {"steps": 1, "keep_frames": "all"}
+first = run()[0][1].clone()
+def clear_temp():
+    for finished in host.temp.glob("*.mp4"):
+        finished.unlink()
+clear_temp()
+bytes_before = live_tensor_bytes()
 folder = host.output / "streamblocks/unfinished"
 scenes = {}
 def play(name, **changes):
@@ -39,7 +46,7 @@ def play(name, **changes):
     scenes[name] = {
         "kind": kind, "new": sorted(map(str, set(folder.glob("*")) - before)),
         "temp": sorted(path.name for path in host.temp.rglob("*.mp4")),
-        "said": said[heard:], "events": events[seen_events:],
+        "said": said[heard:], "events": events[seen_events:], "stopped_at": seen[-1][0],
     }
 # The progress bar shows 0 before the first step, and with one step a block 2 at the end of block 2.
 cancel_at.append(0)
@@ -48,6 +55,9 @@ cancel_at.append(2)
 play("cancelled after block 2", steps=1)
 cancel_at.append(1)
 play("cancelled again")
+bytes_after = live_tensor_bytes()
+equal = torch.equal(first, run()[0][1])
+clear_temp()
 names = (".host", ".stream.unfinished_video", ".nodes.node_watcher")
 of_host, kept, watching = (importlib.import_module(PACK + name) for name in names)
 before_pass = watching.NodeWatcher.before_pass
@@ -77,7 +87,8 @@ cancel_at.append(1)
 play("no folder")
 folder.unlink()
 moved.rename(folder)
-report(scenes=scenes, spoken_to=sorted(spoken_to), prompt=prompt)
+report(scenes=scenes, spoken_to=sorted(spoken_to), prompt=prompt, equal=equal,
+       bytes_before=bytes_before, bytes_after=bytes_after)
 """
 
 
@@ -123,6 +134,15 @@ def test_the_pictures_are_in_the_output_folder_with_the_workflow(facts, name, ki
     sampler = next(key for key, node in facts["prompt"].items() if node["class_type"] == "StreamBlocksSampler")
     assert event == shown | {"node": sampler, "pictures": made, "workflow": None}
     assert scene["said"][-1].endswith(f"in streamblocks/unfinished/{video.name} in the output folder")
+
+
+@needs_embedded_host
+def test_cancel_twice_then_a_new_run(facts):
+    # Cancelled when a block was shown; stopped before the next pass.
+    stopped_at = {name: facts["scenes"][name]["stopped_at"] for name in ("cancelled after block 2", "cancelled again")}
+    assert stopped_at == {"cancelled after block 2": 2, "cancelled again": 1}
+    assert facts["bytes_after"] == facts["bytes_before"]
+    assert facts["equal"]
 
 
 @needs_embedded_host
