@@ -1,7 +1,16 @@
 """All that talks to ComfyUI, by subject; nothing else but the nodes' schemas imports it."""
 
+from .assets import list_as_asset
 from .execution import blocked_output, throw_if_cancelled
-from .files_made import is_trimmed, new_output_file, new_temp_file, temp_folder, video_from_file, workflow_metadata
+from .files_made import (
+    is_trimmed,
+    new_output_file,
+    new_temp_file,
+    reserve_output_file,
+    temp_folder,
+    video_from_file,
+    workflow_metadata,
+)
 from .model_management import (
     ComfyResidency,
     WholeModelPatcher,
@@ -36,6 +45,7 @@ __all__ = [
     "device_names",
     "diffusers_folders",
     "is_trimmed",
+    "list_as_asset",
     "look_into_video",
     "lora_files",
     "new_output_file",
@@ -43,6 +53,7 @@ __all__ = [
     "new_transformer_file",
     "other_models",
     "pipeline_folders",
+    "reserve_output_file",
     "resolve_lora",
     "resolve_model",
     "temp_folder",

@@ -86,6 +86,18 @@ def _check_prefix(prefix: str) -> None:
         )
 
 
+def reserve_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
+    """As `new_output_file`, but the file exists and is empty, so nothing else gets or has its name."""
+    while True:
+        path, shown = new_output_file(prefix, suffix, width=0, height=0)
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            # Made by another program in between; it counts now.
+            continue
+        return path, shown
+
+
 def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
     """The metadata ComfyUI writes into a file, so that dropping the file on the page restores the workflow."""
     metadata = {} if prompt is None else {"prompt": json.dumps(prompt)}

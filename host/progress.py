@@ -36,12 +36,21 @@ class StreamProgress:
         self._bar.update_absolute(steps_done, preview=("JPEG", image, _PREVIEW_SIZE))
 
     def say(self, text: str) -> None:
-        """Show a line of text on the node."""
-        if self._node_id is not None:
-            PromptServer.instance.send_progress_text(text, self._node_id)
+        """Show a line of text on the node, in the page that started the prompt, if there is one."""
+        server = PromptServer.instance
+        if self._node_id is not None and server.client_id is not None:
+            # Without the client's id, it would go to every open page, onto whatever node has the same number there.
+            server.send_progress_text(text, self._node_id, server.client_id)
 
     def show_memory(self, point: dict[str, Any]) -> None:
         """Send a point of the memory chart to the page that started the prompt, if there is one."""
+        self._send("streamblocks.memory", point)
+
+    def show_unfinished(self, video: dict[str, Any]) -> None:
+        """Send the link to an unfinished video (filename, subfolder, type, pictures, workflow) to that page."""
+        self._send("streamblocks.unfinished", video)
+
+    def _send(self, event: str, message: dict[str, Any]) -> None:
         server = PromptServer.instance
         if self._node_id is not None and server.client_id is not None:
-            server.send_sync("streamblocks.memory", {"node": self._node_id, **point}, server.client_id)
+            server.send_sync(event, {"node": self._node_id, **message}, server.client_id)

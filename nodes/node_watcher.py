@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from .. import host
 from ..stream.settings import StreamSettings
 from .byte_progress import ByteProgress
-
-logger = logging.getLogger(__name__)
 
 
 class NodeWatcher:
@@ -19,7 +16,7 @@ class NodeWatcher:
         self._settings = StreamSettings()
         self._progress = progress
         self._blocks_done = 0
-        self._begun = self._loads = self._kept_is_said = False
+        self._begun = self._loads = self.kept_is_said = False
         self._loading = ByteProgress(progress)
 
     def begin(self, settings: StreamSettings) -> None:
@@ -53,18 +50,9 @@ class NodeWatcher:
         rate = len(block.frames) / block.seconds
         self._progress.say(f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second")
 
-    def say_what_is_kept(self, video: Any) -> None:  # noqa: ANN401
-        """Say where the pictures of a stream that stopped are."""
-        if video.frames_written == 0:
-            return
-        message = f"Stopped; the {video.frames_written} pictures made so far are in {video.path}"
-        logger.warning(message)
-        self._kept_is_said = True
-        self._progress.say(message)
-
     def say_stopped(self) -> None:
         """Say that a stream stopped, unless what is kept of it has been said."""
-        if not self._kept_is_said:
+        if not self.kept_is_said:
             self._progress.say("Stopped; no picture was made.")
 
     def _say_block(self) -> None:

@@ -31,6 +31,7 @@ from .node_watcher import NodeWatcher
 from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
 from .sampler_inputs import FROM_MODEL, UNSET
 from .sampler_values import SamplerValues
+from .unfinished_video import UnfinishedVideo
 
 
 class StreamRun:
@@ -39,13 +40,13 @@ class StreamRun:
     Args:
         values: of the node's inputs, checked.
         choices: what they choose.
-        node_id: of the node on the page; None outside of a prompt.
+        hidden: the node's hidden inputs, with its id, the prompt and the workflow; None outside of a prompt.
 
     Raises:
         ValueError: a connected stream, picture or conditioning cannot be used; nothing was loaded.
     """
 
-    def __init__(self, values: SamplerValues, choices: StreamChoices, node_id: str | None) -> None:
+    def __init__(self, values: SamplerValues, choices: StreamChoices, hidden: Any) -> None:  # noqa: ANN401
         self._values = values
         self._choices = choices
         self._named = None if values.preset == FROM_MODEL else find_preset(values.preset)
@@ -65,7 +66,8 @@ class StreamRun:
         self._pictures = GivenPictures.read(
             values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
         )
-        self._progress = host.StreamProgress(1, node_id)
+        self._progress = host.StreamProgress(1, None if hidden is None else hidden.unique_id)
+        self._unfinished = UnfinishedVideo(self._progress, hidden)
         self._watcher = NodeWatcher(self._progress)
 
     def execute(self) -> io.NodeOutput:
@@ -96,27 +98,26 @@ class StreamRun:
             report = run_stream(
                 pipeline, settings, direction, [file, keeper], self._watcher, recorder, keep_stream=keep_stream
             )
+            applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name} | report.as_dict()
+            applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
+            applied["notices"] += self._pictures.carry_sound(
+                file.path, report, fps, goes_on=self._values.go_on_from is not None
+            )
+            if self._earlier is not None:
+                applied["notices"] += carry_earlier_sound(file.path, self._earlier, file.frames_written, fps)
+            applied |= self._pictures.applied()
+            return io.NodeOutput(
+                host.video_from_file(file.path),
+                _images(keeper),
+                json.dumps(applied, indent=2),
+                None if recorder is None else recorder.timeline(),
+                self._stream(report, file, fps),
+            )
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
-            self._watcher.say_what_is_kept(file)
+            self._watcher.kept_is_said = self._unfinished.keep(file)
             raise
-        applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name} | report.as_dict()
-        applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
-        applied["notices"] += self._pictures.carry_sound(
-            file.path, report, fps, goes_on=self._values.go_on_from is not None
-        )
-        if self._earlier is not None:
-            applied["notices"] += carry_earlier_sound(file.path, self._earlier, file.frames_written, fps)
-        applied |= self._pictures.applied()
-        timeline = None if recorder is None else recorder.timeline()
-        return io.NodeOutput(
-            host.video_from_file(file.path),
-            _images(keeper),
-            json.dumps(applied, indent=2),
-            timeline,
-            self._stream(report, file, fps),
-        )
 
     def _settings(
         self, pipeline: StreamPipeline, preset: StreamPreset, fps: float

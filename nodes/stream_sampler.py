@@ -27,7 +27,7 @@ class StreamingBlockSampler(io.ComfyNode):
             **search_aliases("self forcing", "krea", "endless", "infinite video", "realtime", "streaming"),
             description=(
                 "Makes a video block by block at flat memory, however long it gets. The mp4 grows while it runs; "
-                "cancel keeps the blocks already made in ComfyUI's temp folder."
+                "after a cancel or an error the blocks already made are in the output folder's streamblocks/unfinished."
             ),
             inputs=sampler_inputs(),
             outputs=[
@@ -37,7 +37,8 @@ class StreamingBlockSampler(io.ComfyNode):
                 TimelineType.Output(display_name="timeline", tooltip="For Stream Memory Report."),
                 stream_output(),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            # Prompt and workflow go into a video that ends early; ComfyUI leaves them out of its cache key.
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -50,5 +51,4 @@ class StreamingBlockSampler(io.ComfyNode):
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from .stream_run import StreamRun
 
-        node_id = None if cls.hidden is None else cls.hidden.unique_id
-        return StreamRun(values, choices, node_id).execute()
+        return StreamRun(values, choices, cls.hidden).execute()

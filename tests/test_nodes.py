@@ -124,59 +124,6 @@ with av.open(str(runs["StreamBlocksSaveStream"].files(host)[0])) as container:
     assert red > 0.6 > 0.4 > max(green, blue)
 
 
-def test_cancel_twice_then_a_new_run(tmp_path):
-    facts = run_in_host(
-        tmp_path,
-        """
-import importlib, av, torch
-live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_tensor_bytes
-first = run(keep_frames="all")[0][1].clone()
-before = live_tensor_bytes()
-outcomes, partial, passes = [], [], []
-for _ in range(2):
-    cancel_at.append(2)
-    seen.clear()
-    try:
-        run()
-    except BaseException as error:
-        outcomes.append(type(error).__name__)
-    partial.append(max(host.temp.glob("*.mp4"), key=lambda p: p.stat().st_mtime_ns).name)
-    passes.append(seen[-1][0])
-after = live_tensor_bytes()
-again = run(keep_frames="all")[0][1]
-counts = []
-for name in partial:
-    with av.open(str(host.temp / name)) as container:
-        counts.append(sum(1 for _ in container.decode(video=0)))
-importlib.import_module(PACK + ".stream.materialise").release_materialised()
-shown, say, unmade = said[:], host.progress.say, []
-def cancel_early(node, text):
-    unmade.append(text)
-    if text.startswith("loading transformer"):
-        import comfy.model_management
-        comfy.model_management.interrupt_current_processing()
-host.progress.say = cancel_early
-try:
-    run(seed=9)
-except BaseException as error:
-    unmade[:] = unmade if type(error).__name__ == outcomes[0] else [repr(error)]
-said = shown
-report(unmade=unmade, outcomes=outcomes, partial=partial, counts=counts, passes=passes, equal=torch.equal(first, again),
-       before=before, after=after, said=said)
-""",
-    )
-    assert facts["outcomes"] == ["InterruptProcessingException"] * 2
-    assert facts["unmade"][-1] == "Stopped; no picture was made." and facts["unmade"][-2].startswith("loading ")
-    # The first block is kept.
-    assert facts["counts"] == [9, 9]
-    assert len(set(facts["partial"])) == 2
-    # Cancelled when the first block was shown, at step 2 of 6; stopped before the next pass.
-    assert facts["passes"] == [2, 2]
-    assert facts["equal"]
-    assert any(line.startswith("Stopped; the 9 pictures made so far are in ") for line in facts["said"])
-    assert facts["after"] == facts["before"]
-
-
 def test_the_loader_is_fingerprinted_with_linked_inputs(tmp_path):
     facts = run_in_host(
         tmp_path,

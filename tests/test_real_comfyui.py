@@ -176,14 +176,18 @@ def test_stock_nodes_take_the_video(comfyui_server: ComfyUIServer) -> None:
 def cancel_after_a_block(server: ComfyUIServer, prompt: dict[str, Any]) -> Path:
     """Queue an endless stream, cancel it when its first block is on the disk; the file that is left."""
     before = set(server.base.glob("temp/streamblocks_*.mp4"))
+    unfinished = server.base / "output/streamblocks/unfinished"
+    kept_before = set(unfinished.glob("*.mp4"))
     endless = server.queue(prompt)
     deadline = time.monotonic() + 120
-    while not (new := set(server.base.glob("temp/streamblocks_*.mp4")) - before) and time.monotonic() < deadline:
+    while not (set(server.base.glob("temp/streamblocks_*.mp4")) - before) and time.monotonic() < deadline:
         time.sleep(0.1)
     server.interrupt()
     with pytest.raises(ComfyUIError, match="interrupted at StreamBlocksSampler"):
         server.wait(endless, timeout=30)
-    return new.pop()
+    assert set(server.base.glob("temp/streamblocks_*.mp4")) == before
+    (kept,) = set(unfinished.glob("*.mp4")) - kept_before
+    return kept
 
 
 def test_cancel_twice_then_a_new_run(comfyui_server: ComfyUIServer) -> None:

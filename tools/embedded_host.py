@@ -83,7 +83,8 @@ class EmbeddedHost:
         folder_paths.add_model_folder_path("diffusion_models", str(self.models / "unet"))
         folder_paths.add_model_folder_path("text_encoders", str(self.models / "clip"))
         comfy.utils.set_progress_bar_global_hook(self._on_progress)
-        # The embedded server has no page to send text to, and drops it.
+        # The embedded server has no page to send text to, and drops it; without a client nothing would be sent.
+        PromptServer.instance.client_id = "embedded host"
         PromptServer.instance.send_progress_text = self._on_text
 
     def _on_progress(self, value: float, total: float, preview: object = None, node_id: str | None = None) -> None:

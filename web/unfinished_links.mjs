@@ -1,0 +1,78 @@
+/** The newest unfinished video of each node, as the server sent it, for as long as the page is open. */
+export class UnfinishedLinks {
+  constructor() {
+    this.videos = new Map()
+  }
+
+  /** @param {{node: string, workflow: string | null, filename: string, subfolder: string, type: string, pictures: number}} video */
+  add(video) {
+    this.videos.set(keyOf(video), video)
+  }
+
+  drop(video) {
+    this.videos.delete(keyOf(video))
+  }
+
+  all() {
+    return [...this.videos.values()]
+  }
+}
+
+function keyOf({ node, workflow }) {
+  return JSON.stringify([workflow, node])
+}
+
+/** The path of ComfyUI's route that sends the file. */
+export function viewPath({ filename, subfolder, type }) {
+  return `/view?${new URLSearchParams({ filename, subfolder, type })}`
+}
+
+/**
+ * The line on the node: how many pictures there are, links to play and to save them, and one to put the line away.
+ * @param {(path: string) => string} urlOf makes the address of a path on the server
+ * @param {() => void} putAway
+ */
+export function makeLine(video, urlOf, putAway) {
+  const line = document.createElement('div')
+  line.className = 'streamblocks-unfinished'
+  line.title = `${video.subfolder}/${video.filename} in the output folder`
+  Object.assign(line.style, {
+    display: 'flex',
+    boxSizing: 'border-box',
+    minHeight: '20px',
+    gap: '8px',
+    alignItems: 'center',
+    padding: '0 6px',
+    fontSize: '12px',
+    whiteSpace: 'nowrap',
+    overflow: 'hidden',
+    color: 'var(--input-text, #ddd)'
+  })
+  const url = urlOf(viewPath(video))
+  const words = document.createElement('span')
+  words.textContent = `unfinished: ${video.pictures} pictures`
+  line.append(
+    words,
+    makeLink('play', { href: url, target: '_blank', rel: 'noopener' }),
+    makeLink('save', { href: url, download: video.filename }),
+    makeButton('×', 'Put this line away; the file stays.', putAway)
+  )
+  return line
+}
+
+function makeLink(text, attributes) {
+  const link = Object.assign(document.createElement('a'), attributes)
+  link.textContent = text
+  Object.assign(link.style, { color: 'inherit', textDecoration: 'underline' })
+  return link
+}
+
+function makeButton(text, title, onClick) {
+  const button = document.createElement('button')
+  button.textContent = text
+  button.title = title
+  button.setAttribute('aria-label', title)
+  Object.assign(button.style, { marginLeft: 'auto', background: 'none', border: 'none', color: 'inherit', cursor: 'pointer' })
+  button.addEventListener('click', onClick)
+  return button
+}
