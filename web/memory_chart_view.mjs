@@ -124,8 +124,9 @@ export class MemoryChart {
     }
     context.textAlign = 'center'
     const step = Math.max(1, Math.ceil(scale.span / 8))
-    for (let block = Math.ceil(scale.first / step) * step; block < scale.first + scale.span; block += step) {
-      context.fillText(String(block), scale.x(block + this.points.stride / 2), box.bottom + LINE / 2)
+    // Blocks are counted from 1 wherever people read them.
+    for (let number = Math.ceil((scale.first + 1) / step) * step; number <= scale.first + scale.span; number += step) {
+      context.fillText(String(number), scale.x(number - 1 + this.points.stride / 2), box.bottom + LINE / 2)
     }
     context.textAlign = 'left'
     context.fillText('block', 6, box.bottom + LINE / 2)
