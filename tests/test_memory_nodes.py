@@ -109,15 +109,17 @@ def test_areas_have_the_height_of_their_bytes():
 
 
 def test_people_read_blocks_from_1(monkeypatch):
-    written, plain = [], ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        ImageDraw.ImageDraw,
-        "text",
-        lambda draw, at, text, *a, **k: written.append(text) or plain(draw, at, text, *a, **k),
-    )
+    below, plain = [], ImageDraw.ImageDraw.text
+
+    def text(draw, at, words, **options):
+        if options["anchor"] == "ma":
+            below.append(words)
+        plain(draw, at, words, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     timeline = made(6)
     plot_timeline(timeline, "x", width=960, height=640)
-    assert [text for text in written if text.isdigit()] == ["1", "2", "3", "4", "5", "6"]
+    assert below[:7] == ["1", "2", "3", "4", "5", "6", "block"]
     # The record's own block is 3.
     assert "- block 4: prompt changed" in write_table(timeline, judge_growth(timeline))
 
