@@ -109,16 +109,17 @@ def test_areas_have_the_height_of_their_bytes():
 
 
 def test_people_read_blocks_from_1(monkeypatch):
-    written, plain = [], ImageDraw.ImageDraw.text
+    below, plain = [], ImageDraw.ImageDraw.text
 
-    def write(draw, at, text, *arguments, **options):
-        written.append(text)
-        plain(draw, at, text, *arguments, **options)
+    def text(draw, at, words, **options):
+        if options["anchor"] == "ma":
+            below.append(words)
+        plain(draw, at, words, **options)
 
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", write)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     timeline = made(6)
     plot_timeline(timeline, "x", width=960, height=640)
-    assert [text for text in written if text.isdigit()] == ["1", "2", "3", "4", "5", "6"]
+    assert below[:7] == ["1", "2", "3", "4", "5", "6", "block"]
     # The record's own block is 3.
     assert "- block 4: prompt changed" in write_table(timeline, judge_growth(timeline))
 
