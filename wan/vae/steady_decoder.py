@@ -52,7 +52,8 @@ def fuse_decoder(vae: AutoencoderKLWan) -> None:
     """Make the VAE's decoder use this module for steady latent frames. VAEs of another architecture are not changed."""
     if vae.decoder.training or not takes_fused_passes(vae.config):
         return
-    vae.decoder.forward = _SteadyForward(vae.decoder, vae.decoder.forward)
+    stages = tuple(split_into_stages(vae.decoder))
+    vae.decoder.forward = _SteadyForward(vae.decoder, stages, vae.decoder.forward)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class _SteadyForward:
     """Replaces the decoder's forward."""
 
     decoder: WanDecoder3d
+    stages: tuple[DecoderStage, ...]
     original: DecoderForward
 
     def __call__(
@@ -72,7 +74,7 @@ class _SteadyForward:
         """Decode latents [1, z_dim, frames, height, width]; arguments as diffusers'."""
         if feat_cache is None or first_chunk or x.shape[0] != 1 or not is_steady(feat_cache):
             return self.original(x, feat_cache=feat_cache, feat_idx=feat_idx or [0], first_chunk=first_chunk)
-        return to_diffusers(_SteadyPass(feat_cache).decode(self.decoder, from_diffusers(x)))
+        return to_diffusers(_SteadyPass(feat_cache).decode(self.decoder, self.stages, from_diffusers(x)))
 
 
 def is_fused(decoder: WanDecoder3d) -> bool:
@@ -103,10 +105,10 @@ class _SteadyPass:
     features: AnyFeatures
     _next: int = field(default=0)
 
-    def decode(self, decoder: WanDecoder3d, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, decoder: WanDecoder3d, stages: Iterable[DecoderStage], latents: torch.Tensor) -> torch.Tensor:
         """[frames, height, width, z_dim] to pixels [4 * frames, 8 * height, 8 * width, channels]."""
         value = self.enter(decoder, latents)
-        for stage in split_into_stages(decoder):
+        for stage in stages:
             value = self.run_stage(stage, value)
         return value.add_up()
 
