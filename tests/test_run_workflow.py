@@ -44,6 +44,13 @@ def test_two_blocks_become_a_video_and_a_contact_sheet(tmp_path: Path) -> None:
         assert "StreamBlocksSampler" in video.metadata["workflow"]
 
 
+def test_a_track_is_read_as_windows_writes_it(tmp_path: Path) -> None:
+    """With a byte order mark and its ends of lines."""
+    track = tmp_path / "track.txt"
+    track.write_bytes("\ufeff0-1: a hare\r\n2: a fox\r\n".encode())
+    assert read_track(track).splitlines() == ["0-1: a hare", "2: a fox"]
+
+
 def test_a_track_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--track is '.*gone\.txt', which cannot be read as text"):
         read_track(tmp_path / "gone.txt")
@@ -87,6 +94,13 @@ def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("--lora is 'gone.safetensors', which is neither a name that ")
     assert "Traceback" not in done.stderr and "loading" not in done.stdout
     assert not list((tmp_path / "host").rglob(VAE.name))
+
+
+def test_what_a_node_refuses_is_one_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path, "--width", "830")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("width is 830: choose a multiple of 16")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_models_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -80,7 +80,11 @@ def main() -> None:
         sys.exit(str(error))
     apply_overrides(prompt, _wanted(options, names))
     started = time.perf_counter()
-    runs = host.execute(prompt, workflow)
+    try:
+        runs = host.execute(prompt, workflow)
+    except (ValueError, MemoryError, OSError) as error:
+        # What nodes refuse is one sentence, to be read without the way it took.
+        sys.exit(str(error))
     print(f"{len(runs)} nodes in {time.perf_counter() - started:.1f} s")
     _deliver(_saved_video(runs, host), options.out)
 

@@ -12,7 +12,8 @@ SAMPLER = "StreamBlocksSampler"
 def read_track(path: Path) -> str:
     """The text of a track file; raises ValueError, one sentence, where there is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        # Editors on Windows put a byte order mark before the text.
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--track is {str(path)!r}, which cannot be read as text: {error}.") from error
 
