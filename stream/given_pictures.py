@@ -77,9 +77,9 @@ class GivenPictures:
         Raises:
             ValueError: the strength of this block is not possible, or the stream before took all of the video.
         """
-        if self._video is None or self._direction.video is None:
+        if self._video is None:
             return {}
-        strength = float(self._direction.video.strength_of(index))
+        strength = float(self._video.input.strength_of(index))
         check_strength(strength)
         # A new scene's first latent frame is one picture. At block 0 only an earlier stream can be cut off.
         cut = cut and (index > 0 or self._direction.go_on is not None)
@@ -94,22 +94,20 @@ class GivenPictures:
 
     def taken(self) -> InputVideo | None:
         """How far the stream is in its video, for one that goes on from it; None without a video."""
-        if self._video is None or self._direction.video is None:
+        if self._video is None:
             return None
         taken = self._skipped + self._video.use().pictures
-        return InputVideo(self._named, taken, float(self._direction.video.fps))
+        return InputVideo(self._named, taken, float(self._video.input.fps))
 
     def _skip_what_was_taken(self) -> int:
         """Leave out what the stream before took of the same video; returns how many pictures that were."""
         before = None if self._direction.go_on is None else self._direction.go_on.input_video
-        if before is None or self._video is None or self._direction.video is None:
-            return 0
-        if before.source != self._named:
+        if self._video is None or before is None or before.source != self._named:
             return 0
         skipped = before.pictures
         if self._video.has_rate:
             # The same seconds, where the stream now shows more or fewer pictures of them.
-            skipped = round(skipped * float(self._direction.video.fps) / before.fps)
+            skipped = round(skipped * float(self._video.input.fps) / before.fps)
         self._video.skip(skipped)
         return skipped
 

@@ -82,12 +82,13 @@ class VideoReader:
         fit: to the stream's size.
 
     Attributes:
+        input: the video, as given.
         ended: whether the last picture has been given and no other will follow.
     """
 
     def __init__(self, video: VideoInput, fit: PictureFit) -> None:
         self.ended = False
-        self._video = video
+        self.input = video
         self._fit = fit
         self._facts = video.source.facts()
         self._given = self._held = self._rounds = 0
@@ -96,6 +97,7 @@ class VideoReader:
         self._earlier: list[Resampled] = []
         self._round = self._begin()
         self._pictures = iter(self._round)
+        self._newest: torch.Tensor | None = None
         self._fitted: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -116,7 +118,7 @@ class VideoReader:
         None where the video has ended and "stop" was chosen; a block in which it ends is filled up with its last
         picture.
         """
-        taken = [picture for _ in range(count) if (picture := self._next_picture()) is not None]
+        taken = [self._fit_once(picture) for _ in range(count) if (picture := self._next_picture()) is not None]
         if not taken:
             return None
         missing = count - len(taken)
@@ -138,7 +140,7 @@ class VideoReader:
 
     def notices(self) -> list[str]:
         """Sentences on what was done to the video."""
-        use, facts, fps = self.use(), self._facts, float(self._video.fps)
+        use, facts, fps = self.use(), self._facts, float(self.input.fps)
         said = [self._fit.describe("video", facts.height, facts.width)]
         if self._damage:
             said.append(f"{self._damage} What comes before was used as the whole video.")
@@ -154,19 +156,20 @@ class VideoReader:
                 HOLD: f"its last picture was shown again {_times(use.held)}",
                 STOP: "the stream stopped there"
                 + f", behind its last picture shown again {_times(use.held)}" * bool(use.held),
-            }[self._video.at_end]
-            if self._video.at_end != LOOP or use.rounds:
+            }[self.input.at_end]
+            if self.input.at_end != LOOP or use.rounds:
                 said.append(f"video: it ended after {use.length} pictures ({use.length / fps:.4g} s); {after}.")
         return [notice for notice in said if notice]
 
     def _begin(self) -> Resampled:
-        return Resampled(self._video.source.pictures(), self._video.fps if self._facts.rate is not None else None)
+        return Resampled(self.input.source.pictures(), self.input.fps if self.has_rate else None)
 
     def _next_picture(self) -> torch.Tensor | None:
+        """The next picture as the source has it; None where no other follows."""
         picture = self._read_on()
         if picture is None and not self.ended:
             self._length = self._length or self._round.given
-            if self._video.at_end == LOOP and self._round.given:
+            if self.input.at_end == LOOP and self._round.given:
                 self._earlier.append(self._round)
                 self._round = self._begin()
                 self._pictures = iter(self._round)
@@ -174,10 +177,11 @@ class VideoReader:
                 picture = self._read_on()
             self.ended = picture is None
         if picture is not None:
-            return self._fit_once(picture)
-        if self._video.at_end == HOLD and self._fitted is not None:
+            self._newest = picture
+            return picture
+        if self.input.at_end == HOLD and self._newest is not None:
             self._held += 1
-            return self._fitted[1]
+            return self._newest
         return None
 
     def _read_on(self) -> torch.Tensor | None:
@@ -186,7 +190,7 @@ class VideoReader:
             return next(self._pictures, None)
         except ValueError as error:
             # What comes first may be what a stream before this one took.
-            if self._fitted is None:
+            if self._newest is None:
                 raise
             self._damage = str(error)
             return None

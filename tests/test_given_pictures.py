@@ -192,6 +192,20 @@ def test_the_ends_of_a_video():
     assert numbers_of(one.next(9)) == [0] * 9
 
 
+def test_pictures_that_are_skipped_are_not_scaled(monkeypatch):
+    fitted, apply = [], PictureFit.apply
+
+    def count(fit, picture):
+        fitted.append(picture)
+        return apply(fit, picture)
+
+    monkeypatch.setattr(PictureFit, "apply", count)
+    reader = video(PictureBatch("video", images(5), FPS), "hold").open(32, 32)
+    reader.skip(6)
+    # The last picture is held, and fitted once.
+    assert len(reader.next(3)) == 3 and len(fitted) == 1 and reader.use().held == 3
+
+
 def test_a_stream_goes_on_from_the_end_of_a_file(tmp_path):
     path = write_video(tmp_path / "long.mp4", 24)
     given = StartPictures(VideoFile("start", str(path)), FPS).read(48, 32, most=9)
