@@ -98,7 +98,7 @@ class StreamRun:
             report = run_stream(
                 pipeline, settings, direction, [file, keeper], self._watcher, recorder, keep_stream=keep_stream
             )
-            applied = settings.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name} | report.as_dict()
+            applied = report.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
             applied["notices"] += self._pictures.carry_sound(
                 file.path, report, fps, goes_on=self._values.go_on_from is not None

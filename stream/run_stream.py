@@ -55,35 +55,33 @@ class StreamReport:
         pictures: pictures in the sinks.
         seconds: wall time, including the loading of components.
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
-        kv_format: how keys and values of the past were stored.
+        settings: of the stream, with what was left to the memory decided.
         described: how the pipeline was made; see `StreamPipeline.describe`.
         snapshot: the stream after its last block; None unless it was asked for and could be taken.
         no_snapshot: why there is none, a sentence.
         video: what was taken of the input video; None without one.
-        fuse_context: as it was decided; see `StreamSettings`, for this and what follows.
-        decode_bands: as it was decided.
-        decoder_cache_in_ram: as it was decided.
     """
 
     blocks_made: int
     pictures: int
     seconds: float
     notices: tuple[str, ...]
-    kv_format: str
+    settings: StreamSettings
     described: dict[str, Any]
     snapshot: StreamSnapshot | None = None
     no_snapshot: str = ""
     video: VideoUse | None = None
-    fuse_context: bool = False
-    decode_bands: int = 1
-    decoder_cache_in_ram: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for text output; without the snapshot."""
-        values = asdict(replace(self, snapshot=None))
-        del values["snapshot"], values["no_snapshot"]
-        values |= {"seconds": round(self.seconds, 3), "notices": list(self.notices)}
-        return values | values.pop("described")
+        told = {
+            "blocks_made": self.blocks_made,
+            "pictures": self.pictures,
+            "seconds": round(self.seconds, 3),
+            "notices": list(self.notices),
+            "video": None if self.video is None else asdict(self.video),
+        }
+        return self.settings.as_dict() | told | self.described
 
 
 @clearing_error_locals
@@ -193,14 +191,11 @@ def run_stream(
         pictures,
         time.perf_counter() - began,
         tuple(notices),
-        settings.kv_format,
+        settings,
         described,
         snapshot,
         no_snapshot,
         pictures_given.use(),
-        settings.fuse_context,
-        settings.decode_bands,
-        settings.decoder_cache_in_ram,
     )
 
 
