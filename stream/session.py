@@ -128,6 +128,11 @@ class Session:
         self._blocks_before = 0 if going_on is None else going_on.blocks_made
         self._last_prompt: str | None = None
 
+    @property
+    def _blocks_made(self) -> int:
+        """Since the stream's first frame, over all sessions."""
+        return self._blocks_before + self.next_block
+
     def __enter__(self) -> Session:
         return self
 
@@ -205,12 +210,11 @@ class Session:
             why = "the session is closed" if self._closed else "its last block is not complete"
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
         state = self._state.values | {"generator": self._generator}
-        made = self._blocks_before + self.next_block
         return StreamSnapshot.take(
             self.pipeline,
             self.settings,
             state,
-            blocks_made=made,
+            blocks_made=self._blocks_made,
             prompt=self._last_prompt,
             scene_began=self._first_of_scene,
         )
@@ -267,7 +271,7 @@ class Session:
         kept = {name: self._state.values[name] for name in _BEYOND_A_CUT if name in self._state.values}
         self._state.clear()
         self._state = self._new_state(kept)
-        self._first_of_scene = self._blocks_before + self.next_block
+        self._first_of_scene = self._blocks_made
 
     def _encode(self, prompt: BlockPrompt) -> None:
         # Embeddings may be given to a stream whose past had a prompt.
@@ -282,8 +286,7 @@ class Session:
 
     def _mark_keys(self) -> None:
         """Have the pipeline compute the keys of the past anew with the new prompt, where the settings say so."""
-        made = self._blocks_before + self.next_block
-        has_past = made > self._first_of_scene or bool(self._state.get("stream_position"))
+        has_past = self._blocks_made > self._first_of_scene or bool(self._state.get("stream_position"))
         if self.settings.on_prompt_change == RECOMPUTE_KEYS and has_past and "keys_are_stale" in self._expected_inputs:
             self._state.values["keys_are_stale"] = True
 
@@ -292,7 +295,7 @@ class Session:
             **self.settings.pipeline_inputs(),
             **self._inputs,
             "prompt": [prompt],
-            "block_idx": self._blocks_before + self.next_block - self._first_of_scene,
+            "block_idx": self._blocks_made - self._first_of_scene,
             "generator": self._generator,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}
