@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -68,9 +68,7 @@ class ComponentStore:
         self._streamed[name], self.on_disk[name] = streamed, on_disk
         module = self._modules.get(name)
         if module is not None:
-            streamer = self._started_streamer(self.components[name], module)
-            streamer.arrange(streamed, on_disk)
-            streamer.open()
+            self._arrange(self.components[name], module)
 
     def load(self, name: str) -> nn.Module:
         """The module of a component, read from disk at the first call."""
@@ -98,14 +96,12 @@ class ComponentStore:
     @property
     def host_bytes(self) -> int:
         """Bytes of streamed layers in ordinary memory now."""
-        streamers = (streamer_of(module) for module in self._modules.values())
-        return sum(streamer.host_bytes for streamer in streamers if streamer is not None)
+        return sum(streamer.host_bytes for streamer in self._streamers())
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of streamed layers on the disk now."""
-        streamers = (streamer_of(module) for module in self._modules.values())
-        return sum(streamer.disk_bytes for streamer in streamers if streamer is not None)
+        return sum(streamer.disk_bytes for streamer in self._streamers())
 
     @cached_property
     def scratch_folder(self) -> Path | None:
@@ -165,9 +161,7 @@ class ComponentStore:
 
         def settle(module: nn.Module) -> None:
             if streamed:
-                streamer = self._started_streamer(component, module)
-                streamer.arrange(streamed, on_disk)
-                streamer.open()
+                self._arrange(component, module)
 
         return component.load(
             self.device,
@@ -177,6 +171,18 @@ class ComponentStore:
             take_layer=take_layer,
             settle=settle,
         )
+
+    def _streamers(self) -> Iterator[LayerStreamer]:
+        for module in self._modules.values():
+            streamer = streamer_of(module)
+            if streamer is not None:
+                yield streamer
+
+    def _arrange(self, component: Component, module: nn.Module) -> None:
+        """Have the component's layers where they belong now, all of them callable."""
+        streamer = self._started_streamer(component, module)
+        streamer.arrange(self._streamed[component.name], self.on_disk[component.name])
+        streamer.open()
 
     def _started_streamer(self, component: Component, module: nn.Module) -> LayerStreamer:
         return start_streaming(module, component.layers_of(module), self.device, self.scratch_folder)
