@@ -9,7 +9,7 @@ from ..families.kv_policies import KV_AUTO
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from ..stream.choices import StreamChoices
-from ..stream.foreign_limits import refuse_mixes_of_blocks, refuse_what_blocks_do_not_take
+from ..stream.foreign_limits import refuse_mixes, refuse_what_blocks_do_not_take
 from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
 from ..stream.prompt_track import PromptTrack
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
@@ -77,7 +77,8 @@ class SamplerValues:
             start_given=choices.start_given,
             video_given=choices.video_given,
         )
-        refuse_mixes_of_blocks(self.pipeline, self.track)
+        if self.track is not None and self.track.is_mixed:
+            refuse_mixes(self.pipeline)
         return choices
 
     @property

@@ -36,8 +36,6 @@ _MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "im
 class ForeignPipeline:
     """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md."""
 
-    mixes_prompts = False
-
     def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
         self.recipe = recipe
         self.pipe = pipe

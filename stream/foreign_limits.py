@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .prompt_track import PlacedTrack, PromptTrack
 from .recipe import BUILT_IN_BLOCKS, Recipe
 
 
@@ -30,15 +29,10 @@ def refuse_what_blocks_do_not_take(recipe: Recipe, *, embeds_given: bool, start_
             )
 
 
-def refuse_mixes_of_blocks(recipe: Recipe, track: PromptTrack | PlacedTrack | None) -> None:
-    """Raise ValueError, one sentence, for a track that mixes prompts where a repository's own blocks encode them."""
-    if recipe.blocks != BUILT_IN_BLOCKS and track is not None and track.is_mixed:
-        raise mixes_error(recipe)
-
-
-def mixes_error(recipe: Recipe) -> ValueError:
-    """What is raised for a mix of prompts."""
-    return ValueError(
-        f"a block mixes several prompts, and the blocks of {recipe.model} encode the prompt themselves: "
-        "give each block one prompt, without weights and '->', or choose the built-in blocks."
-    )
+def refuse_mixes(recipe: Recipe) -> None:
+    """Raise ValueError, one sentence, for a mix of prompts where a repository's own blocks encode them."""
+    if recipe.blocks != BUILT_IN_BLOCKS:
+        raise ValueError(
+            f"a block mixes several prompts, and the blocks of {recipe.model} encode the prompt themselves: "
+            "give each block one prompt, without weights and '->', or choose the built-in blocks."
+        )

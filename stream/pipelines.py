@@ -46,8 +46,6 @@ class BuiltInPipeline:
         residency: decides what is on the device.
     """
 
-    mixes_prompts = True
-
     def __init__(
         self,
         recipe: Recipe,

@@ -10,7 +10,7 @@ import torch
 
 from .block_prompt import BlockPrompt
 from .conditioning import fit_tokens
-from .foreign_limits import mixes_error
+from .foreign_limits import refuse_mixes
 from .mixed_embeds import mix_embeds
 from .state import StreamState
 
@@ -77,7 +77,7 @@ class PromptEncodings:
         elif not prompt.is_mixed:
             self._pipeline.encode_prompt(state, missing[0])
         else:
-            refuse_mixes_of(self._pipeline)
+            refuse_mixes(self._pipeline.recipe)
             self._encoded = {**self._encoded, **self._pipeline.encode_prompts(missing)}
             self._set_embeds(state, prompt)
         return worked or state.get("encoded_prompt") != known
@@ -93,9 +93,3 @@ class PromptEncodings:
         state.values["prompt_embeds"] = embeds.to(self._pipeline.device)
         state.values["prompt_tokens_cut"] = max(one.tokens_cut for one in used)
         state.values["encoded_prompt"] = prompt.name
-
-
-def refuse_mixes_of(pipeline: StreamPipeline) -> None:
-    """Raise ValueError, one sentence, where a pipeline's own blocks encode the prompt."""
-    if not pipeline.mixes_prompts:
-        raise mixes_error(pipeline.recipe)

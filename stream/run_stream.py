@@ -15,9 +15,9 @@ from ..memory.recorder import NoRecording
 from .block_prompt import BlockPrompt
 from .component_store import LoadCallback, ignore_load
 from .direction import Direction
+from .foreign_limits import refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
-from .prompt_encodings import refuse_mixes_of
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
@@ -136,7 +136,7 @@ def run_stream(
         )
         pipeline.check_settings(settings)
         if direction.is_mixed:
-            refuse_mixes_of(pipeline)
+            refuse_mixes(pipeline.recipe)
         pictures_given = GivenPictures(direction, pipeline, settings)
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
         settings = pipeline.check_fit(settings)

@@ -27,8 +27,6 @@ class StreamPipeline(Protocol):
     on_load: LoadCallback
     # Names of its stages, and advice on its state, for the memory timeline.
     memory_facts: PipelineFacts
-    # Whether a block's prompt may be a mix of several.
-    mixes_prompts: bool
 
     @property
     def geometry(self) -> LatentGeometry:
