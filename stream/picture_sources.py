@@ -192,12 +192,12 @@ class VideoFile:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         usual = 1 / _rate_of(stream)
-        begin = _start_of(stream) + Fraction(self.begin).limit_denominator(90_000)
+        begin = start_of(stream) + Fraction(self.begin).limit_denominator(90_000)
         end = begin + Fraction(self.duration).limit_denominator(90_000) if self.duration else None
         first: Fraction | None = None
         waiting: tuple[Fraction, torch.Tensor] | None = None
         for frame in container.decode(stream):
-            time = _time_of(frame)
+            time = time_of(frame)
             if time is None:
                 time = begin if waiting is None else waiting[0] + usual
             if time < begin:
@@ -262,11 +262,13 @@ def _rate_of(stream: av.VideoStream) -> Fraction:
     return Fraction(rate) if rate else _UNKNOWN_RATE
 
 
-def _start_of(stream: av.VideoStream) -> Fraction:
+def start_of(stream: av.VideoStream) -> Fraction:
+    """The time of a track's first picture, in seconds of the file."""
     return (stream.start_time or 0) * Fraction(stream.time_base or 0)
 
 
-def _time_of(frame: av.VideoFrame) -> Fraction | None:
+def time_of(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
+    """The time of a picture or a piece of sound, in seconds of the file; None where it does not say."""
     return None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
 
 

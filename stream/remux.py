@@ -8,6 +8,11 @@ from pathlib import Path
 import av
 
 
+def open_plain_mp4(target: Path) -> av.container.OutputContainer:
+    """A new mp4, overwriting another, that is written with its index in front and any entries of metadata."""
+    return av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"})
+
+
 def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Copy the video and audio streams of `source` into a plain mp4 with its index in front.
 
@@ -21,10 +26,7 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
         ValueError: `source` is not a video.
     """
     try:
-        with (
-            av.open(str(source)) as reader,
-            av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}) as writer,
-        ):
+        with av.open(str(source)) as reader, open_plain_mp4(target) as writer:
             for key, value in (metadata or {}).items():
                 writer.metadata[key] = value
             kept = [stream for stream in reader.streams if stream.type in ("video", "audio")]

@@ -11,6 +11,7 @@ from typing import Protocol
 import av
 import torch
 
+from .file_removal import remove_file
 from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4
 from .joined_mp4 import copy_pictures
@@ -105,7 +106,7 @@ class Mp4Sink:
             return None
         if self.frames_written == 0:
             encoder.close()
-            _remove(self.path)
+            remove_file(self.path)
             return None
         plain = self.path.with_suffix(".plain.mp4")
         try:
@@ -121,16 +122,8 @@ class Mp4Sink:
                 "some space, then save the video."
             )
         finally:
-            _remove(plain)
+            remove_file(plain)
         return None
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        # Another program has it open; its folder is emptied later.
-        logger.warning("%s could not be removed: %s", path, error)
 
 
 class _Encoder:

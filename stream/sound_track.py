@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from av.audio.resampler import AudioResampler
 
-from .picture_sources import VideoFile
+from .picture_sources import VideoFile, start_of, time_of
+from .remux import open_plain_mp4
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +78,13 @@ class FileSound:
             track = _track_of(container)
             if track is None:
                 return
-            pictures = container.streams.video[0]
-            begin = Fraction(pictures.start_time or 0) * Fraction(pictures.time_base or 0) + Fraction(self.video.begin)
+            begin = start_of(container.streams.video[0]) + Fraction(self.video.begin)
             resampler = AudioResampler(format="fltp", layout=kind.layout, rate=kind.rate)
             ahead: int | None = None
             for frame in itertools.chain(container.decode(track), (None,)):
                 if frame is not None and ahead is None:
-                    time = begin if frame.pts is None else frame.pts * Fraction(frame.time_base or 0)
-                    ahead = round((time - begin) * kind.rate)
+                    time = time_of(frame)
+                    ahead = 0 if time is None else round((time - begin) * kind.rate)
                     if ahead > 0:
                         yield np.zeros((kind.channels, ahead), dtype=np.float32)
                 for made in resampler.resample(frame):
@@ -190,10 +190,7 @@ def _track_of(container: av.container.InputContainer) -> av.AudioStream | None:
 
 
 def _write(source: Path, target: Path, kind: SoundFormat, samples: Iterator[Samples]) -> None:
-    with (
-        av.open(str(source)) as reader,
-        av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}) as writer,
-    ):
+    with av.open(str(source)) as reader, open_plain_mp4(target) as writer:
         for key, value in reader.metadata.items():
             writer.metadata[key] = value
         pictures = reader.streams.video[0]
@@ -205,7 +202,7 @@ def _write(source: Path, target: Path, kind: SoundFormat, samples: Iterator[Samp
             if packet.dts is None:
                 continue
             # In turns: the muxer would hold back the pictures of the whole file for the sound that follows them.
-            while waiting is not None and _time_of(waiting) <= _time_of(packet):
+            while waiting is not None and _packet_time(waiting) <= _packet_time(packet):
                 writer.mux(waiting)
                 waiting = next(encoded, None)
             packet.stream = copied
@@ -215,7 +212,7 @@ def _write(source: Path, target: Path, kind: SoundFormat, samples: Iterator[Samp
                 writer.mux(rest)
 
 
-def _time_of(packet: av.Packet) -> Fraction:
+def _packet_time(packet: av.Packet) -> Fraction:
     return (packet.dts or 0) * packet.time_base
 
 

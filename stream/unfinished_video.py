@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from .file_removal import remove_file
 from .remux import remux_mp4
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def _move(source: Path, target: Path) -> None:
     except OSError:
         # Another filesystem, or a program that has the file open on Windows.
         shutil.copyfile(source, target)
-        _remove(source)
+        remove_file(source)
 
 
 def _embed(video: Path, metadata: Mapping[str, str]) -> bool:
@@ -55,13 +56,6 @@ def _embed(video: Path, metadata: Mapping[str, str]) -> bool:
     except Exception:
         # Catches every error: the pictures are in their place, and what ended the stream must be seen, not this.
         logger.warning("writing the workflow into %s failed", video, exc_info=True)
-        _remove(whole)
+        remove_file(whole)
         return False
     return True
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("%s could not be removed: %s", path, error)
