@@ -25,7 +25,7 @@ from ..stream.run_stream import StreamReport, run_stream
 from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
-from .given_pictures import GivenPictures, carry_earlier_sound
+from .connected_pictures import ConnectedPictures, carry_earlier_sound
 from .memory_chart import MemoryChart
 from .node_watcher import NodeWatcher
 from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
@@ -63,7 +63,7 @@ class StreamRun:
             if values.same_video:
                 self._earlier = video_to_go_on(values.go_on_from, self._fps)
         self._embeds = None if values.conditioning is None else read_conditioning(values.conditioning)
-        self._pictures = GivenPictures.read(
+        self._pictures = ConnectedPictures.read(
             values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
         )
         self._progress = host.StreamProgress(1, None if hidden is None else hidden.unique_id)

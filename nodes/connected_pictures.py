@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GivenPictures:
+class ConnectedPictures:
     """The pictures of one run of the sampler.
 
     Attributes:
@@ -43,7 +43,7 @@ class GivenPictures:
     video_end: str
 
     @classmethod
-    def read(cls, start: Any, video: Any, *, strength: float, fit: str, video_end: str) -> GivenPictures:  # noqa: ANN401
+    def read(cls, start: Any, video: Any, *, strength: float, fit: str, video_end: str) -> ConnectedPictures:  # noqa: ANN401
         """Look at what is connected, an IMAGE or a VIDEO, before anything heavy.
 
         Raises:
