@@ -12,16 +12,15 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import streamblocks_path
 import torch
 from drawn_truth import Seen, see
+from picture_differences import jumps, seam_jumps
+from worker_processes import spread_work
 
 from streamblocks.families.kv_policies import KEEP_KEYS, RECOMPUTE, RECOMPUTE_KEYS, ROLLING
 from streamblocks.stream.block_prompt import LINEAR
@@ -31,7 +30,7 @@ from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.clips import SIZE
-from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene, plain_caption
+from streamblocks.tools.train_mini.scenes import COLORS, SHAPES, Scene, all_scenes, another_of, plain_caption
 
 MINI = streamblocks_path.ROOT / "models" / "mini"
 # Under "recompute" both choices are the same.
@@ -85,12 +84,7 @@ class DirectedOutcome:
 
 def make_directed(jobs: Sequence[DirectedJob], workers: int) -> Iterator[DirectedOutcome]:
     """Outcomes in the order of `jobs`, made by as many processes of one thread each."""
-    if workers == 1:
-        _use_one_thread()
-        yield from map(make_one, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        yield from pool.map(make_one, jobs)
+    return spread_work(make_one, jobs, workers)
 
 
 def make_one(job: DirectedJob) -> DirectedOutcome:
@@ -105,8 +99,8 @@ def make_one(job: DirectedJob) -> DirectedOutcome:
         blocks = [session.run_block(track.at(index)).frames for index in range(job.blocks)]
     return DirectedOutcome(
         seen=tuple(see(block) for block in blocks),
-        inside=tuple(tuple(_jumps(block)) for block in blocks),
-        seams=tuple(_jumps(torch.stack((a[-1], b[0])))[0] for a, b in pairwise(blocks)),
+        inside=tuple(tuple(jumps(block)) for block in blocks),
+        seams=seam_jumps(blocks),
         frames=tuple(blocks),
     )
 
@@ -174,15 +168,15 @@ def measure_transition(
 
 def changed_scenes(cases: int) -> list[tuple[Scene, Scene]]:
     """Scenes in a fixed random order, each with another of another colour and shape."""
-    scenes = [Scene(*parts) for parts in product(COLORS, SHAPES, DIRECTIONS, BACKGROUNDS)]
+    scenes = all_scenes()
     order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(0)).tolist()
-    colors = list(COLORS)
     pairs = []
     for number, place in enumerate(order[:cases]):
         scene = scenes[place]
-        color = colors[(colors.index(scene.color) + 1 + number % (len(colors) - 1)) % len(colors)]
-        shape = SHAPES[(SHAPES.index(scene.shape) + 1 + number % (len(SHAPES) - 1)) % len(SHAPES)]
-        pairs.append((scene, replace(scene, color=color, shape=shape)))
+        other = replace(
+            scene, color=another_of(COLORS, scene.color, number), shape=another_of(SHAPES, scene.shape, number)
+        )
+        pairs.append((scene, other))
     return pairs
 
 
@@ -191,16 +185,8 @@ def seen_of(scene: Scene) -> Seen:
     return Seen(scene.color, scene.shape, scene.direction)
 
 
-def _jumps(frames: torch.Tensor) -> list[float]:
-    return (frames.float() / 255.0).diff(dim=0).abs().mean((1, 2, 3)).tolist()
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def main() -> None:

@@ -19,20 +19,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import streamblocks_path
 import torch
 from drawn_truth import places, see
+from picture_differences import psnr_of
+from worker_processes import spread_work
 
 from streamblocks.families.kv_policies import KV_POLICIES, RECOMPUTE
 from streamblocks.stream.direction import Direction
@@ -47,7 +45,7 @@ from streamblocks.stream.sinks import FrameKeeper
 from streamblocks.stream.start_pictures import StartPictures
 from streamblocks.stream.video_input import VideoInput
 from streamblocks.tools.train_mini.clips import SIZE, SPEED, ClipPlan, draw_clips
-from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene, plain_caption
+from streamblocks.tools.train_mini.scenes import COLORS, DIRECTIONS, Scene, all_scenes, another_of, plain_caption
 
 MINI = streamblocks_path.ROOT / "models" / "mini"
 PARTS = ("start", "video", "identity")
@@ -134,7 +132,7 @@ class _NoWatcher:
 
 def start_jobs(cases: int, policy: str = RECOMPUTE, model: Path = MINI) -> list[PicturedJob]:
     """Start images of `cases` scenes."""
-    scenes = _spread(_all_scenes(), cases)
+    scenes = _spread(all_scenes(), cases)
     return [
         PicturedJob(scene, scene, *_place(number), _FIRST_SEED + number, None, str(model), policy)
         for number, scene in enumerate(scenes)
@@ -151,10 +149,10 @@ def video_jobs(
 ) -> list[PicturedJob]:
     """Clips of `cases` scenes, and prompts of another colour; of another direction, too, if they are to contradict."""
     jobs = []
-    for number, scene in enumerate(_spread(_all_scenes(), cases)):
-        wanted = replace(scene, color=_other(COLORS, scene.color, number))
+    for number, scene in enumerate(_spread(all_scenes(), cases)):
+        wanted = replace(scene, color=another_of(COLORS, scene.color, number))
         if contradict:
-            wanted = replace(wanted, direction=_other(DIRECTIONS, scene.direction, number // 3))
+            wanted = replace(wanted, direction=another_of(DIRECTIONS, scene.direction, number // 3))
         seed = _FIRST_SEED + 1_000 + number
         jobs.append(PicturedJob(scene, wanted, *_place(number), seed, strength, str(model), policy))
     return jobs
@@ -250,21 +248,7 @@ def measure_identity(cases: int, workers: int, policy: str = RECOMPUTE, model: P
     """PSNR in dB of a stream at strength 0 and of the VAE alone, to what was drawn."""
     errors = list(spread_work(identity_errors, video_jobs(cases, 0.0, policy, model), workers))
     ours, vae = (sum(values) / len(values) for values in zip(*errors, strict=True))
-    return {"video_identity_psnr_db": _psnr(ours), "vae_psnr_db": _psnr(vae)}
-
-
-def spread_work(work: Callable[[JobT], OutcomeT], jobs: Sequence[JobT], workers: int) -> Iterator[OutcomeT]:
-    """Outcomes in the order of `jobs`, by as many processes of one thread each."""
-    if workers == 1:
-        _use_one_thread()
-        yield from map(work, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        yield from pool.map(work, jobs)
-
-
-def _all_scenes() -> list[Scene]:
-    return [Scene(*parts) for parts in product(COLORS, SHAPES, DIRECTIONS, BACKGROUNDS)]
+    return {"video_identity_psnr_db": psnr_of(ours), "vae_psnr_db": psnr_of(vae)}
 
 
 def _spread(items: Sequence[Scene], count: int) -> list[Scene]:
@@ -277,11 +261,6 @@ def _place(number: int) -> tuple[float, float]:
     return x, y
 
 
-def _other(names: dict[str, Any], known: str, number: int) -> str:
-    listed = list(names)
-    return listed[(listed.index(known) + 1 + number % (len(listed) - 1)) % len(listed)]
-
-
 def _wrapped(steps: torch.Tensor) -> torch.Tensor:
     """Steps in a world that wraps around."""
     return (steps + SIZE / 2).remainder(SIZE) - SIZE / 2
@@ -289,14 +268,6 @@ def _wrapped(steps: torch.Tensor) -> torch.Tensor:
 
 def _share(outcomes: Sequence[PicturedOutcome], aspect: str) -> float:
     return sum(bool(getattr(one, aspect)) for one in outcomes) / len(outcomes)
-
-
-def _psnr(error: float) -> float:
-    return 10.0 * math.log10(255.0**2 / max(error, 1e-12))
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def main() -> None:

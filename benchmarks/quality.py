@@ -14,20 +14,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import streamblocks_path
 import torch
 from drawn_truth import Hits
+from picture_differences import psnr_of
 from quality_direct import add_direct_options, measure_direct
 from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
@@ -35,7 +34,7 @@ from weight_formats import FORMATS, PLAIN
 
 from streamblocks.families.kv_policies import KV_FP8, KV_INT8, KV_PLAIN, KV_POLICIES
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.tools.train_mini.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Scene
+from streamblocks.tools.train_mini.scenes import COLORS, Scene, all_scenes
 
 PARTS = ("prompts", "long", "changes", "formats")
 MINI = streamblocks_path.ROOT / "models" / "mini"
@@ -190,11 +189,6 @@ class Quality:
         return outcomes
 
 
-def all_scenes() -> list[Scene]:
-    """Every caption of the grammar: colour, shape, direction, background."""
-    return [Scene(*parts) for parts in product(COLORS, SHAPES, DIRECTIONS, BACKGROUNDS)]
-
-
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """`count` of the items in a fixed random order, which spreads them over every kind; all where there are fewer."""
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
@@ -222,11 +216,6 @@ def squared_errors(reference: Sequence[StreamOutcome], outcomes: Sequence[Stream
         float((one.frames.float() - other.frames.float()).square().mean())
         for one, other in zip(reference, outcomes, strict=True)
     ]
-
-
-def psnr_of(error: float) -> float:
-    """PSNR in dB of a mean squared error, 255 being the peak."""
-    return 10.0 * math.log10(255.0**2 / max(error, 1e-12))
 
 
 def mean(values: Sequence[float]) -> float:

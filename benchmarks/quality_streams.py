@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from multiprocessing import get_context
 
 import streamblocks_path  # noqa: F401
 import torch
 from drawn_truth import Hits, compare, see
 from fp8_activations import rounded_fp8_activations
+from picture_differences import jumps, seam_jumps
 from weight_formats import PLAIN, SPECS
+from worker_processes import spread_work
 
 from streamblocks.families.kv_policies import KV_PLAIN, RECOMPUTE
 from streamblocks.ops.quantization import QuantizationSpec
@@ -85,13 +84,7 @@ class StreamOutcome:
 
 def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutcome]:
     """Outcomes in the order of `jobs`, made by as many processes of one thread each."""
-    if workers == 1:
-        _use_one_thread()
-        yield from map(make_stream, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        # Streams of one pipeline are consecutive, so that a process rarely loads another.
-        yield from pool.map(make_stream, jobs)
+    return spread_work(make_stream, jobs, workers)
 
 
 def make_stream(job: StreamJob) -> StreamOutcome:
@@ -107,22 +100,12 @@ def make_stream(job: StreamJob) -> StreamOutcome:
     )
     with rounded_fp8_activations(), Session(pipeline, settings) as session:
         blocks = [session.run_block(plain_caption(scene)).frames for scene in job.scenes]
-    jumps = [_jumps(block) for block in blocks]
     return StreamOutcome(
         job,
         early=compare(torch.cat(blocks[:WINDOW]), job.scenes[0]),
         late=compare(torch.cat(blocks[-WINDOW:]), job.scenes[-1]),
         colors=tuple(see(block).color for block in blocks),
-        inside=tuple(jump for block in jumps for jump in block),
-        seams=tuple(_jumps(torch.stack((a[-1], b[0])))[0] for a, b in pairwise(blocks)),
+        inside=tuple(jump for block in blocks for jump in jumps(block)),
+        seams=seam_jumps(blocks),
         frames=torch.cat(blocks) if job.keep_frames else torch.empty(0, SIZE, SIZE, 3, dtype=torch.uint8),
     )
-
-
-def _jumps(frames: torch.Tensor) -> list[float]:
-    pictures = frames.float() / 255.0
-    return pictures.diff(dim=0).abs().mean((1, 2, 3)).tolist()
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
@@ -37,6 +38,17 @@ class Scene:
     shape: str
     direction: str
     background: str = DEFAULT_BACKGROUND
+
+
+def all_scenes() -> list[Scene]:
+    """Every caption of the grammar: colour, shape, direction, background."""
+    return [Scene(*parts) for parts in product(COLORS, SHAPES, DIRECTIONS, BACKGROUNDS)]
+
+
+def another_of(names: Iterable[str], known: str, number: int) -> str:
+    """One of `names` other than `known`, each in its turn for numbers 0, 1, ..."""
+    listed = list(names)
+    return listed[(listed.index(known) + 1 + number % (len(listed) - 1)) % len(listed)]
 
 
 def plain_caption(scene: Scene) -> str:
