@@ -149,7 +149,7 @@ class Checks:
         # As if the card were one of 20 GiB.
         filling = torch.empty(torch.cuda.mem_get_info(card)[0] - 20 * GIB, dtype=torch.uint8, device=card)
         with torch.device("meta"):
-            model = nn.Sequential(*[nn.Linear(2**15, 2**14, bias=False, dtype=torch.bfloat16) for _ in range(18)])
+            model = nn.Sequential(*[nn.Linear(2**14, 2**14, bias=False, dtype=torch.bfloat16) for _ in range(34)])
         model.to_empty(device=cpu)
         patcher = ModelPatcher(model.requires_grad_(False), load_device=card, offload_device=cpu)
 
