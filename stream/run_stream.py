@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from .settings import INPUT_NAMES, StreamSettings
 from .sinks import FrameSink
 from .snapshot import StreamSnapshot
 from .snapshot_tree import CannotSnapshotError
+from .steering import Steering
 from .stream_pipeline import StreamPipeline
 from .video_input import VideoUse
 
@@ -57,6 +58,8 @@ class StreamReport:
         notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
         settings: of the stream, with what was left to the memory decided.
         described: how the pipeline was made; see `StreamPipeline.describe`.
+        direction: what the blocks followed, edits included.
+        by_hand: whether somebody edited or ended it while it ran.
         snapshot: the stream after its last block; None unless it was asked for and could be taken.
         no_snapshot: why there is none, a sentence.
         video: what was taken of the input video; None without one.
@@ -68,6 +71,8 @@ class StreamReport:
     notices: tuple[str, ...]
     settings: StreamSettings
     described: dict[str, Any]
+    direction: Direction
+    by_hand: bool = False
     snapshot: StreamSnapshot | None = None
     no_snapshot: str = ""
     video: VideoUse | None = None
@@ -81,7 +86,20 @@ class StreamReport:
             "notices": list(self.notices),
             "video": None if self.video is None else asdict(self.video),
         }
-        return self.settings.as_dict() | told | self.described
+        return self.settings.as_dict() | told | self.described | self.direction.describe()
+
+
+@dataclass
+class _Made:
+    """What a stream has made so far; `prompt_given` names embeddings that stand for every prompt."""
+
+    direction: Direction
+    prompt_given: str | None = None
+    blocks: int = 0
+    pictures: int = 0
+    notices: list[str] = field(default_factory=list)
+    snapshot: StreamSnapshot | None = None
+    no_snapshot: str = "no snapshot was asked for."
 
 
 @clearing_error_locals
@@ -94,8 +112,9 @@ def run_stream(
     recorder: NoRecording | None = None,
     *,
     keep_stream: bool = False,
+    steering: Steering | None = None,
 ) -> StreamReport:
-    """Make `settings.blocks` blocks into the sinks.
+    """Make `settings.blocks` blocks into the sinks, or blocks without end.
 
     An unusable block ends the stream; the blocks before it are kept. On any error all sinks are closed and the
     stream's caches freed; the error holds no reference to them, however long it is kept.
@@ -108,6 +127,7 @@ def run_stream(
         watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
         keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
+        steering: what people change meanwhile; None leaves the direction as it is.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
@@ -119,29 +139,17 @@ def run_stream(
     """
     began = time.perf_counter()
     recorder = recorder or NoRecording()
-    embeds = direction.embeds
-    notices: list[str] = []
-    blocks_made = pictures = 0
+    steering = steering or Steering()
+    made = _Made(direction)
     failed = True
-    snapshot, no_snapshot = None, "no snapshot was asked for."
     try:
-        if direction.go_on is not None:
-            check_recipe(direction.go_on, pipeline.recipe)
-            settings = settings_to_go_on(direction.go_on, settings)
-        settings = replace(
-            settings,
-            embeds_given=embeds is not None,
-            start_given=direction.start is not None,
-            video_given=direction.video is not None,
-        )
-        pipeline.check_settings(settings)
-        if direction.is_mixed:
-            refuse_mixes(pipeline.recipe)
+        settings = _complete(pipeline, settings, direction)
         pictures_given = GivenPictures(direction, pipeline, settings)
-        given = None if embeds is None else pipeline.start_from_embeds(embeds)
+        given = None if direction.embeds is None else pipeline.start_from_embeds(direction.embeds)
+        made.prompt_given = None if given is None else given["encoded_prompt"]
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
-        _note_ignored_settings(pipeline, settings, notices)
+        _note_ignored_settings(pipeline, settings, made.notices)
         with Session(
             pipeline,
             settings,
@@ -152,51 +160,83 @@ def run_stream(
             prompts_ahead=direction.prompts_ahead,
             going_on=direction.go_on,
         ) as session:
-            for index in range(settings.blocks):
-                prompt = BlockPrompt.of(given["encoded_prompt"] if given else direction.prompt_of(index))
-                inputs = pictures_given.of_block(index, cut=prompt.cut)
-                if inputs is None:
-                    break
-                block = session.run_block(prompt, inputs)
-                shown = pictures_given.show(index, block.frames)
-                for sink in sinks:
-                    sink.write(shown)
-                blocks_made += 1
-                pictures += len(shown)
-                _note_cut_prompt(block, notices)
-                watcher.after_block(block)
+            _make_blocks(made, session, pictures_given, steering, sinks, watcher)
             if keep_stream:
-                snapshot, no_snapshot = _snapshot_of(session, pictures_given)
+                made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
         failed = False
     except BlockFailedError as error:
-        if blocks_made == 0:
+        if made.blocks == 0:
             raise
         failed = False
-        no_snapshot = f"it ended with a block that is unusable: {error}"
+        made.no_snapshot = f"it ended with a block that is unusable: {error}"
         logger.warning("%s", error)
-        notices.append(str(error))
+        made.notices.append(str(error))
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"{pipeline.device} ran out of memory at block {blocks_made + 1}: choose a smaller width or height or "
+            f"{pipeline.device} ran out of memory at block {made.blocks + 1}: choose a smaller width or height or "
             f"fewer context frames ({error}){recorder.explain_growth()}"
         ) from error
     finally:
         pipeline.on_load = ignore_load
-        notices += _close_all(sinks, quietly=failed)
+        made.notices += _close_all(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
-    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices, *pictures_given.notices()]
+    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *made.notices, *pictures_given.notices()]
     return StreamReport(
-        blocks_made,
-        pictures,
+        made.blocks,
+        made.pictures,
         time.perf_counter() - began,
         tuple(notices),
         settings,
         described,
-        snapshot,
-        no_snapshot,
+        made.direction,
+        steering.edited or steering.stopped,
+        made.snapshot,
+        made.no_snapshot,
         pictures_given.use(),
     )
+
+
+def _complete(pipeline: StreamPipeline, settings: StreamSettings, direction: Direction) -> StreamSettings:
+    """The settings with what the direction brings; refuses what the pipeline cannot do."""
+    if direction.go_on is not None:
+        check_recipe(direction.go_on, pipeline.recipe)
+        settings = settings_to_go_on(direction.go_on, settings)
+    settings = replace(
+        settings,
+        embeds_given=direction.embeds is not None,
+        start_given=direction.start is not None,
+        video_given=direction.video is not None,
+    )
+    pipeline.check_settings(settings)
+    if direction.is_mixed:
+        refuse_mixes(pipeline.recipe)
+    return settings
+
+
+def _make_blocks(
+    made: _Made,
+    session: Session,
+    pictures: GivenPictures,
+    steering: Steering,
+    sinks: Sequence[FrameSink],
+    watcher: StreamWatcher,
+) -> None:
+    """Make the blocks of the stream into the sinks, and note what was made."""
+    for index in steering.blocks(session.settings.planned_blocks):
+        made.direction = direction = steering.direct(index, made.direction)
+        prompt = BlockPrompt.of(made.prompt_given or direction.prompt_of(index))
+        inputs = pictures.of_block(index, direction.strength_of(index), cut=prompt.cut)
+        if inputs is None:
+            return
+        block = session.run_block(prompt, inputs)
+        shown = pictures.show(index, block.frames)
+        for sink in sinks:
+            sink.write(shown)
+        made.blocks += 1
+        made.pictures += len(shown)
+        _note_cut_prompt(block, made.notices)
+        watcher.after_block(block)
 
 
 def _snapshot_of(session: Session, given: GivenPictures) -> tuple[StreamSnapshot | None, str]:
