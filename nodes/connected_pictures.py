@@ -13,7 +13,7 @@ from .. import host
 
 if TYPE_CHECKING:
     from ..stream.picture_sources import PictureSource
-    from ..stream.prompt_track import PlacedTrack
+    from ..stream.placed_track import PlacedTrack
     from ..stream.run_stream import StreamReport
     from ..stream.sound_track import Sound
     from ..stream.start_pictures import StartPictures

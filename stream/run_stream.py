@@ -14,8 +14,9 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .block_prompt import BlockPrompt
 from .component_store import LoadCallback, ignore_load
+from .device_choice import check_attention_backend
 from .direction import Direction
-from .foreign_limits import refuse_mixes
+from .foreign_limits import refuse_bias, refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
 from .recipe import Recipe
@@ -137,6 +138,9 @@ def run_stream(
         pipeline.check_settings(settings)
         if direction.is_mixed:
             refuse_mixes(pipeline.recipe)
+        if direction.least_bias is not None:
+            refuse_bias(pipeline.recipe, direction.least_bias, pipeline.pipe.blocks.input_names)
+            check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, direction.least_bias)
         pictures_given = GivenPictures(direction, pipeline, settings)
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
         settings = pipeline.check_fit(settings)
@@ -157,7 +161,7 @@ def run_stream(
                 inputs = pictures_given.of_block(index, cut=prompt.cut)
                 if inputs is None:
                     break
-                block = session.run_block(prompt, inputs)
+                block = session.run_block(prompt, inputs | direction.inputs_of(index, settings.attention_bias))
                 shown = pictures_given.show(index, block.frames)
                 for sink in sinks:
                     sink.write(shown)
