@@ -92,7 +92,8 @@ class SteppedValue:
         steps: list[ValueStep] = []
         is_held = False
         # Sorting keeps the order at one block: prompts first.
-        for one in sorted((*lines, *values), key=lambda one: one.start):
+        every: list[PlacedLine | PlacedValues] = [*lines, *values]
+        for one in sorted(every, key=lambda one: one.start):
             if isinstance(one, PlacedValues):
                 said: float | None = getattr(one, name)
                 if said is None:

@@ -58,7 +58,8 @@ def _place_values(
     fresh: Sequence[int],
 ) -> PlacedValues:
     start = 0 if line.begin is None else _block_of(line.begin, clock, fresh)
-    for before in (*placed[-1:], *values[-1:]):
+    earlier: list[PlacedLine | PlacedValues] = [*placed[-1:], *values[-1:]]
+    for before in earlier:
         _check_order(line, start, before.start, before.line)
     return PlacedValues(start, line.strength, line.attention_bias, line)
 

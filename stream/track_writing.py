@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def write_track(track: PlacedTrack) -> str:
     """Lines with explicit blocks; a line's end is where the next one begins. See `PlacedTrack.written`."""
-    lines = sorted((*track.lines, *track.values), key=lambda one: one.start)
+    lines: list[PlacedLine | PlacedValues] = [*track.lines, *track.values]
+    # At one block the prompt comes first: the value behind it holds.
+    lines.sort(key=lambda one: one.start)
     return "\n".join(_write_values(one) if isinstance(one, PlacedValues) else _write_line(one) for one in lines)
 
 

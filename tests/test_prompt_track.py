@@ -61,10 +61,12 @@ def test_a_line_says_how_much_of_a_video_is_replaced():
 
 
 def test_words_stand_in_any_order():
-    placed = place('0: a\n4->6: b\n5 BIAS 0.3 exact strength 0.2 now cut:  "c: || \\n\\u007b"  \n7s bias 1 strength 0:')
+    placed = place(
+        '0: a\n4->6: b\n5 BIAS 0.3 exact strength 0.2 now cut:  "c: || \\n\\u007b"  \n6.6s bias 1 strength 0:'
+    )
     assert names(placed, 6)[3:] == ["a", "a -> 0.666667 a + 0.333333 b", "c: || \n{"]
     assert placed.at(5).cut and placed.cuts == (5,)
-    # 7 seconds are at block 7, whose first block after the cut has 9 pictures.
+    # Behind the cut the first block has 9 pictures: blocks 6, 7 begin at 5.5, 6.5 s.
     assert [placed.bias_at(block, 0.8) for block in (4, 5, 6, 7)] == [0.8, 0.3, 0.3, 1.0]
     assert [placed.strength_at(block, 0.8) for block in (4, 5, 6, 7)] == [0.8, 0.2, 0.2, 0.0]
     assert place('0 exact: [["a\\nb", 1], ["c", 3], ["d", 0]]').at(0).parts == (("a\nb", 0.25), ("c", 0.75))
