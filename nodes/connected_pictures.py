@@ -13,9 +13,9 @@ from .. import host
 
 if TYPE_CHECKING:
     from ..stream.picture_sources import PictureSource
-    from ..stream.run_stream import StreamReport
     from ..stream.sound_track import Sound
     from ..stream.start_pictures import StartPictures
+    from ..stream.stream_report import StreamReport
     from ..stream.video_input import VideoInput
 
 # Modules that need PyAV are imported inside functions: the pack must not slow ComfyUI's start.

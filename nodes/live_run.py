@@ -50,9 +50,7 @@ class LiveRun:
         """Pages may watch and steer the stream while this is open."""
         return host.running(host.running_prompt(), self._node, self._workflow, self._control, self.news)
 
-    def steer(
-        self, pipeline: StreamPipeline, settings: StreamSettings, direction: Direction, fps: float
-    ) -> Steering:
+    def steer(self, pipeline: StreamPipeline, settings: StreamSettings, direction: Direction, fps: float) -> Steering:
         """Take edits from now on: it is known which of them have an effect.
 
         Args:

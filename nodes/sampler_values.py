@@ -89,8 +89,10 @@ class SamplerValues:
         return self.start is not None or (self.go_on_from is not None and not cut_off)
 
     def _check_sockets(self) -> None:
+        # A track of values alone leaves the prompt to others.
+        prompts = self.track if self.track is not None and self.track.has_prompts else None
         both = [
-            ("conditioning", self.conditioning, "track", self.track, "the prompt"),
+            ("conditioning", self.conditioning, "track", prompts, "the prompt"),
             ("start", self.start, "go_on_from", self.go_on_from, "the stream's past"),
         ]
         for one, given, other, other_given, what in both:

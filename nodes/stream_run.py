@@ -21,10 +21,11 @@ from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, vide
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
 from ..stream.materialise import materialise
-from ..stream.run_stream import StreamReport, run_stream
+from ..stream.run_stream import run_stream
 from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
+from ..stream.stream_report import StreamReport
 from .connected_pictures import ConnectedPictures, carry_earlier_sound
 from .memory_chart import MemoryChart
 from .node_watcher import NodeWatcher

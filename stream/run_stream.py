@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 
@@ -14,8 +14,9 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .block_prompt import BlockPrompt
 from .component_store import LoadCallback, ignore_load
+from .device_choice import check_attention_backend
 from .direction import Direction
-from .foreign_limits import refuse_mixes
+from .foreign_limits import refuse_bias, refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
 from .recipe import Recipe
@@ -26,7 +27,7 @@ from .snapshot import StreamSnapshot
 from .snapshot_tree import CannotSnapshotError
 from .steering import Steering
 from .stream_pipeline import StreamPipeline
-from .video_input import VideoUse
+from .stream_report import StreamReport
 
 logger = logging.getLogger(__name__)
 
@@ -45,48 +46,6 @@ class StreamWatcher(Protocol):
 
     def after_block(self, block: StreamBlock) -> None:
         """Called after the sinks have the block."""
-
-
-@dataclass(frozen=True)
-class StreamReport:
-    """The result of a stream.
-
-    Attributes:
-        blocks_made: blocks in the sinks.
-        pictures: pictures in the sinks.
-        seconds: wall time, including the loading of components.
-        notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
-        settings: of the stream, with what was left to the memory decided.
-        described: how the pipeline was made; see `StreamPipeline.describe`.
-        direction: what the blocks followed, edits included.
-        by_hand: whether somebody edited or ended it while it ran.
-        snapshot: the stream after its last block; None unless it was asked for and could be taken.
-        no_snapshot: why there is none, a sentence.
-        video: what was taken of the input video; None without one.
-    """
-
-    blocks_made: int
-    pictures: int
-    seconds: float
-    notices: tuple[str, ...]
-    settings: StreamSettings
-    described: dict[str, Any]
-    direction: Direction
-    by_hand: bool = False
-    snapshot: StreamSnapshot | None = None
-    no_snapshot: str = ""
-    video: VideoUse | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for text output; without the snapshot."""
-        told = {
-            "blocks_made": self.blocks_made,
-            "pictures": self.pictures,
-            "seconds": round(self.seconds, 3),
-            "notices": list(self.notices),
-            "video": None if self.video is None else asdict(self.video),
-        }
-        return self.settings.as_dict() | told | self.described | self.direction.describe()
 
 
 @dataclass
@@ -211,6 +170,9 @@ def _complete(pipeline: StreamPipeline, settings: StreamSettings, direction: Dir
     pipeline.check_settings(settings)
     if direction.is_mixed:
         refuse_mixes(pipeline.recipe)
+    if direction.least_bias is not None:
+        refuse_bias(pipeline.recipe, direction.least_bias, pipeline.pipe.blocks.input_names)
+        check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, direction.least_bias)
     return settings
 
 
@@ -229,7 +191,7 @@ def _make_blocks(
         inputs = pictures.of_block(index, direction.strength_of(index), cut=prompt.cut)
         if inputs is None:
             return
-        block = session.run_block(prompt, inputs)
+        block = session.run_block(prompt, inputs | direction.inputs_of(index, session.settings.attention_bias))
         shown = pictures.show(index, block.frames)
         for sink in sinks:
             sink.write(shown)

@@ -12,6 +12,7 @@ from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.picture_sources import PictureBatch
+from streamblocks.stream.prompt_track import PromptTrack
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.session import Session
