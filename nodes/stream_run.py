@@ -66,7 +66,7 @@ class StreamRun:
         self._pictures = ConnectedPictures.read(
             values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
         )
-        self._progress = host.StreamProgress(1, None if hidden is None else hidden.unique_id)
+        self._progress = host.StreamProgress(1, hidden)
         self._unfinished = UnfinishedVideo(self._progress, hidden)
         self._watcher = NodeWatcher(self._progress)
 
