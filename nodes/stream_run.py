@@ -96,7 +96,14 @@ class StreamRun:
         keep_stream = self._values.keep_stream
         try:
             report = run_stream(
-                pipeline, settings, direction, [file, keeper], self._watcher, recorder, keep_stream=keep_stream
+                pipeline,
+                settings,
+                direction,
+                [file, keeper],
+                self._watcher,
+                recorder,
+                keep_stream=keep_stream,
+                on_look=host.throw_if_cancelled,
             )
             applied = report.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
