@@ -19,10 +19,12 @@ from .direction import Direction
 from .foreign_limits import refuse_bias, refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
+from .looks import Look, look_away
 from .recipe import Recipe
+from .run_notices import cut_prompt, ignored_settings
 from .session import BlockFailedError, Session, StreamBlock
-from .settings import INPUT_NAMES, StreamSettings
-from .sinks import FrameSink
+from .settings import StreamSettings
+from .sinks import FrameSink, close_sinks
 from .snapshot import StreamSnapshot
 from .snapshot_tree import CannotSnapshotError
 from .steering import Steering
@@ -30,9 +32,6 @@ from .stream_pipeline import StreamPipeline
 from .stream_report import StreamReport
 
 logger = logging.getLogger(__name__)
-
-# How long a stream is does not depend on what its blocks take.
-_LENGTHS = frozenset({"blocks", "frames_per_block"})
 
 
 class StreamWatcher(Protocol):
@@ -72,6 +71,7 @@ def run_stream(
     *,
     keep_stream: bool = False,
     steering: Steering | None = None,
+    on_look: Look = look_away,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks, or blocks without end.
 
@@ -87,6 +87,7 @@ def run_stream(
         recorder: of the memory timeline; None records nothing.
         keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
         steering: what people change meanwhile; None leaves the direction as it is.
+        on_look: called many times within a pass where the pipeline computes on a CPU; raising in it stops the stream.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
@@ -108,7 +109,8 @@ def run_stream(
         made.prompt_given = None if given is None else given["encoded_prompt"]
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
-        _note_ignored_settings(pipeline, settings, made.notices)
+        pipeline.on_look = on_look
+        made.notices += ignored_settings(pipeline, settings)
         with Session(
             pipeline,
             settings,
@@ -137,7 +139,8 @@ def run_stream(
         ) from error
     finally:
         pipeline.on_load = ignore_load
-        made.notices += _close_all(sinks, quietly=failed)
+        pipeline.on_look = look_away
+        made.notices += close_sinks(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
     notices = [*pipeline.recipe.notices, *described.pop("notices", []), *made.notices, *pictures_given.notices()]
@@ -197,7 +200,7 @@ def _make_blocks(
             sink.write(shown)
         made.blocks += 1
         made.pictures += len(shown)
-        _note_cut_prompt(block, made.notices)
+        made.notices += [notice for notice in cut_prompt(block) if notice not in made.notices]
         watcher.after_block(block)
 
 
@@ -220,47 +223,3 @@ def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) ->
         watcher.while_loading(component, done, total)
 
     return call
-
-
-def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, notices: list[str]) -> None:
-    """Note settings that were changed without effect: a repository's own blocks take only declared inputs."""
-    taken, defaults = set(pipeline.pipe.blocks.input_names), StreamSettings()
-    ignored = [
-        f"{name} {getattr(settings, name)}"
-        for name, input_name in INPUT_NAMES.items()
-        if name not in _LENGTHS and input_name not in taken and getattr(settings, name) != getattr(defaults, name)
-    ]
-    if ignored:
-        notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: these settings have no effect.")
-
-
-def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
-    if block.prompt_tokens_cut:
-        notice = f"The prompt is {block.prompt_tokens_cut} tokens too long for the text encoder; its end was cut off."
-        if notice not in notices:
-            notices.append(notice)
-
-
-def _close_all(sinks: Sequence[FrameSink], *, quietly: bool) -> list[str]:
-    """Close every sink, even if one fails, and return their sentences for the user.
-
-    The first failure is raised after all are closed, unless another error is propagating; other failures are
-    logged.
-    """
-    said: list[str] = []
-    failure: BaseException | None = None
-    for sink in sinks:
-        try:
-            notice = sink.close()
-        except BaseException as error:
-            if quietly or failure is not None:
-                logger.warning("closing %s failed too", type(sink).__name__, exc_info=True)
-            failure = failure or error
-        else:
-            said += [notice] if notice else []
-    if quietly:
-        for notice in said:
-            logger.warning("%s", notice)
-    elif failure is not None:
-        raise failure
-    return said
