@@ -34,7 +34,7 @@ export function wordsOf(line, text) {
   return words === id ? line.text : words
 }
 
-/** The element on the node: one line, two where it is long. All of it is read in its title. */
+/** The element on the node: more than one line where it is long. All of it is in its title. */
 export function makeLine(words) {
   const line = document.createElement('div')
   line.className = 'streamblocks-says'

@@ -10,8 +10,9 @@ import { SaidLines, isIn, makeLine, wordsOf } from './said_lines.mjs'
 const WIDGET = 'streamblocks_says'
 /** A node with this widget shows itself what it says. */
 const PLAYER = 'stream_player'
-/** In the node's own pixels: of one line, of each further one, and of characters that fit in one. */
-const [HEIGHT, ROW, CHARACTERS, MOST_ROWS] = [24, 16, 48, 3]
+/** In the node's own pixels: height of one line and of each further one, width of a character and around a line. */
+const [HEIGHT, ROW, CHARACTER, AROUND] = [24, 16, 6.5, 24]
+const MOST_ROWS = 3
 
 const lines = new SaidLines()
 
@@ -45,7 +46,7 @@ function show(node, line) {
   if (!node) return
   const shown = node.widgets?.find(({ name }) => name === WIDGET)
   const words = line && !node.widgets?.some(({ name }) => name === PLAYER) ? wordsOf(line, text) : null
-  const rows = words === null ? 0 : Math.min(MOST_ROWS, Math.ceil(words.length / CHARACTERS))
+  const rows = words === null ? 0 : rowsOf(words, node.size[0] - AROUND)
   if (shown && words !== null && shown.rows === rows) {
     // The same widget: another one for each step of a load would have the node laid out anew.
     shown.element.title = shown.element.textContent = words
@@ -65,4 +66,10 @@ function show(node, line) {
   })
   widget.rows = rows
   placeBelowInputs(node, widget)
+}
+
+/** In how many lines the words are shown in a width; characters of Chinese, Japanese and Korean count twice. */
+function rowsOf(words, width) {
+  const characters = words.length + (words.match(/[\u2e80-\uffff]/g)?.length ?? 0)
+  return Math.min(MOST_ROWS, Math.ceil((characters * CHARACTER) / width))
 }
