@@ -1,4 +1,4 @@
-"""What a node says, as a line on it in real ComfyUI's page, with classic and with Vue nodes; in plain JavaScript its store.
+"""What a node says: a line on it in real ComfyUI's page, with classic and with Vue nodes; its store in JavaScript.
 
 The page is skipped where ComfyUI (`$COMFYUI_PATH`), Chromium or playwright are missing.
 """
