@@ -76,7 +76,17 @@ with av.open(str(file)) as container:
     metadata = dict(container.metadata)
 last = run(keep_frames="last block", seed=3)[0][1]
 none = run(keep_frames="none", seed=4)[0][1]
-report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
+import importlib
+import comfy.utils, torch
+previews = []
+def show(value, total, preview=None, node_id=None):
+    previews.append([value, preview and [preview[0], *preview[1].size]])
+comfy.utils.set_progress_bar_global_hook(show)
+progress = importlib.import_module(PACK + ".host").StreamProgress(2, None)
+for steps, watched in ((1, True), (2, False)):
+    progress.show_picture(steps, torch.zeros((8, 16, 3), dtype=torch.uint8), someone_watches=watched)
+report(previews=previews, images=list(images.shape),
+       dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
        frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
        said=said, kept=kept, none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
        exists=Path(video.get_stream_source()).exists())
@@ -95,6 +105,8 @@ report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min(
     assert {"prompt", "workflow"} <= set(facts["metadata"])
     assert facts["in_temp"] and facts["exists"]
     assert facts["kept"] == [True, True]
+    # ComfyUI's own preview, one still at the bottom of the node, is for those who have no player.
+    assert facts["previews"] == [[1, None], [2, ["JPEG", 16, 8]]]
     assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]
     lines = [line.split(": ")[0] for line in facts["said"]]
     assert lines[0].startswith("loading ") and lines[-1] == "block 3 of 3"
