@@ -18,8 +18,8 @@ export class StreamState {
     Object.assign(this, { workflow, node })
     this.points = new MemoryPoints()
     this.player = new PicturePlayer()
-    /** Folded up by default; remembered for as long as the page is open. */
-    this.showsChart = false
+    /** Which parts are unfolded; remembered for as long as the page is open. */
+    this.shows = { pictures: true, chart: false }
     /** What shows this: at most one node of the page. */
     this.view = null
     /** @type {import('./stream_watch.mjs').StreamWatch | null} */
