@@ -1,6 +1,6 @@
 """The pack's routes on a real aiohttp server in a thread, without ComfyUI.
 
-with LiveServer() as server, server.host.live_streams.running("prompt", "7", None, control, news) as token:
+with LiveServer() as server, server.module("live_streams").running("prompt", "7", None, control, news) as token:
     requests to server.port
 """
 
@@ -10,12 +10,14 @@ import asyncio
 import importlib
 import sys
 import threading
+from collections.abc import Coroutine
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import streamblocks_path
 from aiohttp import web
 
+T = TypeVar("T")
 _HOST = f"{streamblocks_path.PACKAGE}.host"
 
 
@@ -44,6 +46,7 @@ class LiveServer:
     Attributes:
         port: of the server.
         stub: the stand-in for ComfyUI's server.
+        failures: errors that nobody caught on the server's loop.
     """
 
     port: int
@@ -52,23 +55,29 @@ class LiveServer:
         self._loop = asyncio.new_event_loop()
         self.stub = StubPromptServer(self._loop)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.failures: list[str] = []
+        self._loop.set_exception_handler(lambda _, context: self.failures.append(str(context)))
         self._modules: dict[str, ModuleType | None] = {}
 
     def module(self, name: str) -> Any:  # noqa: ANN401
         """A module of `host/`, such as "live_streams", with the stand-in as ComfyUI's server."""
         return importlib.import_module(f"{_HOST}.{name}")
 
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something on the server's loop, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
     def __enter__(self) -> LiveServer:
         self._stand_in()
         self.module("server_routes").register_routes()
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self.run(self._start())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self.run(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

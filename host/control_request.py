@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..stream.live_control import Edit
 from .request_bodies import RefusedRequestError
 
+# Stands for a value that is not given; it cannot be given.
+_LEFT_OUT: Any = None
 _VALUES = ("prompt", "strength", "attention_bias")
 
 
@@ -28,10 +30,9 @@ class ControlRequest(BaseModel):
 
     token: str = Field(max_length=200, description="as the event streamblocks.stream handed it out")
     action: Literal["edit", "pause", "resume", "stop"]
-    # None stands for a value that is not given; it cannot be given.
-    prompt: str = Field(default=None, min_length=1, max_length=10_000, description="taken as it is, not mixed")
-    strength: float = Field(default=None, ge=0, le=1, description="how much of an input video is replaced")
-    attention_bias: float = Field(default=None, gt=0, le=1, description="weight of past frames")
+    prompt: str = Field(default=_LEFT_OUT, min_length=1, max_length=10_000, description="taken as it is, not mixed")
+    strength: float = Field(default=_LEFT_OUT, ge=0, le=1, description="how much of an input video is replaced")
+    attention_bias: float = Field(default=_LEFT_OUT, gt=0, le=1, description="weight of past frames")
 
     @model_validator(mode="after")
     def _check_values(self) -> ControlRequest:
@@ -53,9 +54,11 @@ def read_control(value: Any) -> ControlRequest:  # noqa: ANN401
     Raises:
         RefusedRequestError: it is not of the form; the sentence names the first thing that is not.
     """
+    if not isinstance(value, dict):
+        raise RefusedRequestError(400, "The body is not a JSON object: send one with token and action.")
     try:
         return ControlRequest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part)[:40] for part in first["loc"])
-        raise RefusedRequestError(400, f"{where or 'The body'}: {first['msg']}.") from None
+        where = "".join(f"{str(part)[:40]}: " for part in first["loc"])
+        raise RefusedRequestError(400, f"{where}{first['msg'].removeprefix('Value error, ')}.") from None

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any, NoReturn
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 SECONDS_TO_SEND = 10.0
@@ -44,7 +44,7 @@ async def read_body(request: web.Request, content_type: str, limit: int) -> byte
         raise RefusedRequestError(
             408, f"The body did not come within {SECONDS_TO_SEND:.0f} s: send it at once."
         ) from None
-    except (ClientPayloadError, HttpProcessingError):
+    except (web.RequestPayloadError, HttpProcessingError, ClientError, ConnectionError):
         raise RefusedRequestError(400, "The body is broken off or wrongly chunked: send it whole.") from None
 
 
@@ -64,7 +64,8 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401
     """The value of a JSON text in UTF-8.
 
     Raises:
-        RefusedRequestError: it is none, is nested too deeply, names something twice, or has a number or text that is none.
+        RefusedRequestError: it is none, is nested too deeply, names something twice, or has an impossible number or
+            text.
     """
     try:
         text = body.decode()
