@@ -66,7 +66,7 @@ def test_a_stream_goes_through_the_three_nodes(tmp_path):
         tmp_path,
         """
 import av
-(video, images, settings, timeline, stream), saved = run(keep_frames="all")
+(video, images, settings, timeline, stream, track), saved = run(keep_frames="all")
 said = said[:]
 file = saved.files(host)[0]
 kept_video, kept_path = saved.outputs
@@ -227,7 +227,7 @@ from tools.given_pictures import LoadVideo, insert_pictures
 host.add_missing_node("LoadVideo", LoadVideo)
 def streams(**files):
     insert_pictures(prompt, {key: base / name for key, name in files.items()}, host.inputs)
-    (made, _, settings, _, stream), _ = run(fps=16.0, blocks=2, steps=1)
+    (made, _, settings, _, stream, _), _ = run(fps=16.0, blocks=2, steps=1)
     streams.last = stream
     with av.open(made.get_stream_source()) as container:
         pictures = sum(1 for _ in container.decode(video=0))
