@@ -66,7 +66,7 @@ class StreamRun:
         self._pictures = ConnectedPictures.read(
             values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
         )
-        self._progress = host.StreamProgress(1, None if hidden is None else hidden.unique_id)
+        self._progress = host.StreamProgress(1, hidden)
         self._unfinished = UnfinishedVideo(self._progress, hidden)
         self._watcher = NodeWatcher(self._progress)
 
@@ -96,7 +96,14 @@ class StreamRun:
         keep_stream = self._values.keep_stream
         try:
             report = run_stream(
-                pipeline, settings, direction, [file, keeper], self._watcher, recorder, keep_stream=keep_stream
+                pipeline,
+                settings,
+                direction,
+                [file, keeper],
+                self._watcher,
+                recorder,
+                keep_stream=keep_stream,
+                on_look=host.throw_if_cancelled,
             )
             applied = report.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]

@@ -18,6 +18,7 @@ from .direction import Direction
 from .foreign_limits import refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
+from .looks import Look, look_away
 from .recipe import Recipe
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import INPUT_NAMES, StreamSettings
@@ -94,6 +95,7 @@ def run_stream(
     recorder: NoRecording | None = None,
     *,
     keep_stream: bool = False,
+    on_look: Look = look_away,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks.
 
@@ -108,6 +110,7 @@ def run_stream(
         watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
         keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
+        on_look: called many times within a pass where the pipeline computes on a CPU; raising in it stops the stream.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
@@ -141,6 +144,7 @@ def run_stream(
         given = None if embeds is None else pipeline.start_from_embeds(embeds)
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
+        pipeline.on_look = on_look
         _note_ignored_settings(pipeline, settings, notices)
         with Session(
             pipeline,
@@ -182,6 +186,7 @@ def run_stream(
         ) from error
     finally:
         pipeline.on_load = ignore_load
+        pipeline.on_look = look_away
         notices += _close_all(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
