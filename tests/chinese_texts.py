@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-NAMES = frozenset(
-    """
+_NAMES = """
     AR B CLIP CPU Causal Checkpoint ComfyUI Ctrl+Enter DoRA EMA FP8 Face Forcing Forcing++ GB GPU GiB H100 Hugging ID
     INT8 JSON KV Krea LoRA LongLive MemFlow MiB PEFT PyTorch Python R RTX Realtime Reward Self-Forcing
-    StreamDiffusionV2 StreamBlocks Transformer Triton UNet VAE Wan bfloat16 cuDNN diffusers flash flex float16 float32
-    kohya mp4 musubi-tuner sage torch torch.compile torchao umt5 wan xformers
-    """.split()
-)
+    StreamDiffusionV2 StreamBlocks Transformer Triton UNet VAE Wan bfloat16 cuDNN cpu diffusers flash flex float16
+    float32 kohya mp4 musubi-tuner sage torch torch.compile torchao umt5 wan xformers
+"""
+NAMES = frozenset(_NAMES.split())
 # Files, folders, settings and fields, as they are called on the disk and in a workflow.
 _PATHS = re.compile(
     r"\S*(?:models|output|streamblocks|owner|video)/\S*|[\w.]*\.(?:pth?|bin|ckpt|safetensors)\b|wan2\.2_vae|"

@@ -1,4 +1,4 @@
-"""The texts in `locales/` and the nodes' pages: of all that there is, of nothing else, and in Chinese where they are Chinese."""
+"""The texts in `locales/` and the nodes' pages: of all that there is, of nothing else, and Chinese in Chinese."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chinese_texts import all_english_words, is_chinese
 
 from streamblocks.tools.write_locales import as_file, in_order, paths_of
 
-from chinese_texts import all_english_words, is_chinese
 from embedded_program import NODES, needs_embedded_host
 
 ROOT = Path(__file__).resolve().parent.parent
