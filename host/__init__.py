@@ -11,6 +11,7 @@ from .files_made import (
     video_from_file,
     workflow_metadata,
 )
+from .live_streams import running
 from .model_management import (
     ComfyResidency,
     WholeModelPatcher,
@@ -32,6 +33,7 @@ from .models_on_disk import (
 )
 from .pipeline_folders import PipelineFolder
 from .progress import StreamProgress
+from .server_routes import register_routes
 from .video_inputs import GivenVideo, look_into_video
 
 __all__ = [
@@ -53,9 +55,11 @@ __all__ = [
     "new_transformer_file",
     "other_models",
     "pipeline_folders",
+    "register_routes",
     "reserve_output_file",
     "resolve_lora",
     "resolve_model",
+    "running",
     "temp_folder",
     "text_encoder_files",
     "throw_if_cancelled",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .. import host
 from .convert import ConvertCheckpoint
 from .loader import LoadStreamingPipeline
 from .lora import StreamLora
@@ -16,6 +17,10 @@ from .stream_sampler import StreamingBlockSampler
 
 class StreamBlocksExtension(ComfyExtension):
     """All nodes of the pack."""
+
+    async def on_load(self) -> None:
+        """Add the routes for pages; ComfyUI calls this before its server starts."""
+        host.register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes."""

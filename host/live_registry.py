@@ -1,0 +1,89 @@
+"""The streams that pages may watch and steer, by prompt and node."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Protocol
+
+from ..stream.live_control import LiveControl
+from ..stream.live_news import LiveNews
+
+MOST_ENDED = 8
+
+
+class FrameInbox(Protocol):
+    """Takes pictures that pages give."""
+
+    def put(self, jpeg: bytes) -> None:
+        """Take one JPEG, without waiting; raises ValueError with a sentence for one that cannot be used."""
+
+
+@dataclass
+class LiveStream:
+    """One stream of a node.
+
+    Attributes:
+        prompt_id: of ComfyUI's queue.
+        node: the node's execution id, such as "12:5".
+        workflow: the id of the workflow on the page; None outside of one.
+        news: what pages are told.
+        control: None once the stream has ended.
+        inbox: None where the stream takes no frames, or has ended.
+        token: who has it may steer.
+        waiting: requests that wait for news; only the server's loop counts them.
+    """
+
+    prompt_id: str
+    node: str
+    workflow: str | None
+    news: LiveNews
+    control: LiveControl | None
+    inbox: FrameInbox | None = None
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    waiting: int = 0
+
+    def admits(self, token: str) -> bool:
+        """Whether `token` is this stream's, in a time that says nothing about it."""
+        return hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
+
+
+class LiveStreams:
+    """Running streams, and the newest `MOST_ENDED` that have ended. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._streams: dict[tuple[str, str], LiveStream] = {}
+
+    def begin(self, stream: LiveStream) -> None:
+        """List a stream; one of the same prompt and node is forgotten."""
+        stream.news.follow(stream.control)
+        if stream.inbox is not None:
+            stream.news.update(takes_frames=True)
+        with self._lock:
+            self._streams[stream.prompt_id, stream.node] = stream
+
+    def end(self, stream: LiveStream, state: str) -> None:
+        """Let nobody steer the stream any more; `state` is told if the stream has not said how it ended."""
+        stream.control = stream.inbox = None
+        stream.news.end(state)
+        with self._lock:
+            key = (stream.prompt_id, stream.node)
+            if self._streams.get(key) is stream:
+                # Behind those that ended earlier.
+                self._streams[key] = self._streams.pop(key)
+            ended = [each for each, other in self._streams.items() if other.control is None]
+            for old in ended[:-MOST_ENDED]:
+                del self._streams[old]
+
+    def find(self, prompt_id: str, node: str) -> LiveStream | None:
+        """The stream of a node in a prompt; None where there is none."""
+        with self._lock:
+            return self._streams.get((prompt_id, node))
+
+    def listed(self) -> list[LiveStream]:
+        """All of them, those that ended first in the order in which they did."""
+        with self._lock:
+            return list(self._streams.values())
