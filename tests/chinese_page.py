@@ -15,7 +15,7 @@ from embedded_program import NODES
 if TYPE_CHECKING:
     from playwright.sync_api import Route
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
+EXAMPLE = Path(__file__).resolve().parent.parent / "example_workflows/video_to_video.json"
 _COLUMNS = 8
 _LOCALE = "/settings/Comfy.Locale"
 _UNFOLD = """() => {
@@ -23,8 +23,11 @@ _UNFOLD = """() => {
   for (const node of ours) if (!node.showAdvanced) node.toggleAdvanced()
 }"""
 _CHOOSE = """type => {
-  app.canvas.deselectAll()
-  app.canvas.select(app.graph.nodes.find(node => node.type === type))
+  const node = app.graph.nodes.find(node => node.type === type)
+  app.canvas.centerOnNode(node)
+  app.canvas.selectNode(node)
+  app.canvas.setDirty(true, true)
+  return node.id
 }"""
 # What a canvas draws is in no document; choices are shown when somebody opens their list.
 _OF_NODES = """() => app.graph.nodes.flatMap(node => {
@@ -42,8 +45,8 @@ _OF_NODES = """() => app.graph.nodes.flatMap(node => {
 # Of elements: Vue nodes, and what lies over the canvas.
 _OF_ELEMENTS = """() => {
   const texts = []
-  const ours = new Set(app.graph.nodes.filter(node => node.type.startsWith('StreamBlocks')).map(node => String(node.id)))
-  const vue = [...document.querySelectorAll('[data-node-id]')].filter(element => ours.has(element.dataset.nodeId))
+  const ours = app.graph.nodes.filter(node => node.type.startsWith('StreamBlocks')).map(node => String(node.id))
+  const vue = [...document.querySelectorAll('[data-node-id]')].filter(element => ours.includes(element.dataset.nodeId))
   for (const root of [...vue, ...document.querySelectorAll('.dom-widget')]) {
     if (root.querySelector('.comfy-markdown')) continue
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT)
@@ -65,10 +68,10 @@ def page_in_chinese(server: ComfyUIServer) -> Iterator[ComfyPage]:
         server.post(_LOCALE, "en")
 
 
-def everything_there_is() -> dict[str, Any]:
-    """A workflow of all nodes of the pack, and all nodes of its examples, without wires."""
-    nodes = [node for path in sorted(EXAMPLES.glob("*.json")) for node in json.loads(path.read_text())["nodes"]]
-    nodes += [{"type": name} for name in NODES]
+def every_node() -> dict[str, Any]:
+    """A workflow of an example, with its titles and its note, and of each other node of the pack; without wires."""
+    nodes = json.loads(EXAMPLE.read_text())["nodes"]
+    nodes += [{"type": name} for name in NODES if name not in {node["type"] for node in nodes}]
     for index, node in enumerate(nodes):
         node |= {"id": index + 1, "pos": [500 * (index % _COLUMNS), 1200 * (index // _COLUMNS)], "order": index}
         for slot in (*node.get("inputs", ()), *node.get("outputs", ())):
@@ -81,7 +84,16 @@ def shown_texts(page: ComfyPage) -> list[str]:
     """All that the page shows of the pack's nodes in the graph, with nothing folded away."""
     page.evaluate(_UNFOLD)
     page.fit()
-    return [*page.evaluate(_OF_NODES), *page.evaluate(_OF_ELEMENTS)]
+    return [text.strip() for text in (*page.evaluate(_OF_NODES), *page.evaluate(_OF_ELEMENTS))]
+
+
+def tooltip(page: ComfyPage, node_type: str, label: str) -> str:
+    """What a Vue node says of one of its inputs when the pointer rests on it."""
+    number = page.evaluate(_CHOOSE, node_type)
+    page.page.locator(f"[data-node-id='{number}']").get_by_text(label, exact=True).first.hover(force=True)
+    shown = page.page.locator(".p-tooltip-text")
+    shown.wait_for(timeout=10_000)
+    return shown.inner_text()
 
 
 def help_page(page: ComfyPage, node_type: str) -> str:

@@ -14,7 +14,7 @@ _NAMES = """
 NAMES = frozenset(_NAMES.split())
 # Files, folders, settings and fields, as they are called on the disk and in a workflow.
 _PATHS = re.compile(
-    r"\S*(?:models|output|streamblocks|owner|video)/\S*|[\w.]*\.(?:pth?|bin|ckpt|safetensors)\b|wan2\.2_vae|"
+    r"\S*(?:models|vae|text_encoders|output|streamblocks|owner|video)/\S*|[\w.]*\.(?:pth?|bin|ckpt|safetensors)\b|wan2\.2_vae|"
     r"STREAMBLOCKS_\w+|%[\w:-]+%|text_encoder:|[\w*.]*\.\*|\d+x\d+",
     re.ASCII,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chinese_page import everything_there_is, help_page, page_in_chinese, shown_texts
+from chinese_page import every_node, help_page, page_in_chinese, shown_texts, tooltip
 from chinese_texts import all_english_words
 
 from chromium_page import ComfyPage, why_no_chromium
@@ -34,18 +34,28 @@ def page(comfyui_server: ComfyUIServer) -> Iterator[ComfyPage]:
 def test_no_english_word_of_ours_is_left_on_the_nodes(vue: bool, page: ComfyPage) -> None:
     try:
         page.evaluate(SET_RENDERER, vue)
-        page.load_workflow(everything_there_is())
+        page.load_workflow(every_node())
         texts = shown_texts(page)
         page.screenshot(SCREENSHOTS / f"chinese_{'vue' if vue else 'classic'}.png")
-        assert {"流式分块采样器", "保存视频流", "种子", "滚动窗口", "关于这个工作流"} <= set(texts)
+        assert {"流式分块采样器", "保存由它生成的视频", "种子", "滚动窗口", "关于这个工作流"} <= set(texts)
         assert all_english_words(set(texts) - OF_THE_PAGE) == {}
         assert page.unknown_nodes() == [] and page.problems() == []
     finally:
         page.evaluate(SET_RENDERER, False)
 
 
+def test_a_tooltip_with_signs_of_the_page_s_own_format_is_shown_whole(page: ComfyPage) -> None:
+    page.evaluate(SET_RENDERER, True)
+    try:
+        page.load_workflow(every_node())
+        text = tooltip(page, "StreamBlocksPromptThen", "提示词")
+        assert text == "这些块显示的内容；'a cat :0.7 || a dog :0.3' 按权重混合多个提示词。"
+    finally:
+        page.evaluate(SET_RENDERER, False)
+
+
 def test_a_node_has_its_page_in_chinese(page: ComfyPage) -> None:
-    page.load_workflow(everything_there_is())
+    page.load_workflow(every_node())
     page.fit()
     text = help_page(page, "StreamBlocksSaveStream")
     assert text.startswith("保存视频流") and "不重新编码" in text
