@@ -88,10 +88,13 @@ class FakeStream:
                 return None
             newest = self.header["blocks_made"] - 1
             pictures = self._pictures if newest != block else []
-            header = {**self.header, "memory": self._points[points:], "points": len(self._points), "pictures": None}
+            header = {**self.header, "memory": self._points[points:], "points": len(self._points)}
+            header |= {"points_from": points, "pictures": None}
             if pictures:
                 lengths = [len(picture) for picture in pictures]
-                header["pictures"] = {"block": newest, "width": self.size[0], "height": self.size[1], "lengths": lengths}
+                width, height = self.size
+                header["pictures"] = {"block": newest, "of": self.frames, "width": width, "height": height}
+                header["pictures"]["lengths"] = lengths
                 self.sent_pictures.append(newest)
             text = json.dumps(header).encode()
             return struct.pack(">I", len(text)) + text + b"".join(pictures)

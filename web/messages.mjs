@@ -25,6 +25,11 @@ export function text(id, values = {}) {
   return template.replace(/\{(\w+)\}/g, (place, name) => values[name] ?? place)
 }
 
+/** Whether somebody wrote a text for `id`. */
+export function knows(id) {
+  return find('en', id) !== undefined
+}
+
 function find(language, id) {
   const [kind, name] = id.split('.')
   return templates[language]?.[kind]?.[name]

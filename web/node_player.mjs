@@ -29,7 +29,8 @@ export class NodePlayer {
       apply: () => this.apply(),
       track: () => this.useTrack(),
       share: () => this.share(),
-      chart: () => this.foldChart()
+      foldPictures: () => this.fold('pictures'),
+      foldChart: () => this.fold('chart')
     })
     this.shownHeight = this.view.idleHeight
     this.addWidget()
@@ -115,7 +116,7 @@ export class NodePlayer {
     const { state, view } = this
     if (state?.isLive) state.applied = { ...valuesOf(this.node), ...state.applied }
     view.render(state, this.offers())
-    const canvas = this.isSeen && state?.ratio ? view.canvas : null
+    const canvas = this.isSeen && state?.ratio && state.shows.pictures ? view.canvas : null
     if (state && state.player.canvas !== canvas) state.player.showOn(canvas)
     if (this.wasSeen !== this.isSeen) {
       this.wasSeen = this.isSeen
@@ -132,7 +133,8 @@ export class NodePlayer {
     const isPaused = stage === 'paused' || stage === 'pausing'
     const isEnding = stage === 'stopping' || state.isCancelled
     const hasEdits = Object.keys(editsOf(state, this.node)).length > 0
-    return { ...offers, pause: !isPaused && !isEnding, resume: isPaused, stop: !isEnding, apply: hasEdits && !isEnding, share: true }
+    const steering = { pause: !isPaused && !isEnding, resume: isPaused, stop: !isEnding, apply: hasEdits && !isEnding }
+    return { ...offers, ...steering, share: true }
   }
 
   /** Have the node grow and shrink with what the player shows. */
@@ -192,8 +194,9 @@ export class NodePlayer {
     else prompt(text('page.share_title'), link)
   }
 
-  foldChart() {
-    this.state.showsChart = !this.state.showsChart
+  /** @param {"pictures" | "chart"} part */
+  fold(part) {
+    this.state.shows[part] = !this.state.shows[part]
     this.update()
   }
 

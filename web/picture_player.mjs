@@ -95,13 +95,13 @@ export class PicturePlayer {
 
 /**
  * A clip of what the server sent.
- * @param {{pictures: {width: number, height: number}, fps: number, rate: number | null}} header
+ * @param {{pictures: {of: number, width: number, height: number}, fps: number, rate: number | null}} header where `of`
+ *   is how many pictures the block has in the video; fewer may be sent
  * @param {Blob[]} pictures
- * @param {number} frames of the video that the block has; the server may send fewer of them
  * @returns {Clip}
  */
-export function makeClip(header, pictures, frames) {
-  const { width, height } = header.pictures
+export function makeClip(header, pictures) {
+  const { of: frames, width, height } = header.pictures
   const shortest = frames / header.fps
   return { pictures, width, height, shortest, seconds: header.rate ? frames / header.rate : shortest }
 }

@@ -18,8 +18,8 @@ export class StreamState {
     Object.assign(this, { workflow, node })
     this.points = new MemoryPoints()
     this.player = new PicturePlayer()
-    /** Folded up by default; remembered for as long as the page is open. */
-    this.showsChart = false
+    /** Which parts are unfolded; remembered for as long as the page is open. */
+    this.shows = { pictures: true, chart: false }
     /** What shows this: at most one node of the page. */
     this.view = null
     /** @type {import('./stream_watch.mjs').StreamWatch | null} */
@@ -63,10 +63,10 @@ export class StreamState {
 
   /** @param {import('./stream_news.mjs').News} news */
   take({ header, pictures }) {
-    const made = header.pictures_made - (this.header?.pictures_made ?? 0)
-    const isNextBlock = header.blocks_made - (this.header?.blocks_made ?? 0) === 1
+    // Some that the page has not seen are dropped by now: these are all there are.
+    if (header.points_from === 0) this.points.clear()
     for (const point of header.memory ?? []) this.points.add(point)
-    if (pictures.length) this.player.add(makeClip(header, pictures, isNextBlock ? made : pictures.length))
+    if (pictures.length) this.player.add(makeClip(header, pictures))
     // What was taken out above would be kept alive by the header.
     this.header = { ...header, memory: null, pictures: null }
     this.isSilent = false

@@ -6,6 +6,7 @@ import { comingLine, progressLine, promptLine } from './stream_words.mjs'
 const [LINE, BUTTONS, GAP] = [20, 26, 4]
 /** Higher pictures are shown smaller, with room beside them. */
 const LOWEST_RATIO = 1
+const FOLD = { border: 'none', background: 'none', flex: 'none', padding: '0 2px' }
 /** How elements are laid out while they are shown. */
 const SHOWN_AS = new WeakMap()
 
@@ -14,7 +15,7 @@ const SHOWN_AS = new WeakMap()
  * What it shows is of a `StreamState`; what is clicked goes to `actions`.
  */
 export class StreamView {
-  /** @param {Record<"pause" | "resume" | "stop" | "apply" | "track" | "share" | "chart", () => void>} actions */
+  /** @param {Record<"pause" | "resume" | "stop" | "apply" | "track" | "share" | "foldPictures" | "foldChart", () => void>} actions */
   constructor(actions) {
     this.element = make('div', 'streamblocks-player', {
       ...{ display: 'flex', flexDirection: 'column', gap: `${GAP}px`, boxSizing: 'border-box', width: '100%' },
@@ -28,9 +29,10 @@ export class StreamView {
     })
     this.screen.append(this.canvas)
     this.progress = makeLine('streamblocks-progress')
-    this.fold = makeButton('chart', actions.chart, { border: 'none', background: 'none', flex: 'none', padding: '0 2px' })
+    this.foldPictures = makeButton('fold-pictures', actions.foldPictures, FOLD)
+    this.foldChart = makeButton('fold-chart', actions.foldChart, FOLD)
     const head = make('div', '', { display: 'flex', gap: '8px', flex: 'none', height: `${LINE}px` })
-    head.append(this.progress, this.fold)
+    head.append(this.progress, this.foldPictures, this.foldChart)
     this.prompt = makeLine('streamblocks-prompt')
     this.coming = makeLine('streamblocks-coming')
     this.row = make('div', 'streamblocks-buttons', { display: 'flex', gap: '6px', flex: 'none', height: `${BUTTONS}px` })
@@ -54,7 +56,8 @@ export class StreamView {
   render(state, offers) {
     const live = state?.isLive ?? false
     this.ratio = state?.ratio ?? null
-    show(this.screen, this.ratio !== null)
+    show(this.screen, this.ratio !== null && state.shows.pictures)
+    renderFold(this.foldPictures, 'page.video', this.ratio !== null, state?.shows.pictures)
     if (this.ratio) this.screen.style.aspectRatio = String(Math.max(this.ratio, LOWEST_RATIO))
     write(this.progress, progressLine(state))
     write(this.prompt, state ? promptLine(state) : '')
@@ -74,11 +77,9 @@ export class StreamView {
 
   renderChart(state) {
     const hasPoints = Boolean(state?.points.latest)
-    const isOpen = hasPoints && state.showsChart
-    show(this.fold, hasPoints)
+    const isOpen = hasPoints && state.shows.chart
+    renderFold(this.foldChart, 'page.memory', hasPoints, isOpen)
     show(this.chartBox, isOpen)
-    write(this.fold, `${text('page.memory')} ${isOpen ? '▾' : '▸'}`)
-    this.fold.setAttribute('aria-expanded', String(isOpen))
     if (this.chart?.points !== state?.points || !isOpen) {
       this.chart?.destroy()
       this.chart = null
@@ -142,6 +143,12 @@ function makeButton(name, onClick, style = {}) {
     onClick()
   })
   return button
+}
+
+function renderFold(button, id, isThere, isOpen) {
+  show(button, isThere)
+  write(button, `${text(id)} ${isOpen ? '▾' : '▸'}`)
+  button.setAttribute('aria-expanded', String(Boolean(isOpen)))
 }
 
 function write(element, words) {

@@ -1,4 +1,4 @@
-import { text } from './messages.mjs'
+import { knows, text } from './messages.mjs'
 
 /**
  * Where the stream is, as a line.
@@ -11,7 +11,7 @@ export function progressLine(state) {
   if (state.isCancelled) return text('page.cancelling')
   const parts = [stageWords(header)]
   if (header.pictures_made) parts.push(text('page.seconds', { seconds: header.seconds.toFixed(1) }))
-  if (header.rate && state.isLive) parts.push(text('page.rate', { rate: threeDigits(header.rate) }))
+  if (header.rate && header.pictures_made && state.isLive) parts.push(text('page.rate', { rate: threeDigits(header.rate) }))
   if (state.isSilent) parts.push(text('page.silent'))
   return parts.join(' · ')
 }
@@ -19,7 +19,7 @@ export function progressLine(state) {
 function stageWords(header) {
   const { state, blocks, blocks_made: made, says } = header
   if (state === 'loading' || state === 'failed') {
-    return says ? text(`says.${says.id}`, says.values) : text(`page.${state}`, { made })
+    return says && knows(`says.${says.id}`) ? text(`says.${says.id}`, says.values) : text(`page.${state}`, { made })
   }
   // The block being made; people count from 1.
   const number = blocks === null ? made + 1 : Math.min(made + 1, blocks)
@@ -27,9 +27,9 @@ function stageWords(header) {
   return text(`page.${state}`, { place, made })
 }
 
-/** What the stream shows, as a line; "" where it has no prompt to show. */
-export function promptLine({ header }) {
-  return header?.prompt ? text('page.prompt_now', { prompt: header.prompt }) : ''
+/** What the stream shows, as a line; "" where it has no prompt to show, or shows nothing more. */
+export function promptLine({ header, isLive }) {
+  return isLive && header.prompt ? text('page.prompt_now', { prompt: header.prompt }) : ''
 }
 
 /** What comes: an edit that waits, else the track's next prompt; "" where nothing does. */
