@@ -70,7 +70,8 @@ def run(pipeline, direction, **settings):
 
 def latents_of(pipeline, direction, blocks=BLOCKS, **settings):
     """Latents of each block, and how many passes of the transformer they took."""
-    made, passes = [], []
+    made: list[torch.Tensor] = []
+    passes: list[int] = []
     with Session(pipeline, small(**settings), passes.append) as session:
         for block in range(blocks):
             session.run_block(CAT, direction.inputs_of(block, 1.0))

@@ -26,12 +26,24 @@ for name in info:
 then = get_node_class("StreamBlocksPromptThen").execute
 first = then(prompt="a hare", blocks=2, transition_blocks=0, cut=False).result[0]
 track = then(prompt="a fox", blocks=0, transition_blocks=2, cut=False, track=first).result[0]
+track_of = get_node_class("StreamBlocksPromptTrack").execute
+sampler = importlib.import_module(PACK + ".nodes.sampler_values")
+recipe = importlib.import_module(PACK + ".stream.recipe").Recipe("owner/name")
+numbers = dict.fromkeys(["seed", "width", "height", "steps", "shift", "context_frames", "sink_frames", "fps"], 0)
+def both(text):
+    given = sampler.SamplerValues(recipe, "", blocks=6, kv_policy=sampler.FROM_MODEL, attention_bias=0, **numbers,
+        cleanup="when it pays", keep_frames="none", conditioning=[], track=track_of(text, "linear").result[0])
+    try:
+        return str(given.check().blocks)
+    except ValueError as error:
+        return str(error)
 aliases = {name: get_node_class(name).GET_SCHEMA().search_aliases for name in info if name.startswith("StreamBlocks")}
 found_by = importlib.import_module(PACK + ".nodes.found_by")
 class OldSchema:
     __dataclass_fields__ = {}
 found_by.io = type("io", (), {"Schema": OldSchema})
-report(aliases=aliases, on_old=found_by.search_aliases("krea"),
+report(both=[both("3 bias 0.3:"), both("0: a"), both("6 bias 0.3:")],
+       aliases=aliases, on_old=found_by.search_aliases("krea"),
        chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
        names=[n for n in info if n.startswith("StreamBlocks")])
 """,
@@ -42,6 +54,10 @@ report(aliases=aliases, on_old=found_by.search_aliases("krea"),
     assert facts["heavy"] == []
     assert facts["missing"] == []
     assert facts["chain"] == {"0-1": "a hare", "2->3": "a fox"}
+    # A track of values leaves the prompt to a conditioning.
+    assert facts["both"][0] == "6"
+    assert facts["both"][1].startswith("conditioning and track are both connected")
+    assert "names block 6, and the stream has 6" in facts["both"][2]
     assert sorted(facts["names"]) == sorted(NODES)
 
 
