@@ -14,10 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from fake_live_streams import FakeLiveStreams, FakeStream
 
 from chromium_page import ComfyPage, why_no_chromium
 from comfyui_server import ComfyUIServer
-from fake_live_streams import FakeLiveStreams, FakeStream
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
