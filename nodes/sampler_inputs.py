@@ -275,8 +275,8 @@ def _track_inputs() -> list[io.Input]:
             "track",
             optional=True,
             tooltip=(
-                "Prompts over time, from Stream Prompt Track, Stream Prompt Then or a sampler. The prompt above is then "
-                "ignored, unless the track has none; the settings output says which blocks had which prompt."
+                "Prompts over time, from Stream Prompt Track, Stream Prompt Then or a sampler. The prompt above is "
+                "then ignored, unless the track has none; the settings output says which blocks had which prompt."
             ),
         ),
     ]
