@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -97,7 +98,7 @@ def block_seconds(reader: Reader, seconds: float) -> list[float]:
     times = [reader.next_block()]
     while times[-1] - times[0] < seconds:
         times.append(reader.next_block())
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
 def measure(seconds: float, rounds: int, size: int) -> dict[str, Any]:
