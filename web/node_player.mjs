@@ -40,6 +40,23 @@ export class NodePlayer {
       this.update()
     })
     this.observer.observe(this.view.element)
+    this.leaveToCanvas()
+  }
+
+  /** Turning the wheel zooms and the middle button moves the canvas, here as beside a classic node. */
+  leaveToCanvas() {
+    const { element } = this.view
+    const isClassic = () => !globalThis.LiteGraph?.vueNodesMode
+    const { app } = this.page
+    const forward = {
+      wheel: (event) => app.canvas.processMouseWheel(event),
+      pointerdown: (event) => event.button === 1 && app.canvas.processMouseDown(event),
+      pointermove: (event) => (event.buttons & 4) === 4 && app.canvas.processMouseMove(event),
+      pointerup: (event) => event.button === 1 && app.canvas.processMouseUp(event)
+    }
+    for (const [name, hand] of Object.entries(forward)) {
+      element.addEventListener(name, (event) => isClassic() && hand(event), { passive: false })
+    }
   }
 
   addWidget() {
