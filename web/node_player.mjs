@@ -151,7 +151,7 @@ export class NodePlayer {
     const isEnding = stage === 'stopping' || state.isCancelled
     const hasEdits = Object.keys(editsOf(state, this.node)).length > 0
     const steering = { pause: !isPaused && !isEnding, resume: isPaused, stop: !isEnding, apply: hasEdits && !isEnding }
-    return { ...offers, ...steering, share: true }
+    return { ...offers, ...steering, share: !isEnding }
   }
 
   /** Have the node grow and shrink with what the player shows. */

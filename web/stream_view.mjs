@@ -62,7 +62,7 @@ export class StreamView {
     if (this.ratio) this.screen.style.aspectRatio = String(Math.max(this.ratio, LOWEST_RATIO))
     writeLine(this.progress, progressLine(state))
     writeLine(this.prompt, state ? promptLine(state) : '')
-    writeLine(this.coming, state ? state.problem || comingLine(state) : '')
+    writeLine(this.coming, state ? state.problem || comingLine(state, Boolean(offers.stop)) : '')
     this.coming.style.color = state?.problem ? 'var(--error-text, #ff6e6e)' : 'var(--descrip-text, #999)'
     // Their room stays while a stream runs, so that nothing jumps.
     show(this.prompt, live || this.prompt.textContent !== '')
