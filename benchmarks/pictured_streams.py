@@ -208,8 +208,7 @@ def stream_frames(job: PicturedJob, clip: torch.Tensor) -> torch.Tensor:
     if job.strength is None:
         start = StartPictures(PictureBatch("start", clip[:1]), FPS)
     else:
-        strength = job.strength
-        video = VideoInput(PictureBatch("video", clip, FPS), FPS, lambda _: strength)
+        video = VideoInput(PictureBatch("video", clip, FPS), FPS, job.strength)
     keeper = FrameKeeper(KeepFrames.ALL)
     run_stream(pipeline, settings, Direction(lambda _: caption, start=start, video=video), [keeper], _NoWatcher())
     frames = keeper.frames()

@@ -6,9 +6,25 @@ from dataclasses import dataclass
 
 import torch
 
-from .byte_text import format_bytes
 from .cleanup import read_card_memory
 from .tensor_bytes import live_tensor_bytes
+
+
+@dataclass(frozen=True)
+class FreedMemory:
+    """Bytes freed on a device.
+
+    Attributes:
+        device: such as "cuda:0".
+        tensors: of tensors that are gone.
+        left: still held by torch's allocator, or by tensors where it has no counter.
+        returned: given back to the device by torch's allocator; None where there is no such counter.
+    """
+
+    device: str
+    tensors: int
+    left: int
+    returned: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,15 +41,12 @@ class DeviceMemory:
     tensors: int
     reserved: int | None = None
 
-    def freed_to(self, after: DeviceMemory) -> str:
-        """What was freed between this moment and `after`, in words."""
-        tensors = f"{format_bytes(max(self.tensors - after.tensors, 0))} of tensors"
+    def freed_to(self, after: DeviceMemory) -> FreedMemory:
+        """What was freed between this moment and `after`."""
+        tensors = max(self.tensors - after.tensors, 0)
         if self.reserved is None or after.reserved is None:
-            left = format_bytes(after.tensors)
-            return f"Freed {tensors} on {self.device}, {left} left"
-        given = format_bytes(max(self.reserved - after.reserved, 0))
-        left = format_bytes(after.reserved)
-        return f"Freed {tensors}; {given} went back to {self.device}, torch keeps {left}"
+            return FreedMemory(self.device, tensors, after.tensors)
+        return FreedMemory(self.device, tensors, after.reserved, max(self.reserved - after.reserved, 0))
 
 
 def read_device_memory(device: torch.device) -> DeviceMemory:

@@ -13,10 +13,9 @@ from .. import host
 
 if TYPE_CHECKING:
     from ..stream.picture_sources import PictureSource
-    from ..stream.prompt_track import PlacedTrack
-    from ..stream.run_stream import StreamReport
     from ..stream.sound_track import Sound
     from ..stream.start_pictures import StartPictures
+    from ..stream.stream_report import StreamReport
     from ..stream.video_input import VideoInput
 
 # Modules that need PyAV are imported inside functions: the pack must not slow ComfyUI's start.
@@ -63,17 +62,13 @@ class ConnectedPictures:
 
         return None if self.start_source is None else StartPictures(self.start_source, exact_rate(fps), self.fit)
 
-    def video(self, fps: float, track: PlacedTrack | None = None) -> VideoInput | None:
-        """What a stream of that many pictures a second is made from; a track may give each block a strength."""
+    def video(self, fps: float) -> VideoInput | None:
+        """What a stream of that many pictures a second is made from."""
         from ..stream.video_input import VideoInput
 
         if self.video_source is None:
             return None
-
-        def strength_of(block: int) -> float:
-            return self.strength if track is None else track.strength_at(block, self.strength)
-
-        return VideoInput(self.video_source, exact_rate(fps), strength_of, self.fit, self.video_end)
+        return VideoInput(self.video_source, exact_rate(fps), self.strength, self.fit, self.video_end)
 
     def applied(self) -> dict[str, Any]:
         """What was applied, as JSON values."""

@@ -53,7 +53,7 @@ class ConvertCheckpoint(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -71,14 +71,13 @@ class ConvertCheckpoint(io.ComfyNode):
         # Imported here: diffusers takes seconds, and the pack must not slow ComfyUI's start.
         from ..stream.convert import convert_checkpoint
 
-        node_id = None if cls.hidden is None else cls.hidden.unique_id
-        bar = host.StreamProgress(_BAR_STEPS, node_id)
+        bar = host.StreamProgress(_BAR_STEPS, cls.hidden)
         text = ByteProgress(bar)
 
         def on_progress(done: int, total: int) -> None:
             bar.update(_BAR_STEPS * done // max(total, 1))
-            text.show(f"writing {path.name}", done, total)
+            text.show_writing(path.name, done, total)
 
-        with saying_stopped(bar, "nothing was written"):
+        with saying_stopped(bar):
             convert_checkpoint(source, path, averaged=weights == AVERAGED_WEIGHTS, on_progress=on_progress)
         return io.NodeOutput(str(path), ui={"text": [say_saved(bar, path)]})

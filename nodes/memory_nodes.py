@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from .. import host
 from ..memory import compile_caches
+from ..memory.byte_text import format_bytes
 from ..memory.cleanup import release_cached_memory
-from ..memory.freed import read_device_memory
+from ..memory.freed import FreedMemory, read_device_memory
 from ..memory.growth import judge_growth
 from ..memory.timeline import Timeline
 from ..memory.timeline_table import write_table
@@ -99,7 +100,7 @@ class FreeStreamMemory(io.ComfyNode):
                 io.AnyType.Output(display_name="anything", tooltip="The input, unchanged."),
                 io.String.Output(display_name="freed", tooltip="What was freed, as text."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -128,8 +129,16 @@ class FreeStreamMemory(io.ComfyNode):
         if clear_compile_caches:
             done.append(f"cleared {compile_caches.clear_compile_caches().dynamo_entries} compiled variants")
         release_cached_memory(device)
-        freed = before.freed_to(read_device_memory(device))
-        text = f"{freed}; {', '.join(done)}."
-        # A page shows the text of `ui` on few of ComfyUI's own nodes only.
-        host.StreamProgress(1, None if cls.hidden is None else cls.hidden.unique_id).say(text)
+        # A page shows the text of `ui` on few of ComfyUI's own nodes only, so the node says it, too.
+        said = _say_freed(host.StreamProgress(1, cls.hidden), before.freed_to(read_device_memory(device)))
+        text = f"{said}; {', '.join(done)}."
         return io.NodeOutput(anything, text, ui={"text": (text,)})
+
+
+def _say_freed(progress: host.StreamProgress, freed: FreedMemory) -> str:
+    """Say what was freed on the node; returns the line in English."""
+    tensors, left = format_bytes(freed.tensors), format_bytes(freed.left)
+    if freed.returned is None:
+        return progress.say("freed", tensors=tensors, device=freed.device, left=left)
+    returned = format_bytes(freed.returned)
+    return progress.say("freed_on_card", tensors=tensors, returned=returned, device=freed.device, left=left)

@@ -28,7 +28,7 @@ class NodeWatcher:
     def while_loading(self, component: str, done: int, total: int) -> None:
         """See `StreamWatcher`."""
         host.throw_if_cancelled()
-        self._loading.show(f"loading {component}", done, total)
+        self._loading.show_loading(component, done, total)
         self._loads = done < total
         if not self._loads:
             self._say_block()
@@ -47,15 +47,15 @@ class NodeWatcher:
         """See `StreamWatcher`."""
         self._blocks_done = block.index + 1
         self._progress.show_picture(self._settings.passes_before(self._blocks_done), block.frames[-1])
-        rate = len(block.frames) / block.seconds
-        self._progress.say(f"block {self._blocks_done} of {self._settings.blocks}: {rate:.1f} pictures a second")
+        rate = f"{len(block.frames) / block.seconds:.1f}"
+        self._progress.say("block_made", block=self._blocks_done, blocks=self._settings.blocks, rate=rate)
 
     def say_stopped(self) -> None:
         """Say that a stream stopped, unless what is kept of it has been said."""
         if not self.kept_is_said:
-            self._progress.say("Stopped; no picture was made.")
+            self._progress.say("stopped_empty")
 
     def _say_block(self) -> None:
         """Say which block is made, in place of what is loaded no more."""
         if self._begun and self._blocks_done < self._settings.blocks:
-            self._progress.say(f"block {self._blocks_done + 1} of {self._settings.blocks} is being made")
+            self._progress.say("block_begins", block=self._blocks_done + 1, blocks=self._settings.blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -138,7 +139,7 @@ class SaveQuantizedModel(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -153,8 +154,8 @@ class SaveQuantizedModel(io.ComfyNode):
         from ..stream.save_quantized import save_quantized_pipeline
 
         path, _ = host.new_output_file(filename_prefix, ".safetensors", width=0, height=0)
-        watcher = _SaveWatcher(path.name, None if cls.hidden is None else cls.hidden.unique_id)
-        with saying_stopped(watcher.progress, "nothing was written"):
+        watcher = _SaveWatcher(path.name, cls.hidden)
+        with saying_stopped(watcher.progress):
             materialised = materialise(
                 pipeline,
                 residency=host.ComfyResidency(),
@@ -168,15 +169,15 @@ class SaveQuantizedModel(io.ComfyNode):
 class _SaveWatcher:
     """Shows loading and writing on the node, and stops them when the user cancels."""
 
-    def __init__(self, file_name: str, node_id: str | None) -> None:
+    def __init__(self, file_name: str, hidden: Any) -> None:  # noqa: ANN401
         self._file_name = file_name
-        self.progress = host.StreamProgress(_BAR_STEPS, node_id)
+        self.progress = host.StreamProgress(_BAR_STEPS, hidden)
         self._text = ByteProgress(self.progress)
 
     def while_loading(self, component: str, done: int, total: int) -> None:
         self.progress.update(_LOADING_STEPS * done // max(total, 1))
-        self._text.show(f"loading {component}", done, total)
+        self._text.show_loading(component, done, total)
 
     def while_writing(self, done: int, total: int) -> None:
         self.progress.update(_LOADING_STEPS + (_BAR_STEPS - _LOADING_STEPS) * done // max(total, 1))
-        self._text.show(f"writing {self._file_name}", done, total)
+        self._text.show_writing(self._file_name, done, total)

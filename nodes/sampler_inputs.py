@@ -35,7 +35,7 @@ def sampler_inputs() -> list[io.Input]:
 
 
 def _length_inputs() -> list[io.Input]:
-    """The length in the viewer's own measure."""
+    """The length in the viewer's own measure, or none."""
     return [
         io.Float.Input(
             "seconds",
@@ -47,6 +47,15 @@ def _length_inputs() -> list[io.Input]:
             tooltip=(
                 "Length of the video: as many blocks as it takes, so the last one may end a little later. 0: as many "
                 "as 'blocks' says."
+            ),
+        ),
+        io.Boolean.Input(
+            "endless",
+            default=False,
+            optional=True,
+            tooltip=(
+                "Go on until you press 'stop and keep' on this node, whatever 'blocks' and 'seconds' say. The file "
+                "grows meanwhile; memory does not."
             ),
         ),
     ]

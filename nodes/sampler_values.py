@@ -59,6 +59,7 @@ class SamplerValues:
     fit: str = FITS[0]
     video_end: str = VIDEO_ENDS[0]
     seconds: float = UNSET
+    endless: bool = False
 
     def check(self) -> StreamChoices:
         """What is chosen for the stream, checked as far as that is possible before the model's files are read.
@@ -69,8 +70,8 @@ class SamplerValues:
         self._check_sockets()
         choices = self._choices()
         choices.check(SIZE_STEP if self.pipeline.blocks == BUILT_IN_BLOCKS else 1)
-        if self.track is not None and not self.seconds:
-            self.track.check(self.blocks)
+        if self.track is not None and (self.endless or not self.seconds):
+            self.track.check(None if self.endless else self.blocks)
         refuse_what_blocks_do_not_take(
             self.pipeline,
             embeds_given=choices.embeds_given,
@@ -88,8 +89,10 @@ class SamplerValues:
         return self.start is not None or (self.go_on_from is not None and not cut_off)
 
     def _check_sockets(self) -> None:
+        # A track of values alone leaves the prompt to others.
+        prompts = self.track if self.track is not None and self.track.has_prompts else None
         both = [
-            ("conditioning", self.conditioning, "track", self.track, "the prompt"),
+            ("conditioning", self.conditioning, "track", prompts, "the prompt"),
             ("start", self.start, "go_on_from", self.go_on_from, "the stream's past"),
         ]
         for one, given, other, other_given, what in both:
@@ -122,6 +125,7 @@ class SamplerValues:
             embeds_given=self.conditioning is not None,
             start_given=self.start is not None,
             video_given=self.video is not None,
+            endless=self.endless,
         )
 
 

@@ -21,10 +21,11 @@ from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, vide
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
 from ..stream.materialise import materialise
-from ..stream.run_stream import StreamReport, run_stream
+from ..stream.run_stream import run_stream
 from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
+from ..stream.stream_report import StreamReport
 from .connected_pictures import ConnectedPictures, carry_earlier_sound
 from .memory_chart import MemoryChart
 from .node_watcher import NodeWatcher
@@ -66,7 +67,7 @@ class StreamRun:
         self._pictures = ConnectedPictures.read(
             values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
         )
-        self._progress = host.StreamProgress(1, None if hidden is None else hidden.unique_id)
+        self._progress = host.StreamProgress(1, hidden)
         self._unfinished = UnfinishedVideo(self._progress, hidden)
         self._watcher = NodeWatcher(self._progress)
 
@@ -96,7 +97,14 @@ class StreamRun:
         keep_stream = self._values.keep_stream
         try:
             report = run_stream(
-                pipeline, settings, direction, [file, keeper], self._watcher, recorder, keep_stream=keep_stream
+                pipeline,
+                settings,
+                direction,
+                [file, keeper],
+                self._watcher,
+                recorder,
+                keep_stream=keep_stream,
+                on_look=host.throw_if_cancelled,
             )
             applied = report.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]

@@ -36,21 +36,22 @@ class UnfinishedVideo:
         """
         if video.frames_written == 0:
             return False
-        made = f"Stopped; the {video.frames_written} pictures made so far are in "
+        made = video.frames_written
         try:
             kept, shown, with_workflow = self._move(video.path)
         except Exception as error:
             # Catches every error: the one that ended the stream is the one to be seen.
             logger.warning("moving %s to the output folder failed", video.path, exc_info=True)
-            self._say(
-                f"{made}{video.path}, which ComfyUI deletes when it starts, because they could not be moved to the "
-                f"output folder ({error}): copy the file."
-            )
+            said = self._progress.say("stopped_in_temp", pictures=made, file=str(video.path), error=str(error))
+            logger.warning("%s", said)
             return True
-        lost = "" if with_workflow else ", without the workflow, which could not be written (the log says why)"
-        logger.warning("%s%s%s", made, kept, lost)
-        self._progress.say(f"{made}{shown['subfolder']}/{shown['filename']} in the output folder{lost}")
-        self._progress.show_unfinished({**shown, "pictures": video.frames_written, "workflow": self._workflow_id()})
+        logger.warning("Stopped; the %d pictures made so far are in %s", made, kept)
+        file = f"{shown['subfolder']}/{shown['filename']}"
+        if with_workflow:
+            self._progress.say("stopped", pictures=made, file=file)
+        else:
+            self._progress.say("stopped_without_workflow", pictures=made, file=file)
+        self._progress.show_unfinished({**shown, "pictures": made})
         host.list_as_asset(kept)
         return True
 
@@ -58,12 +59,3 @@ class UnfinishedVideo:
         metadata = host.workflow_metadata(self._prompt, self._extra)
         target, shown = host.reserve_output_file(UNFINISHED, ".mp4")
         return target, shown, move_unfinished(source, target, metadata)
-
-    def _say(self, message: str) -> None:
-        logger.warning(message)
-        self._progress.say(message)
-
-    def _workflow_id(self) -> str | None:
-        """The page's own id of the workflow: node ids repeat from one workflow to the next."""
-        workflow = self._extra.get("workflow")
-        return workflow.get("id") if isinstance(workflow, dict) else None

@@ -50,6 +50,7 @@ class StreamChoices:
     embeds_given: bool = False
     start_given: bool = False
     video_given: bool = False
+    endless: bool = False
 
     def check(self, size_step: int) -> None:
         """Raise ValueError for what no preset can make possible, before the model's files are read.

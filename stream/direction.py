@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from .block_prompt import BlockPrompt
+from .block_prompt import LINEAR, BlockPrompt
 from .conditioning import GIVEN_PROMPT
-from .prompt_track import PlacedTrack
+from .live_control import Edit
+from .placed_track import PlacedTrack
+from .prompt_track import PromptTrack
 from .snapshot import StreamSnapshot
 from .start_pictures import StartPictures
 from .video_input import VideoInput
@@ -24,7 +26,8 @@ class Direction:
         prompt_of: from block index to prompt, or to several mixed.
         embeds: of the prompt, [1, text tokens, text width], zero where nothing is said; every block is made with them
             and `prompt_of` is not asked. None encodes the prompts.
-        track: where `prompt_of` comes from, if it comes from a track; its prompts are encoded before the first block.
+        track: where `prompt_of` comes from, if the track has prompts, which are encoded before the first block; it may
+            say the attention bias of blocks, too.
         go_on: the stream that this one continues; its blocks are not counted by `prompt_of`. None starts a new one.
         start: pictures that the stream goes on from; None starts with nothing.
         video: what each block is made from; None makes each from noise.
@@ -52,10 +55,10 @@ class Direction:
         start: StartPictures | None = None,
         video: VideoInput | None = None,
     ) -> Direction:
-        """The prompts of a track, or else embeddings, or else the same prompt for every block."""
-        if track is not None:
+        """The prompts of a track, if it has any, or else embeddings, or else the same prompt for every block."""
+        if track is not None and track.has_prompts:
             return cls(track.at, None, track, go_on, start, video)
-        return cls(lambda _: prompt, embeds, None, go_on, start, video)
+        return cls(lambda _: prompt, embeds, track, go_on, start, video)
 
     @property
     def prompts_ahead(self) -> Sequence[str]:
@@ -67,8 +70,46 @@ class Direction:
         """Whether any block mixes prompts."""
         return self.track is not None and self.track.is_mixed
 
+    @property
+    def least_bias(self) -> float | None:
+        """The smallest attention bias that the track says; None where it says none."""
+        return None if self.track is None or not self.track.has_bias else self.track.least_bias
+
+    def strength_of(self, block: int) -> float | None:
+        """How much of the video a block replaces, 0..1; None without a video."""
+        if self.video is None or self.track is None:
+            return None if self.video is None else self.video.strength
+        return self.track.strength_at(block, self.video.strength)
+
+    def bias_of(self, block: int, attention_bias: float) -> float:
+        """The attention bias of a block; `attention_bias` where the track does not say."""
+        return attention_bias if self.track is None else self.track.bias_at(block, attention_bias)
+
+    def inputs_of(self, block: int, attention_bias: float) -> dict[str, float]:
+        """Inputs of the pipeline's call that the track says for a block; `attention_bias` where it does not say."""
+        if self.track is None or not self.track.has_bias:
+            return {}
+        return {"attention_bias": self.bias_of(block, attention_bias)}
+
+    def as_track(self) -> PlacedTrack:
+        """All that a track can say of it; no prompts, where embeddings are given."""
+        if self.track is not None and (self.track.has_prompts or self.embeds is not None):
+            return self.track
+        values = () if self.track is None else self.track.values
+        if self.embeds is not None:
+            return PlacedTrack((), LINEAR, values)
+        planned = PromptTrack.one_prompt(BlockPrompt.of(self.prompt_of(0)).name).place(None, None)
+        return replace(planned, values=values)
+
+    def with_edit(self, block: int, edit: Edit) -> Direction:
+        """The direction with a line more, which counts from `block` until the track's next line says otherwise."""
+        track = self.as_track().with_edit(
+            block, prompt=edit.prompt, strength=edit.strength, attention_bias=edit.attention_bias
+        )
+        return replace(self, track=track, prompt_of=track.at if track.has_prompts else self.prompt_of)
+
     def describe(self) -> dict[str, Any]:
         """What was shown, for text output: under a track, its prompts by blocks."""
-        if self.track is not None:
+        if self.track is not None and self.track.has_prompts:
             return {"prompt": "(from the track)", "track": self.track.describe()}
         return {"prompt": self.prompt_of(0) if self.embeds is None else GIVEN_PROMPT}

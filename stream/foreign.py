@@ -22,6 +22,7 @@ from .component_store import LoadCallback, all_on_device, ignore_load
 from .foreign_limits import refuse_what_blocks_do_not_take
 from .hub import fetch_file, refuse_folder_as_hub_id
 from .known_families import FAMILIES
+from .looks import Look, look_away
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe, is_hub_id
 from .remote_code import check_remote_code_allowed
@@ -43,6 +44,7 @@ class ForeignPipeline:
         self.residency = residency
         self.memory_facts = UNKNOWN_PIPELINE
         self.on_load: LoadCallback = ignore_load
+        self.on_look: Look = look_away
 
     @property
     def geometry(self) -> LatentGeometry:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .recipe import BUILT_IN_BLOCKS, Recipe
 
 
@@ -35,4 +37,19 @@ def refuse_mixes(recipe: Recipe) -> None:
         raise ValueError(
             f"a block mixes several prompts, and the blocks of {recipe.model} encode the prompt themselves: "
             "give each block one prompt, without weights and '->', or choose the built-in blocks."
+        )
+
+
+def refuse_bias(recipe: Recipe, bias: float, taken: Collection[str]) -> None:
+    """Raise ValueError, one sentence, for a track's attention bias where a repository's own blocks take none.
+
+    Args:
+        recipe: of the pipeline, with blocks of either kind.
+        bias: that the track says.
+        taken: names of the inputs that the blocks declare.
+    """
+    if recipe.blocks != BUILT_IN_BLOCKS and "attention_bias" not in taken:
+        raise ValueError(
+            f"the track says bias {bias}, and the blocks of {recipe.model} take no attention_bias: leave bias out of "
+            "the track, or choose the built-in blocks."
         )

@@ -67,19 +67,19 @@ class GivenPictures:
             return frames
         return torch.cat([self._start.shown, frames])
 
-    def of_block(self, index: int, *, cut: bool = False) -> dict[str, Any] | None:
+    def of_block(self, index: int, strength: float | None, *, cut: bool = False) -> dict[str, Any] | None:
         """Inputs of the pipeline's call for a block; None where the stream ends with its video.
 
         Args:
             index: of the block in this stream.
+            strength: how much of the video is replaced, 0..1; None without one.
             cut: whether it begins afresh.
 
         Raises:
             ValueError: the strength of this block is not possible, or the stream before took all of the video.
         """
-        if self._video is None:
+        if self._video is None or strength is None:
             return {}
-        strength = float(self._video.input.strength_of(index))
         check_strength(strength)
         # A new scene's first latent frame is one picture. At block 0 only an earlier stream can be cut off.
         cut = cut and (index > 0 or self._direction.go_on is not None)

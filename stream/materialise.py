@@ -20,7 +20,7 @@ from .foreign import ForeignPipeline, load_foreign_pipeline
 from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
 from .pipelines import BuiltInPipeline, attention_choice
-from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, Recipe, is_hub_id
+from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, DOWNLOAD_OF, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
 from .stream_pipeline import StreamPipeline
 
@@ -222,4 +222,4 @@ def _fetch(
             f"the transformer of {name!r} alone needs {format_gb(least)} and {format_gb(available)} are free: "
             "choose a smaller model, or quantize it; nothing was downloaded."
         )
-    return repository.fetch(partial(on_load, f"download of {name}"))
+    return repository.fetch(partial(on_load, f"{DOWNLOAD_OF}{name}"))

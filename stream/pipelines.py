@@ -22,6 +22,7 @@ from .conditioning import fit_tokens, name_embeds
 from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
+from .looks import Look, look_away, looking
 from .prompt_encodings import EncodedPrompt
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
@@ -61,6 +62,7 @@ class BuiltInPipeline:
         self.device = device
         self.residency = residency
         self.memory_facts = family.memory_facts
+        self.on_look: Look = look_away
         self.pipe = family.make_pipeline()
         self._store = store
         self._plans = StreamingPlans(store)
@@ -301,7 +303,7 @@ class BuiltInPipeline:
     def _run_text_step(self, state: PipelineState, prompt: str) -> None:
         step = self.pipe.blocks.sub_blocks["text_encoder"]
         state.set("prompt", prompt)
-        with torch.no_grad():
+        with torch.no_grad(), looking(self.on_look, [self.pipe.text_encoder], self.device):
             step(self.pipe, state)
 
     def _load(self, name: str) -> nn.Module:

@@ -34,6 +34,9 @@ ATTENTION_BACKENDS = (
 AVERAGED_WEIGHTS, TRAINED_WEIGHTS = "generator_ema", "generator"
 WEIGHT_CHOICES = (AVERAGED_WEIGHTS, TRAINED_WEIGHTS)
 
+# What a `LoadCallback` is told of a download, before the repository's name.
+DOWNLOAD_OF = "download of "
+
 COMPILE_NOTHING, COMPILE_TRANSFORMER = "off", "transformer"
 COMPILE_CHOICES = (COMPILE_NOTHING, COMPILE_TRANSFORMER)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 
@@ -14,23 +14,24 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.recorder import NoRecording
 from .block_prompt import BlockPrompt
 from .component_store import LoadCallback, ignore_load
+from .device_choice import check_attention_backend
 from .direction import Direction
-from .foreign_limits import refuse_mixes
+from .foreign_limits import refuse_bias, refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
+from .looks import Look, look_away
 from .recipe import Recipe
+from .run_notices import cut_prompt, ignored_settings
 from .session import BlockFailedError, Session, StreamBlock
-from .settings import INPUT_NAMES, StreamSettings
-from .sinks import FrameSink
+from .settings import StreamSettings
+from .sinks import FrameSink, close_sinks
 from .snapshot import StreamSnapshot
 from .snapshot_tree import CannotSnapshotError
+from .steering import Steering
 from .stream_pipeline import StreamPipeline
-from .video_input import VideoUse
+from .stream_report import StreamReport
 
 logger = logging.getLogger(__name__)
-
-# How long a stream is does not depend on what its blocks take.
-_LENGTHS = frozenset({"blocks", "frames_per_block"})
 
 
 class StreamWatcher(Protocol):
@@ -46,42 +47,17 @@ class StreamWatcher(Protocol):
         """Called after the sinks have the block."""
 
 
-@dataclass(frozen=True)
-class StreamReport:
-    """The result of a stream.
+@dataclass
+class _Made:
+    """What a stream has made so far; `prompt_given` names embeddings that stand for every prompt."""
 
-    Attributes:
-        blocks_made: blocks in the sinks.
-        pictures: pictures in the sinks.
-        seconds: wall time, including the loading of components.
-        notices: sentences the user should read, such as a prompt that was cut or why the stream stopped early.
-        settings: of the stream, with what was left to the memory decided.
-        described: how the pipeline was made; see `StreamPipeline.describe`.
-        snapshot: the stream after its last block; None unless it was asked for and could be taken.
-        no_snapshot: why there is none, a sentence.
-        video: what was taken of the input video; None without one.
-    """
-
-    blocks_made: int
-    pictures: int
-    seconds: float
-    notices: tuple[str, ...]
-    settings: StreamSettings
-    described: dict[str, Any]
+    direction: Direction
+    prompt_given: str | None = None
+    blocks: int = 0
+    pictures: int = 0
+    notices: list[str] = field(default_factory=list)
     snapshot: StreamSnapshot | None = None
-    no_snapshot: str = ""
-    video: VideoUse | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for text output; without the snapshot."""
-        told = {
-            "blocks_made": self.blocks_made,
-            "pictures": self.pictures,
-            "seconds": round(self.seconds, 3),
-            "notices": list(self.notices),
-            "video": None if self.video is None else asdict(self.video),
-        }
-        return self.settings.as_dict() | told | self.described
+    no_snapshot: str = "no snapshot was asked for."
 
 
 @clearing_error_locals
@@ -94,8 +70,10 @@ def run_stream(
     recorder: NoRecording | None = None,
     *,
     keep_stream: bool = False,
+    steering: Steering | None = None,
+    on_look: Look = look_away,
 ) -> StreamReport:
-    """Make `settings.blocks` blocks into the sinks.
+    """Make `settings.blocks` blocks into the sinks, or blocks without end.
 
     An unusable block ends the stream; the blocks before it are kept. On any error all sinks are closed and the
     stream's caches freed; the error holds no reference to them, however long it is kept.
@@ -108,6 +86,8 @@ def run_stream(
         watcher: observes progress; raising in it (cancel) stops the stream.
         recorder: of the memory timeline; None records nothing.
         keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
+        steering: what people change meanwhile; None leaves the direction as it is.
+        on_look: called many times within a pass where the pipeline computes on a CPU; raising in it stops the stream.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
@@ -119,29 +99,18 @@ def run_stream(
     """
     began = time.perf_counter()
     recorder = recorder or NoRecording()
-    embeds = direction.embeds
-    notices: list[str] = []
-    blocks_made = pictures = 0
+    steering = steering or Steering()
+    made = _Made(direction)
     failed = True
-    snapshot, no_snapshot = None, "no snapshot was asked for."
     try:
-        if direction.go_on is not None:
-            check_recipe(direction.go_on, pipeline.recipe)
-            settings = settings_to_go_on(direction.go_on, settings)
-        settings = replace(
-            settings,
-            embeds_given=embeds is not None,
-            start_given=direction.start is not None,
-            video_given=direction.video is not None,
-        )
-        pipeline.check_settings(settings)
-        if direction.is_mixed:
-            refuse_mixes(pipeline.recipe)
+        settings = _complete(pipeline, settings, direction)
         pictures_given = GivenPictures(direction, pipeline, settings)
-        given = None if embeds is None else pipeline.start_from_embeds(embeds)
+        given = None if direction.embeds is None else pipeline.start_from_embeds(direction.embeds)
+        made.prompt_given = None if given is None else given["encoded_prompt"]
         settings = pipeline.check_fit(settings)
         pipeline.on_load = _tell_both(pipeline.recipe, recorder, watcher)
-        _note_ignored_settings(pipeline, settings, notices)
+        pipeline.on_look = on_look
+        made.notices += ignored_settings(pipeline, settings)
         with Session(
             pipeline,
             settings,
@@ -152,51 +121,87 @@ def run_stream(
             prompts_ahead=direction.prompts_ahead,
             going_on=direction.go_on,
         ) as session:
-            for index in range(settings.blocks):
-                prompt = BlockPrompt.of(given["encoded_prompt"] if given else direction.prompt_of(index))
-                inputs = pictures_given.of_block(index, cut=prompt.cut)
-                if inputs is None:
-                    break
-                block = session.run_block(prompt, inputs)
-                shown = pictures_given.show(index, block.frames)
-                for sink in sinks:
-                    sink.write(shown)
-                blocks_made += 1
-                pictures += len(shown)
-                _note_cut_prompt(block, notices)
-                watcher.after_block(block)
+            _make_blocks(made, session, pictures_given, steering, sinks, watcher)
             if keep_stream:
-                snapshot, no_snapshot = _snapshot_of(session, pictures_given)
+                made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
         failed = False
     except BlockFailedError as error:
-        if blocks_made == 0:
+        if made.blocks == 0:
             raise
         failed = False
-        no_snapshot = f"it ended with a block that is unusable: {error}"
+        made.no_snapshot = f"it ended with a block that is unusable: {error}"
         logger.warning("%s", error)
-        notices.append(str(error))
+        made.notices.append(str(error))
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"{pipeline.device} ran out of memory at block {blocks_made + 1}: choose a smaller width or height or "
+            f"{pipeline.device} ran out of memory at block {made.blocks + 1}: choose a smaller width or height or "
             f"fewer context frames ({error}){recorder.explain_growth()}"
         ) from error
     finally:
         pipeline.on_load = ignore_load
-        notices += _close_all(sinks, quietly=failed)
+        pipeline.on_look = look_away
+        made.notices += close_sinks(sinks, quietly=failed)
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
-    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *notices, *pictures_given.notices()]
+    notices = [*pipeline.recipe.notices, *described.pop("notices", []), *made.notices, *pictures_given.notices()]
     return StreamReport(
-        blocks_made,
-        pictures,
+        made.blocks,
+        made.pictures,
         time.perf_counter() - began,
         tuple(notices),
         settings,
         described,
-        snapshot,
-        no_snapshot,
+        made.direction,
+        steering.edited or steering.stopped,
+        made.snapshot,
+        made.no_snapshot,
         pictures_given.use(),
     )
+
+
+def _complete(pipeline: StreamPipeline, settings: StreamSettings, direction: Direction) -> StreamSettings:
+    """The settings with what the direction brings; refuses what the pipeline cannot do."""
+    if direction.go_on is not None:
+        check_recipe(direction.go_on, pipeline.recipe)
+        settings = settings_to_go_on(direction.go_on, settings)
+    settings = replace(
+        settings,
+        embeds_given=direction.embeds is not None,
+        start_given=direction.start is not None,
+        video_given=direction.video is not None,
+    )
+    pipeline.check_settings(settings)
+    if direction.is_mixed:
+        refuse_mixes(pipeline.recipe)
+    if direction.least_bias is not None:
+        refuse_bias(pipeline.recipe, direction.least_bias, pipeline.pipe.blocks.input_names)
+        check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, direction.least_bias)
+    return settings
+
+
+def _make_blocks(
+    made: _Made,
+    session: Session,
+    pictures: GivenPictures,
+    steering: Steering,
+    sinks: Sequence[FrameSink],
+    watcher: StreamWatcher,
+) -> None:
+    """Make the blocks of the stream into the sinks, and note what was made."""
+    for index in steering.blocks(session.settings.planned_blocks):
+        made.direction = direction = steering.direct(index, made.direction)
+        prompt = BlockPrompt.of(made.prompt_given or direction.prompt_of(index))
+        inputs = pictures.of_block(index, direction.strength_of(index), cut=prompt.cut)
+        if inputs is None:
+            return
+        block = session.run_block(prompt, inputs | direction.inputs_of(index, session.settings.attention_bias))
+        shown = pictures.show(index, block.frames)
+        for sink in sinks:
+            sink.write(shown)
+        made.blocks += 1
+        made.pictures += len(shown)
+        made.notices += [notice for notice in cut_prompt(block) if notice not in made.notices]
+        watcher.after_block(block)
 
 
 def _snapshot_of(session: Session, given: GivenPictures) -> tuple[StreamSnapshot | None, str]:
@@ -218,47 +223,3 @@ def _tell_both(recipe: Recipe, recorder: NoRecording, watcher: StreamWatcher) ->
         watcher.while_loading(component, done, total)
 
     return call
-
-
-def _note_ignored_settings(pipeline: StreamPipeline, settings: StreamSettings, notices: list[str]) -> None:
-    """Note settings that were changed without effect: a repository's own blocks take only declared inputs."""
-    taken, defaults = set(pipeline.pipe.blocks.input_names), StreamSettings()
-    ignored = [
-        f"{name} {getattr(settings, name)}"
-        for name, input_name in INPUT_NAMES.items()
-        if name not in _LENGTHS and input_name not in taken and getattr(settings, name) != getattr(defaults, name)
-    ]
-    if ignored:
-        notices.append(f"The pipeline's blocks take no {', no '.join(ignored)}: these settings have no effect.")
-
-
-def _note_cut_prompt(block: StreamBlock, notices: list[str]) -> None:
-    if block.prompt_tokens_cut:
-        notice = f"The prompt is {block.prompt_tokens_cut} tokens too long for the text encoder; its end was cut off."
-        if notice not in notices:
-            notices.append(notice)
-
-
-def _close_all(sinks: Sequence[FrameSink], *, quietly: bool) -> list[str]:
-    """Close every sink, even if one fails, and return their sentences for the user.
-
-    The first failure is raised after all are closed, unless another error is propagating; other failures are
-    logged.
-    """
-    said: list[str] = []
-    failure: BaseException | None = None
-    for sink in sinks:
-        try:
-            notice = sink.close()
-        except BaseException as error:
-            if quietly or failure is not None:
-                logger.warning("closing %s failed too", type(sink).__name__, exc_info=True)
-            failure = failure or error
-        else:
-            said += [notice] if notice else []
-    if quietly:
-        for notice in said:
-            logger.warning("%s", notice)
-    elif failure is not None:
-        raise failure
-    return said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from .block_prompt import BlockPrompt
 from .carried_state import INPUT_ENCODER
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
+from .looks import looking
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
 from .snapshot import StreamSnapshot
@@ -175,10 +176,11 @@ class Session:
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
         if self._start_pictures is not None:
-            self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+            with self._looking():
+                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
             self._start_pictures = None
             self.recorder.add("start pictures")
-        with self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
+        with self._looking(), self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
         self._check_finite()
         frames = self._take_frames()
@@ -299,6 +301,10 @@ class Session:
             "generator": self._generator,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}
+
+    def _looking(self) -> AbstractContextManager[None]:
+        """Look for a cancel while the pipeline's modules compute."""
+        return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
 
     @contextmanager
     def _watched_passes(self) -> Iterator[None]:

@@ -54,6 +54,7 @@ class StreamSettings:
         width: pixels; the model's family defines the allowed sizes.
         height: pixels.
         blocks: how many blocks the stream is planned for; the session itself has no end.
+        endless: whether it goes on behind them, until somebody ends it.
         seed: of the stream's one noise generator.
         steps: denoising passes per block, spaced evenly; as many as `timesteps` has, where it is given.
         shift: flow shift of the schedule.
@@ -106,6 +107,7 @@ class StreamSettings:
     embeds_given: bool = False
     start_given: bool = False
     video_given: bool = False
+    endless: bool = False
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -140,6 +142,11 @@ class StreamSettings:
         lists = {name: getattr(self, name) for name in ("timesteps", "first_block_timesteps")}
         written = {name: None if listed is None else str(listed) for name, listed in lists.items()}
         return asdict(self) | written | {"cleanup": self.cleanup.value}
+
+    @property
+    def planned_blocks(self) -> int | None:
+        """How many blocks the stream has; None for one without end."""
+        return None if self.endless else self.blocks
 
     @property
     def passes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -198,3 +199,32 @@ class FrameKeeper:
     def frames(self) -> torch.Tensor | None:
         """The kept pictures, uint8 [F, height, width, 3]; None when there are none."""
         return torch.cat(self._frames) if self._frames else None
+
+
+def close_sinks(sinks: Sequence[FrameSink], *, quietly: bool) -> list[str]:
+    """Close every sink, even if one fails, and return their sentences for the user.
+
+    The first failure is raised after all are closed, unless another error is propagating; other failures are
+    logged.
+
+    Args:
+        sinks: to close.
+        quietly: whether another error is propagating.
+    """
+    said: list[str] = []
+    failure: BaseException | None = None
+    for sink in sinks:
+        try:
+            notice = sink.close()
+        except BaseException as error:
+            if quietly or failure is not None:
+                logger.warning("closing %s failed too", type(sink).__name__, exc_info=True)
+            failure = failure or error
+        else:
+            said += [notice] if notice else []
+    if quietly:
+        for notice in said:
+            logger.warning("%s", notice)
+    elif failure is not None:
+        raise failure
+    return said

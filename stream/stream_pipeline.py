@@ -12,6 +12,7 @@ from ..families.model_family import LatentGeometry
 from ..families.stream_preset import StreamPreset
 from ..memory.pipeline_facts import PipelineFacts
 from .component_store import LoadCallback
+from .looks import Look
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe
 from .settings import StreamSettings
@@ -25,6 +26,8 @@ class StreamPipeline(Protocol):
     pipe: ModularPipeline
     device: torch.device
     on_load: LoadCallback
+    # Called while its modules compute; see `looking`.
+    on_look: Look
     # Names of its stages, and advice on its state, for the memory timeline.
     memory_facts: PipelineFacts
 

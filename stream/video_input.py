@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -28,7 +27,7 @@ class VideoInput:
     Attributes:
         source: of the pictures.
         fps: pictures a second of the stream.
-        strength_of: from block index to how much of the video is replaced, 0..1.
+        strength: how much of the video is replaced, 0..1, where a track does not say.
         fit: see `PictureFit`.
         at_end: what follows the video's last picture: "loop" begins again, "hold" repeats the last picture, "stop" ends
             the stream.
@@ -36,7 +35,7 @@ class VideoInput:
 
     source: PictureSource
     fps: Fraction
-    strength_of: Callable[[int], float]
+    strength: float
     fit: str = CROP
     at_end: str = LOOP
 
@@ -46,7 +45,7 @@ class VideoInput:
             raise ValueError(f"video_end is {self.at_end!r}: choose from {', '.join(map(repr, VIDEO_ENDS))}.")
         if self.fps <= 0:
             raise ValueError(f"fps is {self.fps}: choose a value above 0.")
-        check_strength(self.strength_of(0))
+        check_strength(self.strength)
 
     def open(self, width: int, height: int) -> VideoReader:
         """Its pictures at the stream's size, from the first one; raises ValueError where there are none."""

@@ -57,9 +57,10 @@ loader, quantize, sampler, save = (by_class[name] for name in {NODES[:4]!r})
 loader["model"] = "tiny random model (made on the spot, to try the nodes)"
 quantize["format"] = "none"
 sampler |= {{"width": 32, "height": 32, "steps": 2, "blocks": 3}}
+workflow = {{"nodes": []}}
 def run(**changes):
     sampler.update(changes)
-    runs = {{r.class_type: r for r in host.execute(prompt, {{"nodes": []}})}}
+    runs = {{r.class_type: r for r in host.execute(prompt, workflow)}}
     return runs[{NODES[2]!r}].outputs, runs[{NODES[3]!r}]
 def report(**facts):
     print("FACTS " + json.dumps(facts))

@@ -37,7 +37,7 @@ def images():
 
 
 def video_of(images, strength=0.5):
-    return VideoInput(PictureBatch("video", images, FPS), FPS, lambda _: strength)
+    return VideoInput(PictureBatch("video", images, FPS), FPS, strength)
 
 
 def stream(pipeline, policy, blocks, *, track="0: a cat", **direction):

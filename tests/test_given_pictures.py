@@ -26,7 +26,7 @@ def images(count, width=48, height=32):
 
 
 def video(source, at_end="loop", fps=FPS, fit="crop", strength=0.5):
-    return VideoInput(source, fps, lambda _: strength, fit, at_end)
+    return VideoInput(source, fps, strength, fit, at_end)
 
 
 def half_and_half(width, height):

@@ -12,6 +12,7 @@ from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.picture_sources import PictureBatch
+from streamblocks.stream.prompt_track import PromptTrack
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.session import Session
@@ -59,10 +60,10 @@ def settings_of(policy, **changes):
     return StreamSettings(**values)
 
 
-def stream(pipeline, policy, start=None, video=None, **changes):
+def stream(pipeline, policy, start=None, video=None, track=None, **changes):
     """Report, pictures and passes of a stream."""
     keeper, watcher = FrameKeeper(KeepFrames.ALL), Watcher()
-    direction = Direction(lambda _: "a cat", start=start, video=video)
+    direction = Direction.of("a cat", track=track, start=start, video=video)
     report = run_stream(pipeline, settings_of(policy, **changes), direction, [keeper], watcher)
     return report, keeper.frames(), watcher.passes
 
@@ -72,8 +73,7 @@ def start_of(images):
 
 
 def video_of(images, strength, at_end="loop"):
-    strength_of = strength if callable(strength) else lambda _: strength
-    return VideoInput(PictureBatch("video", images, FPS), FPS, strength_of, at_end=at_end)
+    return VideoInput(PictureBatch("video", images, FPS), FPS, strength, at_end=at_end)
 
 
 def uint8(images):
@@ -109,7 +109,8 @@ def test_at_strength_0_it_is_the_input_through_the_vae(pipeline, images, plain, 
 def test_a_strength_between_is_between_and_may_change_from_block_to_block(pipeline, images, plain):
     _, text, passes = plain["recompute"]
     _, low, low_passes = stream(pipeline, "recompute", video=video_of(images, 0.1))
-    _, mixed, _ = stream(pipeline, "recompute", video=video_of(images, lambda block: [0.1, 1.0][block]))
+    track = PromptTrack.parse("0: a cat\n1 strength 1: a cat").place(2, None)
+    _, mixed, _ = stream(pipeline, "recompute", video=video_of(images, 0.1), track=track)
     # As many passes at any strength.
     assert low_passes == passes
     assert torch.equal(mixed[:9], low[:9]) and not torch.equal(mixed[9:], low[9:])

@@ -60,6 +60,23 @@ def test_a_line_says_how_much_of_a_video_is_replaced():
     assert placed.at(10).cut and placed.at(10).name == "e"
 
 
+def test_words_stand_in_any_order():
+    placed = place(
+        '0: a\n4->6: b\n5 BIAS 0.3 exact strength 0.2 now cut:  "c: || \\n\\u007b"  \n6.6s bias 1 strength 0:'
+    )
+    assert names(placed, 6)[3:] == ["a", "a -> 0.666667 a + 0.333333 b", "c: || \n{"]
+    assert placed.at(5).cut and placed.cuts == (5,)
+    # Behind the cut the first block has 9 pictures: blocks 6, 7 begin at 5.5, 6.5 s.
+    assert [placed.bias_at(block, 0.8) for block in (4, 5, 6, 7)] == [0.8, 0.3, 0.3, 1.0]
+    assert [placed.strength_at(block, 0.8) for block in (4, 5, 6, 7)] == [0.8, 0.2, 0.2, 0.0]
+    assert place('0 exact: [["a\\nb", 1], ["c", 3], ["d", 0]]').at(0).parts == (("a\nb", 0.25), ("c", 0.75))
+    # What has always been read.
+    assert (
+        place("0 cutstrength 0.5: a").strength_at(0, 1.0) == place("0cut  strength 0.5 : a").strength_at(0, 1.0) == 0.5
+    )
+    assert place("0: now: exact").at(0).name == "now: exact"
+
+
 def test_a_cut_is_at_its_first_block():
     assert [place("0: a\n2 cut: b\n4-5cut: c\n6: d").at(block).cut for block in range(7)] == [
         False,
@@ -151,6 +168,30 @@ def test_the_clock_has_the_pictures_of_the_familys_blocks(frames, fps, pictures)
         ("0: a\n12: b", "names block 12, and the stream has 12, 0 to 11"),
         ("0-12: a", "names block 12"),
         ("0: a\n10->13: b", "names block 13"),
+        ("0 bias 0: a", "line 1 of the track, '0 bias 0: a', has the bias 0: give a weight of past frames above 0"),
+        ("0 bias nan: a", "has the bias nan"),
+        ("0 bias: a", "does not say when"),
+        ("0 cut now cut: a", "says cut twice: say it once"),
+        ("0 bias 1 Strength 1 BIAS 0.5: a", "says bias twice"),
+        ("0 nowexact: a", "does not say when"),
+        ("0 exact: two words", "says exact, and no JSON string is behind its colon: write the prompt in double quotes"),
+        ("0 exact:", "says exact, and no JSON string"),
+        ('0 exact: ["a"]', "says exact, and no JSON string"),
+        ('0 exact: [["a", NaN]]', "says exact, and no JSON string"),
+        ('0 exact: [["a", 0]]', "says exact, and no JSON string"),
+        ('0 exact: [["a", -1], ["b", true]]', "says exact, and no JSON string"),
+        ("0 exact: " + "[" * 90_000, "says exact, and no JSON string"),
+        (f'0 exact: [["a", {"1" * 5000}]]', "says exact, and no JSON string"),
+        ("0 strength 0.4: a\n2->4 strength 0.4:", "has a transition and no prompt: write one behind the colon"),
+        ("0: a\n2 cut bias 1:", "has a cut and no prompt"),
+        ("0: a\n2-4 bias 1:", "has an end and no prompt"),
+        ("0: a\n2 now:", "has no prompt"),
+        ("0: a\n5 bias 1:\n4: b", "begins at block 4, before '5 bias 1:' at block 5: write lines in the order of time"),
+        ("0: a\n5: b\n4 bias 1:", "begins at block 4, before '5: b' at block 5"),
+        ("0: a\n12 bias 1:", "names block 12, and the stream has 12"),
+        ("0: a\n5: b\n5 now: c", "begins at block 5, not behind '5: b' at block 5"),
+        ("0-1: a\n4 now: b", "leaves blocks 2 to 3 without a prompt"),
+        ("1 bias 1:\n1: a", "is the first and begins at block 1"),
         ("0->3: a", "is a transition from nothing"),
         ("0: a\n4->4: b", "is a transition within one block"),
         ("0: a\n4->3: b", "ends before it begins"),

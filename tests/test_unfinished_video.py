@@ -15,19 +15,20 @@ from embedded_program import needs_embedded_host, run_in_host
 PROGRAM = """
 import errno, importlib, torch
 from server import PromptServer
-events, spoken_to = [], set()
+events, spoken_to, messages = [], set(), []
 server = PromptServer.instance
+hear = server.send_sync
 def send(event, data, sid=None):
     if event == "streamblocks.unfinished":
         events.append([data, sid])
+    if event == "streamblocks.says":
+        spoken_to.add(sid)
+        messages.append([data["node"], data["workflow"], data["id"], data["values"], data["text"]])
+    hear(event, data, sid)
 server.send_sync = send
-speak = server.send_progress_text
-def hear(text, node, sid=None):
-    spoken_to.add(sid)
-    speak(text, node)
-server.send_progress_text = hear
 live_tensor_bytes = importlib.import_module(PACK + ".memory.tensor_bytes").live_tensor_bytes
 sampler |= {"steps": 1, "keep_frames": "all"}
+workflow["id"] = "of this page"
 first = run()[0][1].clone()
 def clear_temp():
     for finished in host.temp.glob("*.mp4"):
@@ -87,7 +88,7 @@ cancel_at.append(1)
 play("no folder")
 folder.unlink()
 moved.rename(folder)
-report(scenes=scenes, spoken_to=sorted(spoken_to), prompt=prompt, equal=equal,
+report(scenes=scenes, messages=messages, spoken_to=sorted(spoken_to), prompt=prompt, equal=equal,
        bytes_before=bytes_before, bytes_after=bytes_after)
 """
 
@@ -125,14 +126,14 @@ def test_the_pictures_are_in_the_output_folder_with_the_workflow(facts, name, ki
     assert video.parts[-3:-1] == ("streamblocks", "unfinished")
     assert pictures(str(video)) == made
     found = metadata(str(video))
-    assert json.loads(found["workflow"]) == {"nodes": []}
+    assert json.loads(found["workflow"]) == {"nodes": [], "id": "of this page"}
     assert json.loads(found["prompt"]).keys() == facts["prompt"].keys()
     assert scene["temp"] == []
     ((event, client),) = scene["events"]
     assert client == "embedded host"
     shown = {"filename": video.name, "subfolder": "streamblocks/unfinished", "type": "output"}
     sampler = next(key for key, node in facts["prompt"].items() if node["class_type"] == "StreamBlocksSampler")
-    assert event == shown | {"node": sampler, "pictures": made, "workflow": None}
+    assert event == shown | {"node": sampler, "pictures": made, "workflow": "of this page"}
     assert scene["said"][-1].endswith(f"in streamblocks/unfinished/{video.name} in the output folder")
 
 
@@ -183,6 +184,19 @@ def test_only_the_page_that_queued_it_is_told(facts):
     assert len(scene["new"]) == 1
     assert (scene["said"], scene["events"]) == ([], [])
     assert facts["spoken_to"] == ["embedded host"]
+
+
+@needs_embedded_host
+def test_what_the_node_says_is_of_its_workflow_and_goes_when_it_runs_again(facts):
+    sampler = next(key for key, node in facts["prompt"].items() if node["class_type"] == "StreamBlocksSampler")
+    assert {tuple(place) for *place, _, _, _ in facts["messages"]} == {(sampler, "of this page")}
+    ids = [message for _, _, message, _, _ in facts["messages"]]
+    # Each run takes the earlier line away before it says anything, and its own last line is how it ended.
+    runs = " ".join(message or "-" for message in ids).split("-")[1:]
+    assert len(runs) == len(facts["scenes"]) - 1 + 2
+    assert [run.split()[-1] for run in runs[1:5]] == ["stopped_empty", "stopped", "stopped", "block_made"]
+    values = next(values for _, _, message, values, _ in facts["messages"] if message == "stopped")
+    assert values["pictures"] == 21 and values["file"].startswith("streamblocks/unfinished/stream_")
 
 
 def other_filesystem(*_):

@@ -37,7 +37,7 @@ def images():
 
 
 def video_of(images, strength=0.0, at_end="loop", fps=FPS, rate=FPS):
-    return VideoInput(PictureBatch("video", images, rate), fps, lambda _: strength, at_end=at_end)
+    return VideoInput(PictureBatch("video", images, rate), fps, strength, at_end=at_end)
 
 
 def stream(pipeline, blocks, *, track="0: a cat", **direction):
@@ -81,7 +81,7 @@ def test_a_part_of_a_file_or_a_replaced_file_is_another_video(tmp_path):
 def test_a_video_that_is_gone_at_the_end_costs_no_stream(pipeline, tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4")
     monkeypatch.setattr(Nobody, "after_block", lambda *_: path.unlink())
-    video = VideoInput(VideoFile("video", str(path)), FPS, lambda _: 0.5)
+    video = VideoInput(VideoFile("video", str(path)), FPS, 0.5)
     report, made = stream(pipeline, 1, video=video)
     assert len(made) == 9 and report.snapshot.input_video.pictures == 9
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_damaged_further_on_can_be_gone_on_from(images):
             yield from super().pictures()
             raise ValueError("video 'a.mp4' cannot be read as a video.")
 
-    reader = VideoInput(Damaged("video", images[:10], FPS), FPS, lambda _: 0.5).open(32, 32)
+    reader = VideoInput(Damaged("video", images[:10], FPS), FPS, 0.5).open(32, 32)
     reader.skip(9)
     pictures = reader.next(12)
     assert pictures is not None and len(pictures) == 12

@@ -83,15 +83,17 @@ class EmbeddedHost:
         folder_paths.add_model_folder_path("diffusion_models", str(self.models / "unet"))
         folder_paths.add_model_folder_path("text_encoders", str(self.models / "clip"))
         comfy.utils.set_progress_bar_global_hook(self._on_progress)
-        # The embedded server has no page to send text to, and drops it; without a client nothing would be sent.
+        # The embedded server has no page to send messages to, and drops them; without a client nothing would be sent.
         PromptServer.instance.client_id = "embedded host"
-        PromptServer.instance.send_progress_text = self._on_text
+        PromptServer.instance.send_sync = self._on_message
 
     def _on_progress(self, value: float, total: float, preview: object = None, node_id: str | None = None) -> None:
         self.progress.step(self._running, int(value), int(total))
 
-    def _on_text(self, text: str, node_id: str, sid: str | None = None) -> None:
-        self.progress.say(self._running, text)
+    def _on_message(self, event: str, data: Mapping[str, Any], sid: str | None = None) -> None:
+        # An empty text takes an earlier run's line from the node.
+        if event == "streamblocks.says" and data["text"]:
+            self.progress.say(self._running, data["text"])
 
     def model_roots(self, kind: str) -> list[Path]:
         """The folders of a kind of models, such as "vae"."""

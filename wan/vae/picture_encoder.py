@@ -68,6 +68,9 @@ def _convolve_normed(norm: WanRMS_norm, convolution: WanCausalConv3d, value: Pen
 
 def _convolve_last_tap(convolution: WanCausalConv3d, frame: torch.Tensor) -> torch.Tensor:
     """[1, height, width, channels] to [1, height, width, out channels], without the bias."""
+    # Its own call would be one over three frames; who watches its calls is told of this one.
+    for hook in tuple(convolution._forward_pre_hooks.values()):
+        hook(convolution, (frame,))
     weight = convolution.weight[:, :, -1].contiguous(memory_format=torch.channels_last)
     made = F.conv2d(frame.permute(0, 3, 1, 2), weight, padding=spatial_padding(convolution))
     return made.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,62 @@
+"""A stream's direction, as people change it while the stream runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from .direction import Direction
+from .live_control import LiveControl
+
+
+def _nothing(*_: object) -> None:
+    """Where nobody looks."""
+
+
+class Steering:
+    """Applies what a `LiveControl` was asked, between two blocks.
+
+    Args:
+        control: filled by whoever steers; None changes nothing.
+        look: called several times a second while the stream is paused; raise in it to end the stream.
+        tell: called before each block with its index and the direction that it follows.
+
+    Attributes:
+        edited: whether the stream has followed an edit.
+        stopped: whether it was ended by hand.
+    """
+
+    def __init__(
+        self,
+        control: LiveControl | None = None,
+        look: Callable[[], None] = _nothing,
+        tell: Callable[[int, Direction], None] = _nothing,
+    ) -> None:
+        self._control = control
+        self._look = look
+        self._tell = tell
+        self.edited = self.stopped = False
+
+    def blocks(self, count: int | None) -> Iterator[int]:
+        """The blocks to make, 0, 1, ...: `count`, or those until somebody stops; waits where the stream is paused.
+
+        Args:
+            count: None for a stream without end.
+        """
+        for index in itertools.count() if count is None else range(count):
+            if self._control is not None:
+                self._control.wait_while_paused(self._look)
+                # The first block is made: what is kept cannot be nothing.
+                if index and self._control.is_stopped:
+                    self.stopped = True
+                    return
+            yield index
+
+    def direct(self, index: int, direction: Direction) -> Direction:
+        """What block `index` and those behind it follow: `direction`, with the edits that wait."""
+        edit = None if self._control is None else self._control.take_edit()
+        if edit is not None and edit.values():
+            direction = direction.with_edit(index, edit)
+            self.edited = True
+        self._tell(index, direction)
+        return direction
