@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from layouts import users_files
 
+from streamblocks.stream import picture_encoding
 from streamblocks.stream.materialise import release_materialised
 from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
 from streamblocks.wan.geometry import WAN_22_GEOMETRY
@@ -104,3 +105,17 @@ def no_pipeline() -> Iterator[None]:
 def remote_code_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a server that allows repositories to run their own code."""
     monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures each block had that was encoded for pages."""
+    made: list[int] = []
+    encode = picture_encoding.encode_pictures
+
+    def counted(frames: torch.Tensor) -> picture_encoding.EncodedPictures:
+        made.append(len(frames))
+        return encode(frames)
+
+    monkeypatch.setattr(picture_encoding, "encode_pictures", counted)
+    return made
