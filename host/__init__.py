@@ -1,7 +1,7 @@
 """All that talks to ComfyUI, by subject; nothing else but the nodes' schemas imports it."""
 
 from .assets import list_as_asset
-from .execution import blocked_output, throw_if_cancelled
+from .execution import blocked_output, is_cancel, running_prompt, throw_if_cancelled
 from .files_made import (
     is_trimmed,
     new_output_file,
@@ -11,7 +11,7 @@ from .files_made import (
     video_from_file,
     workflow_metadata,
 )
-from .live_streams import running
+from .live_streams import note_changed_by_hand, running, times_changed_by_hand
 from .model_management import (
     ComfyResidency,
     WholeModelPatcher,
@@ -32,7 +32,7 @@ from .models_on_disk import (
     vae_files,
 )
 from .pipeline_folders import PipelineFolder
-from .progress import StreamProgress
+from .progress import StreamProgress, workflow_id
 from .server_routes import register_routes
 from .video_inputs import GivenVideo, look_into_video
 
@@ -46,6 +46,7 @@ __all__ = [
     "default_device",
     "device_names",
     "diffusers_folders",
+    "is_cancel",
     "is_trimmed",
     "list_as_asset",
     "look_into_video",
@@ -53,6 +54,7 @@ __all__ = [
     "new_output_file",
     "new_temp_file",
     "new_transformer_file",
+    "note_changed_by_hand",
     "other_models",
     "pipeline_folders",
     "register_routes",
@@ -60,12 +62,15 @@ __all__ = [
     "resolve_lora",
     "resolve_model",
     "running",
+    "running_prompt",
     "temp_folder",
     "text_encoder_files",
     "throw_if_cancelled",
+    "times_changed_by_hand",
     "transformer_files",
     "unload_all_models",
     "vae_files",
     "video_from_file",
+    "workflow_id",
     "workflow_metadata",
 ]

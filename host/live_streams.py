@@ -58,6 +58,19 @@ def running(
         _drop_pictures_later(news)
 
 
+def note_changed_by_hand(node: str) -> None:
+    """Note that a stream of `node` was edited or stopped, so that equal inputs are no reason to show it again."""
+    streams = _streams()
+    if streams is not None:
+        streams.note_changed_by_hand(node)
+
+
+def times_changed_by_hand(node: str) -> int:
+    """How many streams of `node` were edited or stopped since the server started."""
+    streams = _streams()
+    return 0 if streams is None else streams.times_changed_by_hand(node)
+
+
 def _streams() -> LiveStreams | None:
     """The registry of the server; None where there is no server with the pack's routes."""
     app = getattr(PromptServer.instance, "app", None)

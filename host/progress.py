@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.utils
@@ -23,9 +24,16 @@ class StreamProgress:
     Args:
         total_steps: to count to.
         hidden: the node's hidden inputs, of which `unique_id` and `extra_pnginfo` are read; None outside of a prompt.
+        on_say: told of each line that is said, as its id and values.
     """
 
-    def __init__(self, total_steps: int, hidden: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        total_steps: int,
+        hidden: Any,  # noqa: ANN401
+        on_say: Callable[[str, Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self._on_say = on_say
         self._node_id = None if hidden is None else hidden.unique_id
         self._workflow_id = workflow_id(None if hidden is None else hidden.extra_pnginfo)
         self.expect(total_steps)
@@ -63,6 +71,8 @@ class StreamProgress:
         """
         text = message_text(message, values)
         self._send_message(message, values, text)
+        if self._on_say is not None:
+            self._on_say(message, values)
         return text
 
     def show_memory(self, point: dict[str, Any]) -> None:

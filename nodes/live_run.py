@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,20 @@ from ..stream.live_news import LiveNews
 from ..stream.steering import Steering
 
 if TYPE_CHECKING:
-    from ..stream.session import StreamBlock
+    import torch
+
     from ..stream.settings import StreamSettings
     from ..stream.stream_pipeline import StreamPipeline
 
 _NO_PROMPTS = "A conditioning is connected, and it is the prompt: disconnect it to change the prompt of a stream."
 _NO_VIDEO = "No video is connected, so strength has no effect: connect one to 'video' for the next stream."
+_OVER = "The stream has made its last block: start another one."
 # Any bias below 1 needs a mask.
 _A_BIAS = 0.5
 
 
 class LiveRun:
-    """One run of the sampler, live.
+    """One run of the sampler, live: takes the stream's pictures as a sink does.
 
     Args:
         node: the node's execution id; None outside of a prompt.
@@ -41,17 +44,23 @@ class LiveRun:
         self.news = LiveNews()
         self._control = LiveControl()
         self._node, self._workflow, self._look = node, workflow, look
-        self._settings: StreamSettings | None = None
+        self._steering = Steering(self._control, self._wait, self._tell)
+        self._attention_bias = 1.0
+        self._fps = 1.0
         self._told: Direction | None = None
         self._blocks = self._pictures = 0
-        self._fps = 0.0
+        self._began = time.perf_counter()
 
     def open(self) -> AbstractContextManager[str]:
         """Pages may watch and steer the stream while this is open."""
         return host.running(host.running_prompt(), self._node, self._workflow, self._control, self.news)
 
+    def say(self, message: str, values: Mapping[str, Any]) -> None:
+        """Tell pages the line that is said on the node."""
+        self.news.update(says={"id": message, "values": dict(values)})
+
     def steer(self, pipeline: StreamPipeline, settings: StreamSettings, direction: Direction, fps: float) -> Steering:
-        """Take edits from now on: it is known which of them have an effect.
+        """Tell what is planned, and which edits have an effect.
 
         Args:
             pipeline: materialised.
@@ -59,52 +68,67 @@ class LiveRun:
             direction: as planned.
             fps: pictures a second.
         """
-        self._settings, self._fps = settings, fps
+        self._attention_bias, self._fps = settings.attention_bias, fps
         self._control.allowed = Allowed(
             prompt="" if direction.embeds is None else _NO_PROMPTS,
             strength=_NO_VIDEO if direction.video is None else "",
             attention_bias=_why_no_bias(pipeline),
         )
         self.news.update(blocks=settings.planned_blocks, fps=fps)
-        steering = Steering(self._control, self._wait, self._tell)
-        self._edited = lambda: steering.edited
-        return steering
+        return self._steering
 
-    def after_block(self, block: StreamBlock, pictures: int) -> None:
-        """Show a finished block, of which `pictures` are in the video."""
-        self._blocks += 1
-        self._pictures += pictures
+    def write(self, frames: torch.Tensor) -> None:
+        """Show a block's pictures, uint8 [F, height, width, 3] on the CPU."""
+        now = time.perf_counter()
+        self._pictures += len(frames)
         self.news.show_block(
-            block.frames,
-            block=block.index,
-            state="running",
-            blocks_made=self._blocks,
+            frames,
+            block=self._blocks,
+            blocks_made=self._blocks + 1,
             pictures_made=self._pictures,
             seconds=self._pictures / self._fps,
-            rate=len(block.frames) / block.seconds,
+            rate=len(frames) / (now - self._began),
         )
+        self._blocks += 1
+
+    def close(self) -> None:
+        """Take no more edits: there is no block to follow them."""
+        self._control.allowed = Allowed(_OVER, _OVER, _OVER)
+
+    def say_how_it_ended(self, error: BaseException | None) -> None:
+        """Tell whether the stream came to its end, was stopped by hand, or failed."""
+        if error is None:
+            self.news.update(state="stopped" if self._steering.stopped else "finished")
+        else:
+            self.news.update(state="stopped" if host.is_cancel(error) else "failed")
+        if self._node is not None and (self._steering.stopped or self._steering.edited):
+            host.note_changed_by_hand(self._node)
 
     def _wait(self) -> None:
         """Say that the stream waits, and look whether it is cancelled."""
-        if self.news.since().header["state"] != "paused":
+        if self.news.state != "paused":
             self.news.update(state="paused")
         self._look()
 
     def _tell(self, index: int, direction: Direction) -> None:
         """Tell what the next block is made of."""
-        assert self._settings is not None
-        fields: dict[str, Any] = {
-            "state": "running",
-            "prompt": None if direction.embeds is not None else direction.name_of(index),
-            "strength": direction.strength_of(index),
-            "attention_bias": direction.bias_of(index, self._settings.attention_bias),
-        }
+        self._began = time.perf_counter()
         track = direction.as_track()
         ahead = track.next_line(index)
-        fields["next"] = None if ahead is None else {"block": ahead[0], "prompt": ahead[1]}
+        fields: dict[str, Any] = {
+            "state": "running",
+            "prompt": direction.name_of(index),
+            "strength": direction.strength_of(index),
+            "attention_bias": direction.bias_of(index, self._attention_bias),
+            "next": None if ahead is None else {"block": ahead[0], "prompt": ahead[1]},
+        }
         if direction is not self._told:
             self._told = direction
-            fields |= {"track": track.written(), "interpolation": track.interpolation, "edited": self._edited()}
+            fields |= {
+                "track": track.written(),
+                "interpolation": track.interpolation,
+                "edited": self._steering.edited,
+            }
         self.news.update(**fields)
 
 

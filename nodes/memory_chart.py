@@ -19,12 +19,12 @@ class MemoryChart:
     """Turns records into points and sends them: the end of every block, other stages at most ten times a second.
 
     Args:
-        blocks: how many the stream will have.
+        blocks: how many the stream will have; None for one without end.
         device: of the stream.
         send: takes a point as JSON values.
     """
 
-    def __init__(self, blocks: int, device: torch.device, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, blocks: int | None, device: torch.device, send: Callable[[dict[str, Any]], None]) -> None:
         self._blocks = blocks
         self._card = card_bytes(device)
         self._send = send

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .. import host
@@ -10,9 +11,15 @@ from .byte_progress import ByteProgress
 
 
 class NodeWatcher:
-    """Shows a stream's progress on its node, and stops the stream when the user cancels."""
+    """Shows a stream's progress on its node, and stops the stream when the user cancels.
 
-    def __init__(self, progress: host.StreamProgress) -> None:
+    Args:
+        progress: of the node.
+        is_watched: whether a page plays the stream.
+    """
+
+    def __init__(self, progress: host.StreamProgress, is_watched: Callable[[], bool]) -> None:
+        self._is_watched = is_watched
         self._settings = StreamSettings()
         self._progress = progress
         self._blocks_done = 0
@@ -23,7 +30,7 @@ class NodeWatcher:
         """Say what the stream is, once it is known."""
         self._settings = settings
         self._begun = True
-        self._progress.expect(settings.passes)
+        self._progress.expect(settings.passes_before(1) if settings.endless else settings.passes)
 
     def while_loading(self, component: str, done: int, total: int) -> None:
         """See `StreamWatcher`."""
@@ -37,6 +44,9 @@ class NodeWatcher:
         """See `StreamWatcher`."""
         # Context and clean passes do not count: the user chose a number of denoising steps.
         before, after = (self._settings.passes_before(self._blocks_done + more) for more in (0, 1))
+        if self._settings.endless:
+            # Of the block: of the whole stream there is no share.
+            before, after = 0, after - before
         self._progress.update(min(before + index, after))
         if self._loads:
             # A load that was not told of to its end, such as a download's.
@@ -46,9 +56,16 @@ class NodeWatcher:
     def after_block(self, block: Any) -> None:  # noqa: ANN401
         """See `StreamWatcher`."""
         self._blocks_done = block.index + 1
-        self._progress.show_picture(self._settings.passes_before(self._blocks_done), block.frames[-1])
         rate = f"{len(block.frames) / block.seconds:.1f}"
-        self._progress.say("block_made", block=self._blocks_done, blocks=self._settings.blocks, rate=rate)
+        watched = self._is_watched()
+        if self._settings.endless:
+            self._progress.show_picture(0, block.frames[-1], someone_watches=watched)
+            self._progress.expect(self._settings.steps)
+            self._progress.say("endless_block_made", block=self._blocks_done, rate=rate)
+        else:
+            done = self._settings.passes_before(self._blocks_done)
+            self._progress.show_picture(done, block.frames[-1], someone_watches=watched)
+            self._progress.say("block_made", block=self._blocks_done, blocks=self._settings.blocks, rate=rate)
 
     def say_stopped(self) -> None:
         """Say that a stream stopped, unless what is kept of it has been said."""
@@ -57,5 +74,9 @@ class NodeWatcher:
 
     def _say_block(self) -> None:
         """Say which block is made, in place of what is loaded no more."""
-        if self._begun and self._blocks_done < self._settings.blocks:
+        if not self._begun:
+            return
+        if self._settings.endless:
+            self._progress.say("endless_block_begins", block=self._blocks_done + 1)
+        elif self._blocks_done < self._settings.blocks:
             self._progress.say("block_begins", block=self._blocks_done + 1, blocks=self._settings.blocks)

@@ -21,12 +21,14 @@ from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, vide
 from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
 from ..stream.materialise import materialise
+from ..stream.prompt_track import PromptTrack
 from ..stream.run_stream import run_stream
 from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
 from ..stream.stream_report import StreamReport
 from .connected_pictures import ConnectedPictures, carry_earlier_sound
+from .live_run import LiveRun
 from .memory_chart import MemoryChart
 from .node_watcher import NodeWatcher
 from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
@@ -67,17 +69,24 @@ class StreamRun:
         self._pictures = ConnectedPictures.read(
             values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
         )
-        self._progress = host.StreamProgress(1, hidden)
+        node = None if hidden is None else hidden.unique_id
+        workflow = host.workflow_id(None if hidden is None else hidden.extra_pnginfo)
+        self._live = LiveRun(node, workflow, host.throw_if_cancelled)
+        self._progress = host.StreamProgress(1, hidden, self._live.say)
         self._unfinished = UnfinishedVideo(self._progress, hidden)
-        self._watcher = NodeWatcher(self._progress)
+        self._watcher = NodeWatcher(self._progress, lambda: self._live.news.is_watched)
 
     def execute(self) -> io.NodeOutput:
         """Load what is needed, make the stream, and give the node's outputs."""
-        try:
-            return self._make()
-        except BaseException:
-            self._watcher.say_stopped()
-            raise
+        with self._live.open():
+            try:
+                made = self._make()
+            except BaseException as error:
+                self._watcher.say_stopped()
+                self._live.say_how_it_ended(error)
+                raise
+            self._live.say_how_it_ended(None)
+            return made
 
     def _make(self) -> io.NodeOutput:
         pipeline = materialise(
@@ -100,13 +109,14 @@ class StreamRun:
                 pipeline,
                 settings,
                 direction,
-                [file, keeper],
+                [file, keeper, self._live],
                 self._watcher,
                 recorder,
                 keep_stream=keep_stream,
+                steering=self._live.steer(pipeline, settings, direction, fps),
                 on_look=host.throw_if_cancelled,
             )
-            applied = report.as_dict() | direction.describe() | {"fps": fps, "preset": preset.name}
+            applied = report.as_dict() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
             applied["notices"] += self._pictures.carry_sound(
                 file.path, report, fps, goes_on=self._values.go_on_from is not None
@@ -120,6 +130,8 @@ class StreamRun:
                 json.dumps(applied, indent=2),
                 None if recorder is None else recorder.timeline(),
                 self._stream(report, file, fps),
+                _track(report),
+                ui={"streamblocks": [_told_of_track(report)]},
             )
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
@@ -133,7 +145,7 @@ class StreamRun:
         """The settings, and which block shows which second."""
         settings = self._going_on or self._choices.complete(preset)
         clock = BlockClock.of(pipeline.geometry, settings.frames_per_block, fps, goes_on=self._values.goes_on)
-        if self._values.seconds:
+        if self._values.seconds and not self._values.endless:
             track = self._values.track
             cuts = () if track is None else track.place(None, clock).cuts
             fresh = [block for block in cuts if block]
@@ -142,8 +154,8 @@ class StreamRun:
 
     def _direction(self, settings: StreamSettings, clock: BlockClock, fps: float) -> Direction:
         values = self._values
-        placed = None if values.track is None else values.track.place(settings.blocks, clock)
-        video = self._pictures.video(fps, placed)
+        placed = None if values.track is None else values.track.place(settings.planned_blocks, clock)
+        video = self._pictures.video(fps)
         if placed is not None and placed.has_strength and video is None:
             self._notices.append("track: its strengths have no effect, because no video is connected.")
         return Direction.of(values.prompt, self._embeds, placed, values.go_on_from, self._pictures.start(fps), video)
@@ -159,7 +171,7 @@ class StreamRun:
             facts=pipeline.memory_facts,
             exact=mode == TIMELINE_EXACT,
             others={PICTURES: keeper.held, OTHER_MODELS: host.other_models},
-            on_record=MemoryChart(settings.blocks, pipeline.device, self._progress.show_memory),
+            on_record=MemoryChart(settings.planned_blocks, pipeline.device, self._progress.show_memory),
         )
 
     def _stream(self, report: StreamReport, file: Mp4Sink, fps: float) -> Any:  # noqa: ANN401
@@ -175,3 +187,22 @@ def _images(keeper: FrameKeeper) -> Any:  # noqa: ANN401
     if frames is None:
         return host.blocked_output("keep_frames is 'none', so there are no images: choose 'all' or 'last block'.")
     return to_image_batch(frames)
+
+
+def _track(report: StreamReport) -> Any:  # noqa: ANN401
+    """What the stream followed, for the track input of another run."""
+    track = report.direction.as_track()
+    if not (track.lines or track.values):
+        return host.blocked_output("A conditioning was the prompt, and nothing was edited, so there is no track.")
+    return PromptTrack.parse(track.written(), track.interpolation)
+
+
+def _told_of_track(report: StreamReport) -> dict[str, Any]:
+    """The same for the page, which can put it into the workflow."""
+    track = report.direction.as_track()
+    return {
+        "track": track.written(),
+        "interpolation": track.interpolation,
+        "blocks": report.blocks_made,
+        "edited": report.by_hand,
+    }

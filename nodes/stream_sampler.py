@@ -6,8 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .. import host
 from .found_by import search_aliases
 from .memory_nodes import TimelineType
+from .prompt_track import TrackType
 from .sampler_inputs import sampler_inputs
 from .sampler_values import SamplerValues
 from .savable_formats import check_saved_formats
@@ -36,10 +38,23 @@ class StreamingBlockSampler(io.ComfyNode):
                 io.String.Output(display_name="settings", tooltip="What was applied and measured, as JSON."),
                 TimelineType.Output(display_name="timeline", tooltip="For Stream Memory Report."),
                 stream_output(),
+                TrackType.Output(
+                    display_name="track",
+                    tooltip=(
+                        "What the stream followed, with all that was changed while it ran: connected to 'track' of a "
+                        "sampler with as many blocks, it gives the same pictures."
+                    ),
+                ),
             ],
             # Prompt and workflow go into a video that ends early; ComfyUI leaves them out of its cache key.
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> int:  # noqa: ANN401
+        """Changes once a stream was edited or stopped: its result is not what its inputs make."""
+        node = None if cls.hidden is None else cls.hidden.unique_id
+        return 0 if node is None else host.times_changed_by_hand(node)
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:  # noqa: ANN401

@@ -76,6 +76,10 @@ class Direction:
         """The smallest attention bias that the track says; None where it says none."""
         return None if self.track is None or not self.track.has_bias else self.track.least_bias
 
+    def name_of(self, block: int) -> str | None:
+        """What a block shows, as a line; None where embeddings are given."""
+        return None if self.embeds is not None else BlockPrompt.of(self.prompt_of(block)).name
+
     def strength_of(self, block: int) -> float | None:
         """How much of the video a block replaces, 0..1; None without a video."""
         if self.video is None or self.track is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from math import inf, isfinite
 from threading import Lock
 from typing import Any
 
@@ -14,6 +15,8 @@ from .live_control import LiveControl
 from .memory_points import MemoryPoints
 from .picture_encoding import BlockPictures
 
+# A page asks again within 20 seconds, whatever happens.
+_SECONDS_WATCHED = 60.0
 ENDED = ("finished", "stopped", "failed")
 
 
@@ -89,11 +92,22 @@ class LiveNews:
         self._pictures: BlockPictures | None = None
         self._control: LiveControl | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()
+        self._asked_at = -inf
 
     @property
     def version(self) -> int:
         """Of what would be told now."""
         return self._version
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a page has lately asked."""
+        return time.monotonic() - self._asked_at < _SECONDS_WATCHED
+
+    @property
+    def state(self) -> str:
+        """What the stream last said it does; see `NewsFields.state`."""
+        return self._fields.state
 
     @property
     def has_ended(self) -> bool:
@@ -166,6 +180,7 @@ class LiveNews:
             block: whose pictures it has, -1 for none.
             points: its cursor into the memory chart, 0 for none; see `PointsSince`.
         """
+        self._asked_at = time.monotonic()
         with self._lock:
             told, memory = self._told(), self._memory.since(points)
             pictures = self._pictures if self._pictures is not None and self._pictures.block != block else None

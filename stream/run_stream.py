@@ -123,6 +123,7 @@ def run_stream(
         ) as session:
             _make_blocks(made, session, pictures_given, steering, sinks, watcher)
             if keep_stream:
+                _leave_last_bias(session, made)
                 made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
         failed = False
     except BlockFailedError as error:
@@ -202,6 +203,12 @@ def _make_blocks(
         made.pictures += len(shown)
         made.notices += [notice for notice in cut_prompt(block) if notice not in made.notices]
         watcher.after_block(block)
+
+
+def _leave_last_bias(session: Session, made: _Made) -> None:
+    """Have a stream that goes on begin with the attention bias that this one ended with."""
+    bias = made.direction.bias_of(max(0, made.blocks - 1), session.settings.attention_bias)
+    session.settings = replace(session.settings, attention_bias=bias)
 
 
 def _snapshot_of(session: Session, given: GivenPictures) -> tuple[StreamSnapshot | None, str]:
