@@ -42,13 +42,13 @@ def running(
     Yields:
         The token.
     """
-    streams = _streams()
     stream = LiveStream(prompt_id or "", node or "", workflow, news, control, inbox, frames_from)
-    if streams is None or prompt_id is None or node is None:
-        streams = LiveStreams()
-    else:
-        _hand_out(stream)
+    listed = None if prompt_id is None or node is None else _streams()
+    streams = listed or LiveStreams()
     streams.begin(stream)
+    if listed is not None:
+        # Behind the listing: the page asks at once.
+        _hand_out(stream)
     state = "failed"
     try:
         yield stream.token

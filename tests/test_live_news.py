@@ -212,6 +212,19 @@ def test_every_page_has_the_points_that_the_server_has():
     assert len(strides) == 1 and held[-1]["block"] == 1499
 
 
+def test_a_page_that_missed_dropped_points_begins_anew():
+    """Else its chart would be dense at one end and thin at the other."""
+    news, late, up_to_date = LiveNews(), PointReader(), PointReader()
+    for block in range(400):
+        news.add_memory(memory_point(block, ended=True))
+        if block == 100:
+            late.ask(news)
+        up_to_date.ask(news)
+        assert up_to_date.cursor == block + 1 and len(up_to_date.columns) == block + 1
+    late.ask(news)
+    assert list(late.columns) == [*range(0, 400, 2), 399]
+
+
 def test_points_that_are_not_new_are_not_sent_again():
     news, page = LiveNews(), PointReader()
     for block in range(10):

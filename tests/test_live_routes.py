@@ -311,12 +311,18 @@ def test_a_page_that_stops_reading_holds_up_nobody(server, opened, encodings):
             assert stuck.recv(12) == b"HTTP/1.1 200"
 
 
-def test_pages_share_an_encoding(opened, encodings):
+def test_pages_share_an_encoding(server, opened, encodings):
     with opened("shared") as stream:
         version = stream.news.version
         pages = [asking(lambda: stream.page.news(version).news[1]) for _ in range(20)]
         stream.news.show_block(frames(), block=0)
         assert len({tuple(page.result(10)) for page in pages}) == 1 and len(encodings) == 1
+        for block in range(1, 5):
+            stream.news.show_block(frames(), block=block)
+            assert len(stream.page.news().news[1]) == 3
+        assert len(encodings) == 5
+        # Those of earlier blocks are gone, or this table would grow with the stream.
+        wait_until(lambda: len(server.stub.app[server.module("live_routes")._ENCODINGS]) <= 1)
 
 
 def test_ended_streams_stay_without_pictures_and_without_a_hand_on_them(server, opened):
