@@ -84,7 +84,8 @@ class ComfyPage:
             self._browser = self._playwright.chromium.launch(
                 executable_path=chromium_path(), headless=True, args=CHROMIUM_ARGUMENTS
             )
-            self._page = self._browser.new_page(viewport={"width": self.width, "height": self.height})
+            context = self._browser.new_context(viewport={"width": self.width, "height": self.height})
+            self._page = context.new_page()
             self._listen(self._page)
             self._open(self._page)
         except BaseException:
@@ -104,6 +105,14 @@ class ComfyPage:
         if self._playwright is not None:
             self._playwright.stop()
         self._browser = self._playwright = self._page = None
+
+    def another_tab(self) -> ComfyPage:
+        """The same page once more in the same browser, which closes it."""
+        tab = ComfyPage(self.url, self.width, self.height)
+        tab._page = self.page.context.new_page()
+        tab._listen(tab._page)
+        tab._open(tab._page)
+        return tab
 
     @property
     def page(self) -> Page:

@@ -1,4 +1,5 @@
-import { MemoryPoints, formatBytes } from './memory_points.mjs'
+import { formatBytes } from './memory_points.mjs'
+import { text } from './messages.mjs'
 
 // Okabe and Ito's palette, as in the report's plot.
 const COLOURS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7']
@@ -15,8 +16,9 @@ const CARD_LINE_FROM = 0.3
 
 /** A canvas in an element: stacked owners over the blocks, the peak, and a line on where the stream is. */
 export class MemoryChart {
-  constructor() {
-    this.points = new MemoryPoints()
+  /** @param {import('./memory_points.mjs').MemoryPoints} points which outlive the chart */
+  constructor(points) {
+    this.points = points
     this.element = document.createElement('div')
     this.element.className = 'streamblocks-memory-chart'
     this.element.setAttribute('role', 'img')
@@ -40,12 +42,6 @@ export class MemoryChart {
     this.observer.observe(this.element)
   }
 
-  /** Take a point as the server sends it. */
-  add(point) {
-    this.points.add(point)
-    this.redraw()
-  }
-
   /** Draw with the next frame, once. */
   redraw() {
     this.frame ||= requestAnimationFrame(() => {
@@ -58,7 +54,6 @@ export class MemoryChart {
   destroy() {
     this.observer.disconnect()
     cancelAnimationFrame(this.frame)
-    this.points.clear()
     this.element.remove()
   }
 
@@ -74,7 +69,7 @@ export class MemoryChart {
     context.textBaseline = 'middle'
     const ink = getComputedStyle(this.element).color
     const { latest } = this.points
-    const words = latest ? this.describe(latest) : 'Memory is drawn here while the stream runs.'
+    const words = latest ? this.describe(latest) : text('page.chart_idle')
     this.element.setAttribute('aria-label', words)
     write(context, words, 6, LINE / 2 + 2, width - 12, ink)
     if (!latest) return
@@ -92,8 +87,9 @@ export class MemoryChart {
   /** Where the stream is and what it holds, as a line. */
   describe(latest) {
     const { blocks, largestPeak } = this.points
-    const stage = latest.stage && latest.stage !== 'block end' ? `, ${latest.stage}` : ''
-    return `${formatBytes(latest.allocated)}, peak ${formatBytes(largestPeak)}: block ${latest.block + 1} of ${blocks}${stage}`
+    const sizes = { allocated: formatBytes(latest.allocated), peak: formatBytes(largestPeak) }
+    const id = blocks ? 'page.chart_words' : 'page.chart_words_endless'
+    return text(id, { ...sizes, number: latest.block + 1, blocks })
   }
 
   makeScale(box) {
@@ -129,7 +125,7 @@ export class MemoryChart {
       context.fillText(String(number), scale.x(number - 1 + this.points.stride / 2), box.bottom + LINE / 2)
     }
     context.textAlign = 'left'
-    context.fillText('block', 6, box.bottom + LINE / 2)
+    context.fillText(text('page.chart_block'), 6, box.bottom + LINE / 2)
   }
 
   drawColumns(context, scale, names) {
@@ -177,7 +173,7 @@ export class MemoryChart {
   drawLegend(context, names, box, width, ink) {
     const last = this.points.columns.at(-1)?.owners ?? new Map()
     const entries = names.map((name, index) => [`${formatBytes(last.get(name) ?? 0)} ${name}`, COLOURS[index], 8]).reverse()
-    entries.push(['peak', ink, 2])
+    entries.push([text('page.chart_peak'), ink, 2])
     const rows = Math.ceil(entries.length / 2)
     const column = (width - 12) / 2
     entries.forEach(([text, colour, thickness], index) => {

@@ -1,0 +1,66 @@
+const KEY = 'streamblocks.tokens'
+const HASH = '#streamblocks='
+// Streams that ended while no page looked leave theirs behind.
+const MOST_TOKENS = 16
+
+/** What allows this browser to steer a stream; shared by its tabs. */
+export class StreamTokens {
+  /** @param {Storage} storage */
+  constructor(storage) {
+    this.storage = storage
+  }
+
+  /** @returns {string | null} */
+  find(promptId, node) {
+    return this.read().find(([name]) => name === nameOf(promptId, node))?.[1] ?? null
+  }
+
+  keep(promptId, node, token) {
+    const others = this.read().filter(([name]) => name !== nameOf(promptId, node))
+    this.write([...others, [nameOf(promptId, node), token]].slice(-MOST_TOKENS))
+  }
+
+  drop(promptId, node) {
+    const all = this.read()
+    const others = all.filter(([name]) => name !== nameOf(promptId, node))
+    if (others.length < all.length) this.write(others)
+  }
+
+  /** @returns {[string, string][]} */
+  read() {
+    try {
+      const entries = JSON.parse(this.storage.getItem(KEY) ?? '[]')
+      return Array.isArray(entries) ? entries : []
+    } catch {
+      // Someone else's, or cut short: steering needs a new stream or link.
+      return []
+    }
+  }
+
+  write(entries) {
+    this.storage.setItem(KEY, JSON.stringify(entries))
+  }
+}
+
+function nameOf(promptId, node) {
+  return `${promptId}/${node}`
+}
+
+/** A link that lets another browser steer. */
+export function shareLink(page, promptId, node, token) {
+  return `${page.origin}${page.pathname}${page.search}${HASH}${[promptId, node, token].map(encodeURIComponent).join('/')}`
+}
+
+/**
+ * Take the token out of the page's address, where a link brought one.
+ * @param {Location} location
+ * @param {History} history
+ * @param {StreamTokens} tokens
+ */
+export function takeSharedToken(location, history, tokens) {
+  if (!location.hash.startsWith(HASH)) return
+  const parts = location.hash.slice(HASH.length).split('/').map(decodeURIComponent)
+  // Neither seen, nor copied on with the address, nor taken for the page's own place in a subgraph.
+  history.replaceState(history.state, '', location.pathname + location.search)
+  if (parts.length === 3 && parts.every(Boolean)) tokens.keep(...parts)
+}
