@@ -39,7 +39,8 @@ def decode_jpeg(jpeg: bytes) -> torch.Tensor:
 
 
 def _check_size(width: int, height: int) -> None:
-    if not (LEAST_SIDE <= min(width, height) and max(width, height) <= MOST_SIDE and width * height <= MOST_PIXELS):
+    sides_fit = min(width, height) >= LEAST_SIDE and max(width, height) <= MOST_SIDE
+    if not sides_fit or width * height > MOST_PIXELS:
         raise ValueError(
             f"The picture is {width}x{height}: send {LEAST_SIDE} to {MOST_SIDE} pixels a side, and at most "
             f"{MOST_PIXELS // 1_000_000} megapixels."

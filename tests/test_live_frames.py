@@ -100,8 +100,8 @@ def test_a_stream_of_frames_is_the_stream_of_their_video(pipeline):
     after, made = stream(pipeline, live_video(newest), 1, go_on=report.snapshot)
     assert torch.equal(made, expected[21:]) and after.video.dropped == 5
     assert after.notices == (
-        "live: 17 pictures came for 12 of the video; 5 were dropped because newer ones came, and pictures were shown again "
-        "0 times.",
+        "live: 17 pictures came for 12 of the video; 5 were dropped because newer ones came, and pictures were shown "
+        "again 0 times.",
     )
 
 

@@ -1,14 +1,21 @@
 /** Language -> kind ("page" or "says") -> id -> template, as `locales/<language>/main.json` has them. */
 let templates = {}
 let localeNow = () => 'en'
+/** @type {Promise<void> | null} */
+let loading = null
 
 /**
- * Read the pack's texts in all languages.
+ * Read the pack's texts in all languages, once for all who ask.
  * @param {(route: string) => Promise<Response>} fetchApi ComfyUI's own
  * @param {() => string} locale the page's language, which may change at any time
  */
-export async function loadMessages(fetchApi, locale) {
+export function loadMessages(fetchApi, locale) {
   localeNow = locale
+  loading ??= read(fetchApi)
+  return loading
+}
+
+async function read(fetchApi) {
   const answer = await fetchApi('/i18n')
   if (!answer.ok) return
   const all = await answer.json()
