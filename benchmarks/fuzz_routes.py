@@ -81,6 +81,17 @@ class CountingControl(LiveControl):
         self.calls += 1
 
 
+class CountingInbox:
+    """Counts the pictures it is given."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def put(self, jpeg: bytes) -> None:
+        """Count a picture."""
+        self.calls += 1
+
+
 class ErrorCounter(logging.Handler):
     """Counts errors that the server logs."""
 
@@ -260,15 +271,16 @@ def fuzz_routes(bodies: int, seed: int = 0) -> tuple[FuzzFigures, dict[str, Any]
             LiveNews(),
             LiveNews(),
         )
+        locked_inbox = CountingInbox()
         with (
-            running("open", "7", None, open_control, open_news) as token,
-            running("locked", "12:5", None, locked_control, locked_news),
+            running("open", "7", None, open_control, open_news, CountingInbox()) as token,
+            running("locked", "12:5", None, locked_control, locked_news, locked_inbox),
         ):
             version = locked_news.version
             fuzz = RouteFuzz(server, token, seed)
             server.run(fuzz.run(bodies))
             figures = fuzz.figures
-            figures.changed_without_token = locked_control.calls + (locked_news.version != version)
+            figures.changed_without_token = locked_control.calls + locked_inbox.calls + (locked_news.version != version)
             # Each change of the open stream was asked for by a request that was accepted.
             figures.changed_without_token += abs(open_control.calls - figures.accepted - figures.wrongly_accepted)
     logger.removeHandler(errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -49,8 +50,10 @@ def _waker(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> Callable[
 
     def wake() -> None:
         nonlocal called
-        if not called and not loop.is_closed():
+        if not called:
             called = True
-            loop.call_soon_threadsafe(changed.set)
+            # The server may end while a stream runs; that is nothing to the stream.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(changed.set)
 
     return wake

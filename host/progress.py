@@ -1,4 +1,4 @@
-"""What a node shows while it runs: progress, previews, lines of text, the memory chart."""
+"""What a node shows while it runs: progress, previews, lines of text, links."""
 
 from __future__ import annotations
 
@@ -74,10 +74,6 @@ class StreamProgress:
         if self._on_say is not None:
             self._on_say(message, values)
         return text
-
-    def show_memory(self, point: dict[str, Any]) -> None:
-        """Send a point of the memory chart to the page that started the prompt, if there is one."""
-        self._send("streamblocks.memory", point)
 
     def show_unfinished(self, video: dict[str, Any]) -> None:
         """Send the link to an unfinished video (filename, subfolder, type, pictures) to that page."""

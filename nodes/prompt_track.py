@@ -16,7 +16,9 @@ _HOW_TO_WRITE = (
     "'4: storm' lasts until the next line begins. '8->11: calm again' is a transition, a quarter more in each of four "
     "blocks. '2.5s-4s: fog' is in seconds, at the nearest block. '12 cut: a street' is a hard cut, with nothing of the "
     "past. 'a cat :0.7 || a dog :0.3' mixes prompts by weight. '20 strength 0.4: a robot' sets how much of the "
-    "sampler's video is replaced from there on. A line that begins with # is a comment."
+    "sampler's video is replaced from there on, 'bias 0.3' the attention bias; '9 strength 0.4:' without a prompt "
+    "changes only that. '6 now: a robot' may begin within a transition or the blocks of the line before, which ends "
+    "there. '7 exact: \"two\\nlines\"' takes a JSON string as it is. A line that begins with # is a comment."
 )
 
 

@@ -276,8 +276,8 @@ def _track_inputs() -> list[io.Input]:
             "track",
             optional=True,
             tooltip=(
-                "Prompts over time, from Stream Prompt Track or Stream Prompt Then. The prompt above is then ignored; "
-                "the settings output says which blocks had which prompt."
+                "Prompts over time, from Stream Prompt Track, Stream Prompt Then or another sampler. The prompt above is "
+                "then ignored, unless the track has none; the settings output says which blocks had which prompt."
             ),
         ),
     ]

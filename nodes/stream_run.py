@@ -181,7 +181,7 @@ class StreamRun:
             facts=pipeline.memory_facts,
             exact=mode == TIMELINE_EXACT,
             others={PICTURES: keeper.held, OTHER_MODELS: host.other_models},
-            on_record=MemoryChart(settings.planned_blocks, pipeline.device, self._progress.show_memory),
+            on_record=MemoryChart(settings.planned_blocks, pipeline.device, self._live.news.add_memory),
         )
 
     def _stream(self, report: StreamReport, file: Mp4Sink, fps: float) -> Any:  # noqa: ANN401

@@ -17,9 +17,9 @@ Parts = tuple[tuple[str, float], ...]
 # Shares that were written are read as they are; dividing them by their sum again would move their last digit.
 _ROUNDING = 1e-9
 # What ends a line for `str.splitlines`, what is no text in UTF-8, and what ComfyUI's page takes for its own: `{a|b}`,
-# `//` and `/*` comments, and a backslash before a brace or bar.
+# `//` and `/*` comments, and a backslash before a brace, a bar or the end of the text.
 _ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff{}]|/(?=[/*])|(?<=\\)\|")
-_CHANGED_BY_THE_PAGE = re.compile(r"[{}]|/[/*]|\\\|")
+_CHANGED_BY_THE_PAGE = re.compile(r"[{}]|/[/*]|\\(?:\||$)")
 
 
 def read_exact(text: str) -> Parts | None:

@@ -1,4 +1,4 @@
-"""Looks for a cancel while modules compute, where one pass takes long.
+"""Calls while a block is made, to show progress and to look for a cancel: before each pass, and within long ones.
 
 On a CPU a pass of the transformer, or a latent frame of the VAE, may take a minute. So modules are hooked while a block
 is made: each repeated layer, and each module that holds no others, such as a convolution of the VAE. On other devices
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import nn
 
 # Called many times while a block is made; raises to stop it.
 Look = Callable[[], None]
+# Called with the number of the pass.
+PassCallback = Callable[[int], None]
 
 
 def look_away() -> None:
@@ -44,6 +47,20 @@ def looking(look: Look, parts: Iterable[object], device: torch.device) -> Iterat
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def watching_passes(transformer: object, on_pass: PassCallback | None) -> Iterator[None]:
+    """Call `on_pass` with 0, 1, ... before each forward of the transformer, in built-in and foreign pipelines."""
+    if on_pass is None or not isinstance(transformer, nn.Module):
+        yield
+        return
+    passes = count()
+    hook = transformer.register_forward_pre_hook(lambda *_: on_pass(next(passes)))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _looked_at(module: nn.Module, *, is_layer: bool = False) -> Iterator[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from .track_lines import TrackLine
@@ -40,13 +40,13 @@ class PlacedValues:
         start: the block.
         strength: of the input video; None leaves it as planned.
         attention_bias: None leaves it as planned.
-        line: that says them.
+        line: that says them, for messages; the newest, where several do.
     """
 
     start: int
     strength: float | None
     attention_bias: float | None
-    line: TrackLine
+    line: TrackLine = field(compare=False)
 
     def without(self, later: TrackLine) -> PlacedValues:
         """Those that `later`, a line at the same block, does not say."""

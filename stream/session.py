@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..families.kv_policies import RECOMPUTE_KEYS
 from ..memory.cleanup import clean_up_after_block, handling_table, release_cached_memory
@@ -23,7 +22,7 @@ from .block_prompt import BlockPrompt
 from .carried_state import INPUT_ENCODER
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
-from .looks import looking
+from .looks import PassCallback, looking, watching_passes
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
 from .snapshot import StreamSnapshot
@@ -31,8 +30,6 @@ from .state import StreamState
 from .stream_pipeline import StreamPipeline
 
 logger = logging.getLogger(__name__)
-
-PassCallback = Callable[[int], None]
 
 # What a hard cut leaves in the state; see `PromptEncodings`.
 _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
@@ -180,7 +177,8 @@ class Session:
                 self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
             self._start_pictures = None
             self.recorder.add("start pictures")
-        with self._looking(), self._watched_passes(), self.recorder.watching(self.pipeline.pipe):
+        passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
+        with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
         self._check_finite()
         frames = self._take_frames()
@@ -305,27 +303,6 @@ class Session:
     def _looking(self) -> AbstractContextManager[None]:
         """Look for a cancel while the pipeline's modules compute."""
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
-
-    @contextmanager
-    def _watched_passes(self) -> Iterator[None]:
-        """Call `on_pass` before each forward of the transformer, in built-in and foreign pipelines."""
-        transformer = getattr(self.pipeline.pipe, "transformer", None)
-        if self.on_pass is None or not isinstance(transformer, nn.Module):
-            yield
-            return
-        passes = 0
-
-        def before_pass(module: nn.Module, arguments: Any) -> None:  # noqa: ANN401
-            nonlocal passes
-            if self.on_pass is not None:
-                self.on_pass(passes)
-            passes += 1
-
-        hook = transformer.register_forward_pre_hook(before_pass)
-        try:
-            yield
-        finally:
-            hook.remove()
 
     def _check_finite(self) -> None:
         latents = self._state.get("current_denoised_latents")

@@ -32,32 +32,33 @@ def edited(
     Raises:
         ValueError: a prompt behind block 0 for a track without prompts: the blocks before it would have none.
     """
-    said = TrackLine(0, "", (), Moment(float(block)), strength=strength, attention_bias=attention_bias)
-    if prompt is None:
-        values = sorted((*track.values, PlacedValues(block, strength, attention_bias, said)), key=_start)
-        return replace(track, values=join_values(values))
-    if block and not track.lines:
+    if block and prompt is not None and not track.lines:
         raise ValueError(
             f"the track has no prompts and an edit at block {block} gives it one: give block 0 its prompt first."
         )
-    said = replace(said, written=shorten(f"{block}: {prompt}"), parts=((prompt, 1.0),))
-    lines = sorted((*(one for one in track.lines if one.start != block), _edited_line(track, block, said)), key=_start)
-    values = [one.without(said) if one.start == block else one for one in track.values]
-    return replace(track, lines=tuple(lines), values=join_values(values))
+    said = TrackLine(0, "", (), Moment(float(block)), strength=strength, attention_bias=attention_bias)
+    # Apart from the prompt also where both are given: the next planned line ends the prompt, and not the values.
+    values = sorted((*track.values, PlacedValues(block, strength, attention_bias, said)), key=_start)
+    lines = track.lines if prompt is None else _with_prompt(track.lines, block, prompt)
+    return replace(track, lines=lines, values=join_values(values))
 
 
-def _edited_line(track: PlacedTrack, block: int, said: TrackLine) -> PlacedLine:
-    planned = next((one.line for one in track.lines if one.start == block), None)
-    if planned is None:
-        return PlacedLine(replace(said, now=block > 0), block, 0, None)
-    kept = replace(
-        said,
-        cut=planned.cut,
-        now=planned.now,
-        strength=planned.strength if said.strength is None else said.strength,
-        attention_bias=planned.attention_bias if said.attention_bias is None else said.attention_bias,
+def _with_prompt(lines: tuple[PlacedLine, ...], block: int, prompt: str) -> tuple[PlacedLine, ...]:
+    planned = next((one.line for one in lines if one.start == block), None)
+    # Only a line that was not planned says nothing of values, so that they go on as planned.
+    kept = TrackLine(0, "", (), now=block > 0) if planned is None else planned
+    line = TrackLine(
+        0,
+        shorten(f"{block}: {prompt}"),
+        ((prompt, 1.0),),
+        Moment(float(block)),
+        cut=kept.cut,
+        now=kept.now,
+        strength=kept.strength,
+        attention_bias=kept.attention_bias,
     )
-    return PlacedLine(kept, block, 0, None)
+    others = (one for one in lines if one.start != block)
+    return tuple(sorted((*others, PlacedLine(line, block, 0, None)), key=_start))
 
 
 def _start(one: PlacedLine | PlacedValues) -> int:

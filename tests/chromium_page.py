@@ -138,6 +138,14 @@ class ComfyPage:
 
     def _open(self, page: Page) -> None:
         page.goto(self.url)
+        self._wait_until_ready(page)
+
+    def wait_until_ready(self) -> None:
+        """Wait until a page that loads anew can be used."""
+        self._wait_until_ready(self.page)
+
+    @staticmethod
+    def _wait_until_ready(page: Page) -> None:
         page.wait_for_function(READY, timeout=60_000)
         # The default workflow is loaded after the app is there; loading ours before that would lose the race.
         page.wait_for_function("() => window.app.graph.nodes.length > 0", timeout=60_000)

@@ -13,8 +13,11 @@ from __future__ import annotations
 import colorsys
 import io
 import json
+import select
+import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -81,10 +84,10 @@ class FakeStream:
                 state="running", says=None, blocks_made=block + 1, pictures_made=made, seconds=made / 16.0, **fields
             )
 
-    def news(self, version: int, block: int, points: int, wait: float = LONGEST_WAIT) -> bytes | None:
-        """What the page is sent; None where there is nothing newer for `wait` seconds."""
+    def news(self, version: int, block: int, points: int, is_there: Callable[[], bool]) -> bytes | None:
+        """What the page is sent; None where there is nothing newer for a while, or the page has gone."""
         with self.changed:
-            if not self.changed.wait_for(lambda: self.header["version"] > version, wait):
+            if not self.changed.wait_for(lambda: self.header["version"] > version, LONGEST_WAIT) or not is_there():
                 return None
             newest = self.header["blocks_made"] - 1
             pictures = self._pictures if newest != block else []
@@ -143,7 +146,9 @@ class FakeLiveStreams:
         self._server.server_close()
         self._thread.join()
 
-    def add(self, prompt_id: str, node: str, workflow: str | None, blocks: int | None = 9, **fields: object) -> FakeStream:
+    def add(
+        self, prompt_id: str, node: str, workflow: str | None, blocks: int | None = 9, **fields: object
+    ) -> FakeStream:
         """A stream that loads its model."""
         header = {
             "version": 0, "prompt_id": prompt_id, "node": node, "workflow": workflow, "state": "loading", "says": None,
@@ -195,7 +200,7 @@ def _handler(fake: FakeLiveStreams) -> type[BaseHTTPRequestHandler]:
                 self._answer_json(404, {"error": "There is no such stream."})
                 return
             asked = {name: int(values[0]) for name, values in parse_qs(url.query).items()}
-            news = stream.news(**asked)
+            news = stream.news(**asked, is_there=self._page_is_there)
             self._answer(204 if news is None else 200, news or b"", "application/octet-stream")
 
         def do_POST(self) -> None:
@@ -203,6 +208,11 @@ def _handler(fake: FakeLiveStreams) -> type[BaseHTTPRequestHandler]:
             stream = self._stream(urlsplit(self.path).path)
             assert stream is not None and self.headers["Content-Type"] == "application/json"
             self._answer_json(*stream.control(json.loads(body)))
+
+        def _page_is_there(self) -> bool:
+            """Whether the request was not given up meanwhile."""
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            return not readable or self.connection.recv(1, socket.MSG_PEEK) != b""
 
         def _stream(self, path: str) -> FakeStream | None:
             *_, prompt_id, node, _action = path.split("/")

@@ -76,19 +76,21 @@ def test_one_pass_gives_what_two_give(golden, frames, bias):
         assert relative_error(together, apart) <= 1e-5
 
 
+@pytest.mark.parametrize("bias", [1.0, 0.3])
 @pytest.mark.parametrize("backend", ["native", "flex", "_native_math"])
-def test_with_other_attention_and_the_past_in_8_bits(backend):
-    """Flex attention takes the block-causal mask; the packed past is that of the same rounded keys."""
+def test_with_other_attention_and_the_past_in_8_bits(backend, bias):
+    """Flex attention takes the block-causal mask, or the bias; the packed past is that of the same rounded keys."""
     torch.manual_seed(0)
     transformer = make_components()[0]
     install_causal_attention(transformer, backend)
     text, context, block = torch.randn(1, 16, 48), torch.randn(1, 16, 2, 4, 4), torch.randn(1, 16, 2, 4, 4)
-    plain = [first_step(transformer, text, context, block, 900.0, fused=fused) for fused in (False, True)]
+    given = (transformer, text, context, block, 900.0)
+    plain = [first_step(*given, fused=fused, bias=bias) for fused in (False, True)]
     assert relative_error(plain[1][0], plain[0][0]) <= 1e-5 and relative_error(plain[1][1], plain[0][1]) <= 1e-5
-    packed = first_step(transformer, text, context, block, 900.0, fused=True, packed=Packing(2, torch.int8))
+    packed = first_step(*given, fused=True, bias=bias, packed=Packing(2, torch.int8))
     # The fused step attends to exact keys; the next one to those in 8 bits.
     assert torch.equal(packed[0], plain[1][0])
-    apart = first_step(transformer, text, context, block, 900.0, fused=False, packed=Packing(2, torch.int8))
+    apart = first_step(*given, fused=False, bias=bias, packed=Packing(2, torch.int8))
     assert relative_error(packed[1], apart[1]) <= 1e-3
 
 

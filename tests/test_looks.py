@@ -102,8 +102,8 @@ def test_encoding_given_pictures_is_looked_at(tiny_folder):
 
 def test_compiled_modules_and_other_devices_are_left_alone():
     looks = Looks()
-    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)])})
-    inner, plain = model["layers"][0], model["layers"][1]
+    inner, plain = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+    model = nn.Sequential(nn.ModuleList([inner, plain]))
     inner._compiled_call_impl = inner.forward
     with looking(looks.look, [model, None], torch.device("cpu")):
         inner(torch.ones(2))

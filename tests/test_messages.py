@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,18 @@ def test_every_message_is_in_the_file_with_its_values() -> None:
 
 
 @pytest.fixture(scope="module")
-def message_text():
+def message_text() -> Callable[[str, dict[str, str | int]], str]:
     """From its file: the room around it imports ComfyUI."""
     spec = importlib.util.spec_from_file_location("host_messages", ROOT / "host/messages.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.message_text
+    found: Callable[[str, dict[str, str | int]], str] = module.message_text
+    return found
 
 
-def test_a_text_is_its_template_with_values(message_text) -> None:
-    values = {"component": "{percent}", "percent": 40, "gb": "0.51", "more": "not said"}
+def test_a_text_is_its_template_with_values(message_text: Callable[[str, dict[str, str | int]], str]) -> None:
+    values: dict[str, str | int] = {"component": "{percent}", "percent": 40, "gb": "0.51", "more": "not said"}
     assert message_text("loading", values) == "loading {percent}: 40 % of 0.51 GB"
     with pytest.raises(KeyError, match="gb"):
         message_text("loading", {"component": "vae", "percent": 1})

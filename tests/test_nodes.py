@@ -26,12 +26,24 @@ for name in info:
 then = get_node_class("StreamBlocksPromptThen").execute
 first = then(prompt="a hare", blocks=2, transition_blocks=0, cut=False).result[0]
 track = then(prompt="a fox", blocks=0, transition_blocks=2, cut=False, track=first).result[0]
+track_of = get_node_class("StreamBlocksPromptTrack").execute
+sampler = importlib.import_module(PACK + ".nodes.sampler_values")
+recipe = importlib.import_module(PACK + ".stream.recipe").Recipe("owner/name")
+numbers = dict.fromkeys(["seed", "width", "height", "steps", "shift", "context_frames", "sink_frames", "fps"], 0)
+def both(text):
+    given = sampler.SamplerValues(recipe, "", blocks=6, kv_policy=sampler.FROM_MODEL, attention_bias=0, **numbers,
+        cleanup="when it pays", keep_frames="none", conditioning=[], track=track_of(text, "linear").result[0])
+    try:
+        return str(given.check().blocks)
+    except ValueError as error:
+        return str(error)
 aliases = {name: get_node_class(name).GET_SCHEMA().search_aliases for name in info if name.startswith("StreamBlocks")}
 found_by = importlib.import_module(PACK + ".nodes.found_by")
 class OldSchema:
     __dataclass_fields__ = {}
 found_by.io = type("io", (), {"Schema": OldSchema})
-report(aliases=aliases, on_old=found_by.search_aliases("krea"),
+report(both=[both("3 bias 0.3:"), both("0: a"), both("6 bias 0.3:")],
+       aliases=aliases, on_old=found_by.search_aliases("krea"),
        chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
        names=[n for n in info if n.startswith("StreamBlocks")])
 """,
@@ -42,6 +54,10 @@ report(aliases=aliases, on_old=found_by.search_aliases("krea"),
     assert facts["heavy"] == []
     assert facts["missing"] == []
     assert facts["chain"] == {"0-1": "a hare", "2->3": "a fox"}
+    # A track of values leaves the prompt to a conditioning.
+    assert facts["both"][0] == "6"
+    assert facts["both"][1].startswith("conditioning and track are both connected")
+    assert "names block 6, and the stream has 6" in facts["both"][2]
     assert sorted(facts["names"]) == sorted(NODES)
 
 
@@ -50,7 +66,7 @@ def test_a_stream_goes_through_the_three_nodes(tmp_path):
         tmp_path,
         """
 import av
-(video, images, settings, timeline, stream), saved = run(keep_frames="all")
+(video, images, settings, timeline, stream, track), saved = run(keep_frames="all")
 said = said[:]
 file = saved.files(host)[0]
 kept_video, kept_path = saved.outputs
@@ -60,7 +76,17 @@ with av.open(str(file)) as container:
     metadata = dict(container.metadata)
 last = run(keep_frames="last block", seed=3)[0][1]
 none = run(keep_frames="none", seed=4)[0][1]
-report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
+import importlib
+import comfy.utils, torch
+previews = []
+def show(value, total, preview=None, node_id=None):
+    previews.append([value, preview and [preview[0], *preview[1].size]])
+comfy.utils.set_progress_bar_global_hook(show)
+progress = importlib.import_module(PACK + ".host").StreamProgress(2, None)
+for steps, watched in ((1, True), (2, False)):
+    progress.show_picture(steps, torch.zeros((8, 16, 3), dtype=torch.uint8), someone_watches=watched)
+report(previews=previews, images=list(images.shape),
+       dtype=str(images.dtype), low=float(images.min()), high=float(images.max()),
        frames=frames, settings=json.loads(settings), metadata=sorted(metadata), seen=seen[:8], last=list(last.shape),
        said=said, kept=kept, none=none.message, in_temp=Path(video.get_stream_source()).parent == host.temp,
        exists=Path(video.get_stream_source()).exists())
@@ -79,6 +105,8 @@ report(images=list(images.shape), dtype=str(images.dtype), low=float(images.min(
     assert {"prompt", "workflow"} <= set(facts["metadata"])
     assert facts["in_temp"] and facts["exists"]
     assert facts["kept"] == [True, True]
+    # ComfyUI's own preview, one still at the bottom of the node, is for those who have no player.
+    assert facts["previews"] == [[1, None], [2, ["JPEG", 16, 8]]]
     assert facts["seen"][0] == [0, 6] and [2, 6] in facts["seen"]
     lines = [line.split(": ")[0] for line in facts["said"]]
     assert lines[0].startswith("loading ") and lines[-1] == "block 3 of 3"
@@ -199,7 +227,7 @@ from tools.given_pictures import LoadVideo, insert_pictures
 host.add_missing_node("LoadVideo", LoadVideo)
 def streams(**files):
     insert_pictures(prompt, {key: base / name for key, name in files.items()}, host.inputs)
-    (made, _, settings, _, stream), _ = run(fps=16.0, blocks=2, steps=1)
+    (made, _, settings, _, stream, _), _ = run(fps=16.0, blocks=2, steps=1)
     streams.last = stream
     with av.open(made.get_stream_source()) as container:
         pictures = sum(1 for _ in container.decode(video=0))

@@ -42,9 +42,7 @@ def place(text, blocks=None):
     return PromptTrack.parse(text).place(blocks, None)
 
 
-def stream(
-    pipeline, policy, blocks=4, asked=None, look=lambda: None, track=None, embeds=None, video=None, endless=False
-):
+def stream(pipeline, policy, blocks=4, asked=None, look=lambda: None, endless=False, **direction):
     """Report and pictures; before block k, `asked[k]` is asked of the control, as a page might."""
     control, keeper = LiveControl(), FrameKeeper(KeepFrames.ALL)
 

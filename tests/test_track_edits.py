@@ -28,6 +28,7 @@ ODD_PROMPTS = (
     '"quoted"',
     "\ttab",
     "exact: now",
+    "a \\| b \\",
 )
 
 
@@ -118,7 +119,7 @@ def test_a_prompt_is_taken_as_it_is(prompt):
     text = track.written()
     assert len(text.splitlines()) == 1
     # Of what the page would replace when it queues a prompt, nothing is left.
-    assert not any(mark in text for mark in ("{", "}", "//", "/*", "\\|"))
+    assert not any(mark in text for mark in ("{", "}", "//", "/*", "\\|")) and not text.endswith("\\")
     assert read_exact(write_exact(((prompt, 0.25), ("b", 0.75)))) == ((prompt, 0.25), ("b", 0.75))
 
 
@@ -143,6 +144,19 @@ def test_an_edit_holds_until_the_next_planned_line():
     assert edited.with_edit(5, prompt="fog").written() == edited.written().replace("robot", "fog")
     assert edited.next_line(4) == (5, "robot") and edited.next_line(5) == (8, "c") and edited.next_line(8) is None
     assert track.with_edit(8, prompt="d").written() == track.written()[:-1] + "d"
+
+
+def test_values_of_an_edit_outlive_its_prompt():
+    track = place("0: a\n4 strength 0.2 bias 0.5: b\n8: c\n10 strength 0.3: d")
+    edited = track.with_edit(6, prompt="e", strength=0.8)
+    assert names(edited)[5:9] == ["b", "e", "e", "c"]
+    assert [edited.strength_at(block, 0.6) for block in (5, 6, 8, 9, 10)] == [0.2, 0.8, 0.8, 0.8, 0.3]
+    assert [edited.bias_at(block, 1.0) for block in (5, 6, 8)] == [0.5, 0.5, 1.0]
+    assert edited == track.with_edit(6, strength=0.8).with_edit(6, prompt="e")
+    assert edited.written().splitlines()[2:4] == ["6 now: e", "6 strength 0.8:"]
+    # At a planned line both edits are in its place, and what it says of the other value stays.
+    again = track.with_edit(4, prompt="e", strength=0.8).with_edit(4, strength=0.9)
+    assert again.strength_at(4, 0.6) == 0.9 and again.bias_at(4, 1.0) == 0.5
 
 
 def test_an_edit_ends_a_transition_and_one_at_its_begin_takes_its_place():

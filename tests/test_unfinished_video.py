@@ -66,6 +66,19 @@ def fail_in_block_3(self, index):
     if self._blocks_done == 2:
         raise KeyError("of another pack")
     before_pass(self, index)
+looks = 0
+look = of_host.throw_if_cancelled
+def cancel_in_look_150():
+    global looks
+    looks += 1
+    if looks == 150:
+        import comfy.model_management
+        comfy.model_management.interrupt_current_processing()
+    look()
+of_host.throw_if_cancelled = cancel_in_look_150
+play("cancelled within a pass", blocks=1)
+of_host.throw_if_cancelled = look
+sampler["blocks"] = 3
 watching.NodeWatcher.before_pass = fail_in_block_3
 play("failed in block 3")
 watching.NodeWatcher.before_pass = before_pass
@@ -88,7 +101,7 @@ cancel_at.append(1)
 play("no folder")
 folder.unlink()
 moved.rename(folder)
-report(scenes=scenes, messages=messages, spoken_to=sorted(spoken_to), prompt=prompt, equal=equal,
+report(scenes=scenes, looks=looks, messages=messages, spoken_to=sorted(spoken_to), prompt=prompt, equal=equal,
        bytes_before=bytes_before, bytes_after=bytes_after)
 """
 
@@ -150,6 +163,13 @@ def test_cancel_twice_then_a_new_run(facts):
 def test_without_pictures_there_is_no_file(facts):
     scene = facts["scenes"]["cancelled in block 1"]
     assert (scene["kind"], scene["new"], scene["temp"], scene["events"]) == ("InterruptProcessingException", [], [], [])
+
+
+@needs_embedded_host
+def test_a_cancel_within_a_pass_is_seen_there_and_said(facts):
+    scene = facts["scenes"]["cancelled within a pass"]
+    assert facts["looks"] == 150 and scene["kind"] == "InterruptProcessingException"
+    assert scene["said"][-1] == "Stopped; no picture was made."
 
 
 @needs_embedded_host

@@ -3,6 +3,7 @@ import { app } from '/scripts/app.js'
 import { api } from '/scripts/api.js'
 
 import { findNode } from './execution_id.mjs'
+import { placeBelowInputs } from './node_lines.mjs'
 import { UnfinishedLinks, makeLine } from './unfinished_links.mjs'
 
 const WIDGET = 'unfinished_video'
@@ -48,19 +49,7 @@ function show(video) {
     getValue: () => '',
     setValue: () => {}
   })
-  // Not in the saved workflow either: it would shift the values of other widgets.
-  widget.serialize = false
-  moveBelowInputs(node, widget)
-  node.setDirtyCanvas?.(true, true)
-}
-
-/** Above chart and preview; among the inputs it would shift their saved values. */
-function moveBelowInputs(node, widget) {
-  const names = new Set(node.inputs?.map((input) => input.widget?.name))
-  const last = node.widgets.findLastIndex(({ name }) => names.has(name))
-  if (last < 0) return
-  node.widgets.splice(node.widgets.indexOf(widget), 1)
-  node.widgets.splice(last + 1, 0, widget)
+  placeBelowInputs(node, widget)
 }
 
 function remove(node) {

@@ -87,8 +87,9 @@ class CausalAttention:
         rotary_kernel = ROTARY_STORE.load(device, dtype, rotary) if self.plain_norms else None
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
-        # With a window of its own, the second block attends in a call of its own.
-        masked = self.takes_block_masks and causal_pass.next_window is None
+        # With a window of its own, the second block attends in a call of its own; with a bias, which takes the mask's
+        # place, too.
+        masked = self.takes_block_masks and causal_pass.next_window is None and causal_pass.key_bias is None
         if masked and causal_tokens is not None and causal_tokens < tokens:
             shape = BlockCausalShape(tokens, own.length, causal_tokens, device)
             block_mask = self.block_masks.block_causal(shape)
