@@ -20,6 +20,7 @@ from typing import Any
 import jsonschema
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from kept_connection import KeptConnection
 from live_server import LiveServer
 from mutated_requests import MutatedRequest, RequestMaker, broken_http
 
@@ -106,48 +107,6 @@ class ErrorCounter(logging.Handler):
             self.records.append(self.format(record))
 
 
-class Connection:
-    """A connection that is kept while the server keeps it."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, request: bytes, *, has_body: bool = True) -> tuple[int, bytes]:
-        """Status and body of the answer; asks anew where the server had closed the connection behind an earlier answer.
-
-        Raises:
-            EOFError: the connection ended first.
-            ConnectionError: so it did.
-        """
-        is_kept = self._streams is not None
-        try:
-            return await self._ask(request, has_body)
-        except (EOFError, ConnectionError):
-            self.close()
-            if not is_kept:
-                raise
-            return await self._ask(request, has_body)
-
-    async def _ask(self, request: bytes, has_body: bool) -> tuple[int, bytes]:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        lengths = [line[15:] for line in head.split("\r\n") if line.startswith("content-length:")]
-        body = await reader.readexactly(int(lengths[0]) if lengths and has_body else 0)
-        if "connection: close" in head:
-            self.close()
-        return int(head.split(" ", 2)[1]), body
-
-    def close(self) -> None:
-        """Connect anew for the next request."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-
 class RouteFuzz:
     """Sends requests to two streams, of which one has a token that nobody has."""
 
@@ -163,7 +122,7 @@ class RouteFuzz:
 
     async def run(self, bodies: int) -> None:
         """Send `bodies` requests over several connections at once."""
-        answer = await Connection(self._server.port).ask(
+        answer = await KeptConnection(self._server.port).ask(
             b"GET /streamblocks/control-schema HTTP/1.1\r\nHost: x\r\n\r\n"
         )
         self._validator = jsonschema.Draft202012Validator(json.loads(answer[1]))
@@ -171,7 +130,7 @@ class RouteFuzz:
         await asyncio.gather(*(self._send_all() for _ in range(_CONNECTIONS)))
 
     async def _send_all(self) -> None:
-        connection = Connection(self._server.port)
+        connection = KeptConnection(self._server.port)
         while self._left > 0:
             self._left -= 1
             self.figures.bodies += 1
@@ -182,7 +141,7 @@ class RouteFuzz:
                 await self._send(connection, maker.make(), is_open=maker is self._open)
         connection.close()
 
-    async def _send(self, connection: Connection, request: MutatedRequest, *, is_open: bool) -> None:
+    async def _send(self, connection: KeptConnection, request: MutatedRequest, *, is_open: bool) -> None:
         began = time.monotonic()
         try:
             asking = connection.ask(request.written(), has_body=request.method != "HEAD")
