@@ -42,12 +42,12 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE_CLASS) return
-    const input = new NodeLiveInput(node, { fetchApi, look })
+    const input = new NodeLiveInput(node, { fetchApi, look, placeOf })
     inputs.set(node, input)
     const { onRemoved } = node
     node.onRemoved = function (...args) {
       inputs.delete(node)
-      keepForAMoment(placeOf(node), input.giveUp())
+      keepForAMoment(input.place, input.giveUp())
       return onRemoved?.apply(this, args)
     }
   },

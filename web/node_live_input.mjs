@@ -11,7 +11,7 @@ const MARGIN = 6
 export class NodeLiveInput {
   /**
    * @param node
-   * @param {{fetchApi: Function, look: () => void}} page
+   * @param {{fetchApi: Function, look: () => void, placeOf: (node: object) => string}} page
    */
   constructor(node, page) {
     Object.assign(this, { node, page })
@@ -103,6 +103,8 @@ export class NodeLiveInput {
       this.sender = null
     }
     this.shown = this.choice?.value
+    // Once it is removed, its graph has no name any more.
+    this.place = this.page.placeOf(this.node)
     const words = this.words()
     this.view.render({
       ...words,
