@@ -114,6 +114,11 @@ class LiveNews:
         """Whether nothing more will come."""
         return self._fields.state in ENDED
 
+    @property
+    def fps(self) -> float:
+        """Pictures a second of the video; 0 before it is known."""
+        return self._fields.fps
+
     def follow(self, control: LiveControl | None) -> None:
         """Tell what was asked of `control` as it is when a page is told: `pending`, `allowed`, and in `state`.
 
