@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The player on the sampler's node in real ComfyUI's page, classic and Vue nodes; streams are drawn, not made.
-=======
 """The player on the sampler's node in real ComfyUI's page, classic and Vue nodes; its streams are drawn, not made.
->>>>>>> player
 
 Skipped where ComfyUI (`$COMFYUI_PATH`), Chromium or playwright are missing.
 """
