@@ -47,6 +47,10 @@ class VideoInput:
             raise ValueError(f"fps is {self.fps}: choose a value above 0.")
         check_strength(self.strength)
 
+    def identity(self) -> str:
+        """See `PictureSource`."""
+        return self.source.identity()
+
     def open(self, width: int, height: int) -> VideoReader:
         """Its pictures at the stream's size, from the first one; raises ValueError where there are none."""
         return VideoReader(self, PictureFit(width, height, self.fit))

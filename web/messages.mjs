@@ -1,6 +1,7 @@
 /** Language -> kind ("page" or "says") -> id -> template, as `locales/<language>/main.json` has them. */
 let templates = {}
 let localeNow = () => 'en'
+/** @type {Promise<void> | null} */
 let reading = null
 
 /**

@@ -20,7 +20,7 @@ function stageWords(header) {
   const { state, blocks, blocks_made: made, says } = header
   // How far loading is, or where the pictures of a stream that was cancelled or failed lie.
   const tells = says && knows(`says.${says.id}`) && (state === 'loading' || says.id.startsWith('stopped'))
-  if (tells && ['loading', 'stopped', 'failed'].includes(state)) return text(`says.${says.id}`, says.values)
+  if (tells && ['loading', 'cancelled', 'failed'].includes(state)) return text(`says.${says.id}`, says.values)
   // The block being made; people count from 1.
   const number = blocks === null ? made + 1 : Math.min(made + 1, blocks)
   const place = text(blocks === null ? 'page.block_endless' : 'page.block', { number, blocks })
