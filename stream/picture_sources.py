@@ -17,6 +17,7 @@ import torch
 from av.container import InputContainer
 
 from .fit_pictures import check_pictures
+from .video_colours import RgbPictures
 
 # Of a file that says nothing about its rate.
 _UNKNOWN_RATE = Fraction(25)
@@ -112,7 +113,7 @@ class PictureBatch:
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video in a file; FFmpeg converts 10 bits, other colour formats and alpha to RGB of 8 bits.
+    """A video in a file; FFmpeg converts 10 bits, other colour formats and alpha to RGB of 8 bits (`RgbPictures`).
 
     Attributes:
         name: of the input, for messages.
@@ -191,7 +192,7 @@ class VideoFile:
         """Pictures with the times that the file gives them; each is held back until the next one's time is known."""
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        usual = 1 / _rate_of(stream)
+        usual, colours = 1 / _rate_of(stream), RgbPictures()
         begin = start_of(stream) + Fraction(self.begin).limit_denominator(90_000)
         end = begin + Fraction(self.duration).limit_denominator(90_000) if self.duration else None
         first: Fraction | None = None
@@ -209,7 +210,7 @@ class VideoFile:
                 # A time that goes backwards is that of a damaged file: such a picture follows the one before.
                 time = max(time, waiting[0])
                 yield ShownPicture(waiting[0] - first, time - first, waiting[1])
-            waiting = time, _to_rgb(frame)
+            waiting = time, colours.convert(frame)
         if waiting is not None and first is not None:
             yield ShownPicture(waiting[0] - first, waiting[0] + usual - first, waiting[1])
 
@@ -270,10 +271,3 @@ def start_of(stream: av.VideoStream) -> Fraction:
 def time_of(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
     """The time of a picture or a piece of sound, in seconds of the file; None where it does not say."""
     return None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
-
-
-def _to_rgb(frame: av.VideoFrame) -> torch.Tensor:
-    """uint8 [height, width, 3], turned as the file says (phones film sideways)."""
-    picture = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return torch.rot90(picture, turns).contiguous() if turns else picture

@@ -17,6 +17,7 @@ from .growing_mp4 import GrowingMp4
 from .joined_mp4 import copy_pictures
 from .keep_frames import KeepFrames
 from .remux import remux_mp4
+from .video_colours import Bt709Pictures, tag_bt709
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Mp4Sink:
 
 
 class _Encoder:
-    """libx264, without buffering pictures.
+    """libx264, without buffering pictures; BT.709 of limited range, which the file says.
 
     Attributes:
         pictures: before the next one, which is the place in time that it gets.
@@ -140,6 +141,8 @@ class _Encoder:
         self._container = av.open(io.BytesIO(), mode="w", format="mp4")
         self.stream = self._container.add_stream("libx264", rate=fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        tag_bt709(self.stream)
+        self._pictures = Bt709Pictures()
         # zerolatency: no picture waits for a later one, so all packets of a block are returned with it.
         self.stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
         # Opens the encoder: a block is muxed by a copy of this stream, which needs its headers.
@@ -148,7 +151,7 @@ class _Encoder:
     def encode(self, frames: torch.Tensor) -> list[av.Packet]:
         packets = []
         for index, picture in enumerate(frames.numpy()):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = self._pictures.convert(av.VideoFrame.from_ndarray(picture, format="rgb24"))
             frame.pts, frame.time_base = self.pictures, 1 / self._fps
             self.pictures += 1
             if index == 0:
