@@ -30,7 +30,8 @@ class ByteProgress:
         now = (doing, percent // _PERCENT_STEP)
         if now != self._said:
             self._said = now
-            self._progress.say(f"{doing}: {percent} % of {total / 1e9:.2f} GB")
+            # Of what another machine has not answered about, no size is known.
+            self._progress.say(f"{doing}: {percent} % of {total / 1e9:.2f} GB" if total else f"{doing}: waiting")
 
 
 @contextmanager
