@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import InputImpl
+
+from ..memory.json_text import json_text
 
 # `%date:yyyy-MM-dd%` in a file's prefix, which ComfyUI's page expands for some of ComfyUI's own nodes only.
 _DATE = re.compile(r"%date:([^%]*)%")
@@ -100,9 +101,9 @@ def reserve_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]
 
 def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
     """The metadata ComfyUI writes into a file, so that dropping the file on the page restores the workflow."""
-    metadata = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    metadata = {} if prompt is None else {"prompt": json_text(prompt)}
     for key, value in (extra_pnginfo or {}).items():
-        metadata[key] = json.dumps(value)
+        metadata[key] = json_text(value)
     return metadata
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import host
+from ..stream.picture_rate import exact_rate
 
 if TYPE_CHECKING:
     from ..stream.picture_sources import PictureSource
@@ -122,11 +123,6 @@ def carry_earlier_sound(path: Path, earlier: Path, pictures: int, fps: float) ->
     plan = SoundPlan(delay=Fraction(0), seconds=pictures / exact_rate(fps))
     notice = add_sound(path, FileSound(VideoFile("go_on_from", str(earlier))), plan)
     return [notice] if notice else []
-
-
-def exact_rate(fps: float) -> Fraction:
-    """As the file has it."""
-    return Fraction(fps).limit_denominator(1001)
 
 
 def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401

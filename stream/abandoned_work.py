@@ -22,7 +22,7 @@ def work_beside(work: Callable[[], ResultT], look_up: Callable[[], None]) -> Res
     """Do `work` in another thread; what it returns or raises.
 
     If `look_up` raises, the thread is told to end by an exception at its next step in Python, as by Ctrl+C: its files
-    and locks are closed. One that hangs in a system call ends when that returns; it is a daemon, so it holds up no exit.
+    and locks are closed. One that hangs in a system call ends when that returns; as a daemon, it holds up no exit.
 
     Args:
         work: may take any time.

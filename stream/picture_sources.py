@@ -17,6 +17,7 @@ import torch
 from av.container import InputContainer
 
 from .fit_pictures import check_pictures
+from .picture_rate import FASTEST, exact_rate
 from .video_colours import RgbPictures
 
 # Of a file that says nothing about its rate.
@@ -88,8 +89,8 @@ class PictureBatch:
     def facts(self) -> SourceFacts:
         """See `PictureSource`."""
         check_pictures(self.name, self.images)
-        if self.rate is not None and self.rate <= 0:
-            raise ValueError(f"{self.name} has {self.rate} pictures a second: give a video with a rate above 0.")
+        if self.rate is not None:
+            exact_rate(self.rate, f"the pictures a second of {self.name}")
         return SourceFacts(self.images.shape[1], self.images.shape[2], self.rate)
 
     def pictures(self) -> Iterator[ShownPicture]:
@@ -260,7 +261,8 @@ class Resampled:
 
 def _rate_of(stream: av.VideoStream) -> Fraction:
     rate = stream.average_rate or stream.guessed_rate
-    return Fraction(rate) if rate else _UNKNOWN_RATE
+    # A file without steady times may claim as many pictures a second as its clock has ticks.
+    return Fraction(rate) if rate and rate <= FASTEST else _UNKNOWN_RATE
 
 
 def start_of(stream: av.VideoStream) -> Fraction:

@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one repository, on this machine: what `huggingface_hub` asks of the real one. And worse hubs."""
+"""A Hugging Face hub of one repository, on this machine: what `huggingface_hub` asks of one. And worse ones."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Hubs that do not answer, refuse, or answer a byte at a time: each is named or cancelled in time; nothing is mocked."""
+"""Hubs that do not answer, refuse, or answer a byte at a time: each is named or cancelled in time, on real sockets."""
 
 import threading
 import time
