@@ -50,9 +50,9 @@ class ConnectedPictures:
         Raises:
             ValueError: one sentence, where there are no pictures that can be read, or a choice is not possible.
         """
-        start_source = None if start is None else _source_of("start", start)
-        video_source = None if video is None else _source_of("video", video)
-        sound = None if video_source is None else _sound_of(video, video_source)
+        start_source = None if start is None else source_of("start", start)
+        video_source = None if video is None else source_of("video", video)
+        sound = None if video_source is None else sound_of(video, video_source)
         given = cls(start_source, video_source, sound, float(strength), fit, video_end)
         given.start(1.0)
         given.video(1.0)
@@ -125,7 +125,8 @@ def carry_earlier_sound(path: Path, earlier: Path, pictures: int, fps: float) ->
     return [notice] if notice else []
 
 
-def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+def source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+    """The pictures of an IMAGE or a VIDEO; raises ValueError, in one sentence, where there are none."""
     from ..stream.picture_sources import PictureBatch, VideoFile
 
     source: PictureSource
@@ -142,7 +143,8 @@ def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
     return source
 
 
-def _sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+def sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+    """The sound of a VIDEO whose pictures are `source`; None where it has none."""
     from ..stream.picture_sources import VideoFile
     from ..stream.sound_track import FileSound, SoundBatch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,11 @@ def open_plain_mp4(target: Path) -> av.container.OutputContainer:
     return av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"})
 
 
-def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = None) -> None:
+def remux_mp4(source: Path | io.BytesIO, target: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Copy the video and audio streams of `source` into a plain mp4 with its index in front.
 
     Args:
-        source: any mp4, fragmented or not.
+        source: any mp4, fragmented or not, or the content of one.
         target: overwritten; deleted again when the copy fails.
         metadata: entries of the container; ComfyUI reads a workflow from "prompt" and "workflow".
 
@@ -25,8 +26,13 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
         OSError: `source` cannot be read or `target` cannot be written.
         ValueError: `source` is not a video.
     """
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     try:
-        with av.open(str(source)) as reader, open_plain_mp4(target) as writer:
+        with (
+            av.open(source if isinstance(source, io.BytesIO) else str(source), mode="r") as reader,
+            open_plain_mp4(target) as writer,
+        ):
             for key, value in (metadata or {}).items():
                 writer.metadata[key] = value
             kept = [stream for stream in reader.streams if stream.type in ("video", "audio")]

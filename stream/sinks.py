@@ -56,7 +56,7 @@ class Mp4Sink:
     """
 
     def __init__(
-        self, path: Path, *, fps: float = 16.0, crf: int = DEFAULT_CRF, begin_with: Path | None = None
+        self, path: Path, *, fps: float | Fraction = 16.0, crf: int = DEFAULT_CRF, begin_with: Path | None = None
     ) -> None:
         self.path = path
         self._begin_with = begin_with
