@@ -177,6 +177,9 @@ class VideoFile:
         """
         if isinstance(self.file, io.BytesIO):
             self.file.seek(0)
+        elif "\0" in self.file:
+            # FFmpeg takes it for a path that ends there.
+            raise ValueError(f"{self.name} is {self.file!r}: give a path without NUL characters.")
         try:
             with av.open(self.file, mode="r") as container:
                 if not container.streams.video:

@@ -10,7 +10,11 @@ import av
 
 
 def open_plain_mp4(target: Path) -> av.container.OutputContainer:
-    """A new mp4, overwriting another, that is written with its index in front and any entries of metadata."""
+    """A new mp4, overwriting another, that is written with its index in front and any entries of metadata.
+
+    Raises ValueError for a path with NUL: FFmpeg takes it for one that ends there, and would overwrite another file.
+    """
+    _refuse_nul(target)
     return av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"})
 
 
@@ -26,6 +30,7 @@ def remux_mp4(source: Path | io.BytesIO, target: Path, metadata: Mapping[str, st
         OSError: `source` cannot be read or `target` cannot be written.
         ValueError: `source` is not a video.
     """
+    _refuse_nul(target)
     if isinstance(source, io.BytesIO):
         source.seek(0)
     try:
@@ -46,3 +51,8 @@ def remux_mp4(source: Path | io.BytesIO, target: Path, metadata: Mapping[str, st
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def _refuse_nul(target: Path) -> None:
+    if "\0" in str(target):
+        raise ValueError(f"the new file is {str(target)!r}: give a path without NUL characters.")

@@ -69,7 +69,7 @@ def test_a_file_in_memory_is_copied(tmp_path):
     assert can_copy(io.BytesIO(content))
     path, shown = save_video(io.BytesIO(content), lambda *size: (tmp_path / "out.mp4", size), {})
     assert shown == (48, 32)
-    with av.open(str(path)) as copied, av.open(io.BytesIO(content)) as source:
+    with av.open(str(path)) as copied, av.open(io.BytesIO(content), mode="r") as source:
         packets = [[bytes(packet) for packet in each.demux(video=0) if packet.size] for each in (copied, source)]
     assert packets[0] == packets[1]
 
@@ -89,3 +89,13 @@ def test_what_is_no_video_is_named(tmp_path):
         can_copy(io.BytesIO(b"no video"))
     with pytest.raises(FileNotFoundError, match="run the sampler again"):
         can_copy(Path(tmp_path / "gone.mp4"))
+
+
+def test_a_name_with_nul_is_that_of_no_other_file(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 4)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="without NUL"):
+        save_video(path, lambda *_: (tmp_path / "a.mp4\0b.mp4", None), {})
+    with pytest.raises(ValueError, match="without NUL"):
+        VideoFile("video", str(path) + "\0").facts()
+    assert path.read_bytes() == content

@@ -49,7 +49,7 @@ def check_file(path, expected=COLOURS):
         shown = list(container.decode(video=0))
     assert path.read_bytes().count(COLR) == 1
     for frame, colour in zip(shown, expected, strict=True):
-        stored = [np.frombuffer(plane, np.uint8)[plane.line_size * 8 + 8] for plane in frame.planes]
+        stored = [bytes(plane)[plane.line_size * 8 + 8] for plane in frame.planes]
         assert np.abs(np.subtract(stored, to_yuv(colour, BT709), dtype=float)).max() <= 1, colour
         # As a player takes it, which goes by the tags.
         assert np.abs(frame.to_ndarray(format="rgb24")[8, 8].astype(int) - colour).max() <= 2, colour
@@ -88,12 +88,12 @@ def foreign(path, size, weights, *, full=False, tags=None, pixels="yuv420p"):
     """A file of the colours, stored by the formula; `tags` are matrix and range, or None for no tags."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(8))
-        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        (stream.width, stream.height), stream.pix_fmt = size, pixels
         stream.options = {"crf": "1", "preset": "ultrafast"}
         if tags is not None:
             stream.codec_context.colorspace, stream.codec_context.color_range = tags
         for colour in COLOURS:
-            frame = av.VideoFrame(*size, pixels)
+            frame = av.VideoFrame(size[0], size[1], pixels)
             for plane, value in zip(frame.planes, to_yuv(colour, weights, full), strict=True):
                 plane.update(bytes([value]) * plane.buffer_size)
             if tags is not None:
