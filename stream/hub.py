@@ -37,7 +37,7 @@ _HUB_ERRORS = (
 )
 
 # Of the causes of a failed call.
-_NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled"})
+_NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ConnectionError"})
 # From one byte of an answer to the next; the library's own default for files.
 _BYTE_SECONDS = 10.0
 
