@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import host
+from ..stream.picture_rate import exact_rate
 
 if TYPE_CHECKING:
     from ..stream.frame_inbox import FrameInbox
@@ -77,9 +78,9 @@ class ConnectedPictures:
         Raises:
             ValueError: one sentence, where there are no pictures that can be read, or a choice is not possible.
         """
-        start_source = None if start is None else _source_of("start", start)
-        video_source = None if video is None else _source_of("video", video)
-        sound = None if video_source is None else _sound_of(video, video_source)
+        start_source = None if start is None else source_of("start", start)
+        video_source = None if video is None else source_of("video", video)
+        sound = None if video_source is None else sound_of(video, video_source)
         given = cls(start_source, video_source, sound, float(strength), fit, video_end, live)
         given.start(1.0)
         given.video(1.0)
@@ -154,12 +155,8 @@ def carry_earlier_sound(path: Path, earlier: Path, pictures: int, fps: float) ->
     return [notice] if notice else []
 
 
-def exact_rate(fps: float) -> Fraction:
-    """As the file has it."""
-    return Fraction(fps).limit_denominator(1001)
-
-
-def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+def source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+    """The pictures of an IMAGE or a VIDEO; raises ValueError, in one sentence, where there are none."""
     from ..stream.picture_sources import PictureBatch, VideoFile
 
     source: PictureSource
@@ -176,7 +173,8 @@ def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
     return source
 
 
-def _sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+def sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+    """The sound of a VIDEO whose pictures are `source`; None where it has none."""
     from ..stream.picture_sources import VideoFile
     from ..stream.sound_track import FileSound, SoundBatch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from comfy_api.latest import io
 
 from .. import host
 from ..families.stream_preset import StreamPreset
+from ..memory.json_text import json_text
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.block_clock import BlockClock
@@ -133,7 +133,7 @@ class StreamRun:
             return io.NodeOutput(
                 host.video_from_file(file.path),
                 _images(keeper),
-                json.dumps(applied, indent=2),
+                json_text(applied, indent=2),
                 None if recorder is None else recorder.timeline(),
                 self._stream(report, file, fps),
                 _track(report),
