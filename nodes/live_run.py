@@ -114,11 +114,11 @@ class LiveRun:
         self._control.allowed = Allowed(_OVER, _OVER, _OVER)
 
     def say_how_it_ended(self, error: BaseException | None) -> None:
-        """Tell whether the stream came to its end, was stopped by hand, or failed."""
+        """Tell whether the stream came to its end, was stopped by hand or cancelled, or failed."""
         if error is None:
             self.news.update(state="stopped" if self._steering.stopped else "finished")
         else:
-            self.news.update(state="stopped" if host.is_cancel(error) else "failed")
+            self.news.update(state="cancelled" if host.is_cancel(error) else "failed")
         # What pages give is no input of the node's either.
         changed = self._steering.stopped or self._steering.edited or self._frames is not None
         if self._node is not None and changed:

@@ -276,7 +276,7 @@ def _track_inputs() -> list[io.Input]:
             "track",
             optional=True,
             tooltip=(
-                "Prompts over time, from Stream Prompt Track, Stream Prompt Then or another sampler. The prompt above is "
+                "Prompts over time, from Stream Prompt Track, Stream Prompt Then or a sampler. The prompt above is "
                 "then ignored, unless the track has none; the settings output says which blocks had which prompt."
             ),
         ),

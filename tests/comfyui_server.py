@@ -181,7 +181,7 @@ class ComfyUIServer:
         with _opener.open(self.url + path, timeout=10) as answer:
             return json.load(answer)
 
-    def post(self, path: str, body: Mapping[str, object]) -> Any:
+    def post(self, path: str, body: Mapping[str, object] | str) -> Any:
         """The JSON answer to a POST of JSON; None where there is no body."""
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""The player on the sampler's node in real ComfyUI's page, with classic and with Vue nodes; streams are drawn, not made.
+"""The player on the sampler's node in real ComfyUI's page, classic and Vue nodes; its streams are drawn, not made.
 
 Skipped where ComfyUI (`$COMFYUI_PATH`), Chromium or playwright are missing.
 """
@@ -138,7 +138,7 @@ def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStre
     stream.update(says={"id": "loading", "values": {"component": "vae", "percent": 40, "gb": "0.5"}})
     player.wait_for("loading vae: 40 %")
     stream.make_block()
-    player.wait_for("block 2 of 9 · 0.8 s · 6 pictures/s")
+    player.wait_for("block 2 of 9 · 0.8 s · 6 fps")
     player.wait_for("now: a calm sea", "prompt")
     player.wait_for("from block 13: a storm", "coming")
     player.until(lambda: tab.evaluate(IS_DRAWN))

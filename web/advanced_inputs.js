@@ -1,10 +1,10 @@
 // Advanced inputs are folded away on classic nodes, too, as the page does by itself on Vue nodes.
 import { app } from '/scripts/app.js'
 
+import { text } from './messages.mjs'
+
 const PREFIX = 'StreamBlocks'
 const ALWAYS_SHOWN = 'Comfy.Node.AlwaysShowAdvancedWidgets'
-const SHOW = 'show advanced inputs'
-const HIDE = 'hide advanced inputs'
 
 app.registerExtension({
   name: 'StreamBlocks.AdvancedInputs',
@@ -38,5 +38,8 @@ function addButton(node) {
   button.serialize = false
   button.options.serialize = false
   // A saved node may come back unfolded.
-  Object.defineProperty(button, 'label', { get: () => (node.showAdvanced ? HIDE : SHOW), set: () => {} })
+  Object.defineProperty(button, 'label', {
+    get: () => text(node.showAdvanced ? 'page.hide_advanced' : 'page.show_advanced'),
+    set: () => {}
+  })
 }

@@ -1,5 +1,6 @@
 import { formatBytes } from './memory_points.mjs'
 import { text } from './messages.mjs'
+import { ownerWords } from './owner_words.mjs'
 
 // Okabe and Ito's palette, as in the report's plot.
 const COLOURS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7']
@@ -172,7 +173,7 @@ export class MemoryChart {
 
   drawLegend(context, names, box, width, ink) {
     const last = this.points.columns.at(-1)?.owners ?? new Map()
-    const entries = names.map((name, index) => [`${formatBytes(last.get(name) ?? 0)} ${name}`, COLOURS[index], 8]).reverse()
+    const entries = names.map((name, index) => [`${formatBytes(last.get(name) ?? 0)} ${ownerWords(name)}`, COLOURS[index], 8]).reverse()
     entries.push([text('page.chart_peak'), ink, 2])
     const rows = Math.ceil(entries.length / 2)
     const column = (width - 12) / 2

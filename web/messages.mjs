@@ -2,20 +2,19 @@
 let templates = {}
 let localeNow = () => 'en'
 /** @type {Promise<void> | null} */
-let loading = null
+let reading = null
 
 /**
- * Read the pack's texts in all languages, once for all who ask.
+ * Read the pack's texts in all languages, once for all that ask.
  * @param {(route: string) => Promise<Response>} fetchApi ComfyUI's own
  * @param {() => string} locale the page's language, which may change at any time
  */
 export function loadMessages(fetchApi, locale) {
   localeNow = locale
-  loading ??= read(fetchApi)
-  return loading
+  return (reading ??= readMessages(fetchApi))
 }
 
-async function read(fetchApi) {
+async function readMessages(fetchApi) {
   const answer = await fetchApi('/i18n')
   if (!answer.ok) return
   const all = await answer.json()

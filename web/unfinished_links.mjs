@@ -1,3 +1,5 @@
+import { text } from './messages.mjs'
+
 /** The newest unfinished video of each node, as the server sent it, for as long as the page is open. */
 export class UnfinishedLinks {
   constructor() {
@@ -35,7 +37,7 @@ export function viewPath({ filename, subfolder, type }) {
 export function makeLine(video, urlOf, putAway) {
   const line = document.createElement('div')
   line.className = 'streamblocks-unfinished'
-  line.title = `${video.subfolder}/${video.filename} in the output folder`
+  line.title = text('page.unfinished_title', { file: `${video.subfolder}/${video.filename}` })
   Object.assign(line.style, {
     display: 'flex',
     boxSizing: 'border-box',
@@ -50,26 +52,26 @@ export function makeLine(video, urlOf, putAway) {
   })
   const url = urlOf(viewPath(video))
   const words = document.createElement('span')
-  words.textContent = `unfinished: ${video.pictures} pictures`
+  words.textContent = text('page.unfinished', { pictures: video.pictures })
   line.append(
     words,
-    makeLink('play', { href: url, target: '_blank', rel: 'noopener' }),
-    makeLink('save', { href: url, download: video.filename }),
-    makeButton('×', 'Put this line away; the file stays.', putAway)
+    makeLink(text('page.unfinished_play'), { href: url, target: '_blank', rel: 'noopener' }),
+    makeLink(text('page.unfinished_save'), { href: url, download: video.filename }),
+    makeButton('×', text('page.unfinished_put_away'), putAway)
   )
   return line
 }
 
-function makeLink(text, attributes) {
+function makeLink(words, attributes) {
   const link = Object.assign(document.createElement('a'), attributes)
-  link.textContent = text
+  link.textContent = words
   Object.assign(link.style, { color: 'inherit', textDecoration: 'underline' })
   return link
 }
 
-function makeButton(text, title, onClick) {
+function makeButton(words, title, onClick) {
   const button = document.createElement('button')
-  button.textContent = text
+  button.textContent = words
   button.title = title
   button.setAttribute('aria-label', title)
   Object.assign(button.style, { marginLeft: 'auto', background: 'none', border: 'none', color: 'inherit', cursor: 'pointer' })
