@@ -5,7 +5,6 @@ Skipped where ComfyUI (`$COMFYUI_PATH`), Chromium or playwright are missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,8 @@ class LiveInput:
     """The node in the page, and the frames that went from it to the server."""
 
     def __init__(self, tab: ComfyPage) -> None:
-        self.tab, self.posts = tab, []
+        self.tab = tab
+        self.posts: list[tuple[int, bytes]] = []
         tab.page.on("response", self._note)
 
     def _note(self, response: Any) -> None:
