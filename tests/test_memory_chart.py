@@ -24,7 +24,7 @@ SCREENSHOTS = ROOT / "output/screenshots"
 CHART, FOLD = ".streamblocks-memory-chart", ".streamblocks-fold-chart"
 BLOCKS = 6
 
-VUE_NODES = "Comfy.VueNodes.Enabled"
+SET_RENDERER = "vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
 SET_WIDGETS = """values => {
   const node = app.graph.nodes.find(n => n.type === 'StreamBlocksSampler')
   for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value
@@ -36,19 +36,22 @@ IS_SEEN = f"""() => {{
   const box = document.querySelector('{CHART} canvas').getBoundingClientRect()
   return box.width > 100 && box.height > 60 && box.top >= 0 && box.bottom <= innerHeight
 }}"""
-REMOVE = "() => app.graph.remove(app.graph.nodes.find(n => n.type === 'StreamBlocksSampler'))"
 
 
-@pytest.fixture(params=[False, True], ids=["classic nodes", "Vue nodes"])
-def page(request: pytest.FixtureRequest, comfyui_server: ComfyUIServer) -> Iterator[ComfyPage]:
+@pytest.fixture(scope="module")
+def opened(comfyui_server: ComfyUIServer) -> Iterator[ComfyPage]:
     reason = why_no_chromium()
     if reason is not None:
         pytest.skip(reason)
-    # Read by the page when it opens.
-    comfyui_server.post("/settings", {VUE_NODES: request.param})
-    with ComfyPage(comfyui_server.url, height=1300) as opened:
-        yield opened
-    comfyui_server.post("/settings", {VUE_NODES: False})
+    with ComfyPage(comfyui_server.url, height=1300) as page:
+        yield page
+
+
+@pytest.fixture(params=[False, True], ids=["classic nodes", "Vue nodes"])
+def page(request: pytest.FixtureRequest, opened: ComfyPage) -> Iterator[ComfyPage]:
+    opened.evaluate(SET_RENDERER, request.param)
+    yield opened
+    opened.evaluate(SET_RENDERER, False)
 
 
 def wait_for_block(page: ComfyPage, block: int) -> str:
@@ -66,13 +69,12 @@ def wait_until_idle(server: ComfyUIServer) -> None:
     assert server.queue_sizes() == (0, 0)
 
 
-def test_the_chart_moves_and_leaves_nothing(
-    page: ComfyPage, comfyui_server: ComfyUIServer, request: pytest.FixtureRequest
-) -> None:
+def test_the_chart_moves(page: ComfyPage, comfyui_server: ComfyUIServer, request: pytest.FixtureRequest) -> None:
     name = request.node.callspec.id.replace(" ", "_")
     # A stream of this workflow that has ended would be shown.
     page.load_workflow(json.loads(WORKFLOW.read_text()) | {"id": str(uuid4())})
-    widgets = {"blocks": BLOCKS, "width": 64, "height": 64, "steps": 1, "seed": 11}
+    # Another seed for each, or ComfyUI answers out of its cache.
+    widgets = {"blocks": BLOCKS, "width": 64, "height": 64, "steps": 1, "seed": len(name)}
     page.evaluate(SET_WIDGETS, widgets)
     page.fit()
     # Folded up: it takes no room, and neither does what would unfold it.
@@ -95,15 +97,6 @@ def test_the_chart_moves_and_leaves_nothing(
     page.screenshot(SCREENSHOTS / f"memory_chart_{name}.png")
     wait_until_idle(comfyui_server)
 
-    # Deleted while its stream runs: later messages for it are ignored.
-    page.evaluate(SET_WIDGETS, {"seed": 12})
-    page.evaluate("() => { app.queuePrompt(0, 1) }")
-    page.page.wait_for_timeout(300)
-    wait_for_block(page, 2)
-    page.evaluate(REMOVE)
-    wait_until_idle(comfyui_server)
-    page.page.wait_for_timeout(300)
-    assert page.page.locator(CHART).count() == 0
     assert page.problems() == []
 
 
