@@ -1,3 +1,5 @@
+const MS_FOR_REASONS = 50
+
 /** What the page shows and may send: a camera, or a video file that its user chose. */
 export class PageVideo {
   constructor() {
@@ -6,7 +8,11 @@ export class PageVideo {
     Object.assign(this.video, { muted: true, playsInline: true, loop: true })
     // A page pauses what is taken out of it, and it moves when it is put elsewhere.
     this.video.addEventListener('pause', () => this.isStarted && this.play())
-    this.video.addEventListener('error', () => this.hasFile && this.fail('live_bad_file', { name: this.file.name }))
+    this.video.addEventListener('error', () => this.doubtFile())
+    // A server may say what its pages play; the page is told so before or behind the error.
+    this.onViolation = ({ effectiveDirective: what, blockedURI: from }) => {
+      if (what === 'media-src' && from.startsWith('blob')) this.refuseFile('live_file_forbidden')
+    }
     /** Whether its user wants pictures sent. */
     this.isStarted = false
     /** @type {File | null} */
@@ -57,6 +63,7 @@ export class PageVideo {
   chooseFile(file) {
     this.release()
     this.file = file
+    document.addEventListener('securitypolicyviolation', this.onViolation)
     this.url = URL.createObjectURL(file)
     this.video.src = this.url
     this.set({ problem: null })
@@ -86,6 +93,7 @@ export class PageVideo {
     this.file = null
     this.stop()
     if (!this.url) return
+    document.removeEventListener('securitypolicyviolation', this.onViolation)
     URL.revokeObjectURL(this.url)
     this.url = ''
     this.video.removeAttribute('src')
@@ -99,6 +107,17 @@ export class PageVideo {
 
   fail(id, values = {}) {
     this.stop()
+    this.set({ problem: { id, values } })
+  }
+
+  /** Say that the file cannot be played, unless something better is to be said. */
+  doubtFile() {
+    const { file } = this
+    if (file) setTimeout(() => this.file === file && this.refuseFile('live_bad_file', { name: file.name }), MS_FOR_REASONS)
+  }
+
+  refuseFile(id, values) {
+    this.release()
     this.set({ problem: { id, values } })
   }
 
