@@ -13,7 +13,9 @@ from diffusers.modular_pipelines import PipelineState
 from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
 
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
+from streamblocks.stream.memory_saving import OthersOnly
 from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.residency import PlainResidency
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.family import CAUSAL_WAN_21
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
@@ -96,9 +98,14 @@ class RandomPipeline:
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Do nothing: `start` has put the embeddings into the state."""
 
-    def stream_more_layers(self) -> bool:
-        """Return False: what does not fit is to be seen."""
-        return False
+    @property
+    def saving(self) -> OthersOnly:
+        """Nothing of its own: what does not fit is to be seen."""
+        return OthersOnly(PlainResidency(), self.device)
+
+    def what_would_fit(self, settings: StreamSettings) -> str:
+        """Unknown."""
+        return "smaller options"
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Do nothing: they are on the device."""

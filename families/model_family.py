@@ -198,6 +198,10 @@ class ModelFamily(ABC):
     def make_pipeline(self) -> ModularPipeline:
         """The family's modular blocks, without components: a leaf block `text_encoder` comes first."""
 
+    @abstractmethod
+    def pack_keys(self, kv_cache: Any, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """A stream's KV cache with its past in the `kv_format` of `inputs`, in 8 bits; the given one is used up."""
+
     def snapshot_kinds(self) -> Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]:
         """By the name of each class of objects that the blocks keep in the state: what makes one of its parts.
 

@@ -123,6 +123,17 @@ class ComfyResidency:
         move_module(module, torch.device("cpu"))
         comfy.model_management.soft_empty_cache()
 
+    def offload_other_models(self, device: torch.device) -> bool:
+        """Unload all models but the stream's components from `device`, as ComfyUI does when it needs the memory."""
+        loaded = comfy.model_management.current_loaded_models
+        ours = [entry for entry in loaded if isinstance(entry.model, WholeModelPatcher)]
+        others = [entry for entry in loaded if entry.device == device and not entry.is_dead() and entry not in ours]
+        if not others or device.type == "cpu":
+            return False
+        # More than any device has.
+        comfy.model_management.free_memory(1e30, device, keep_loaded=ours)
+        return True
+
     def forget(self, name: str) -> None:
         """Take the patcher of one component off ComfyUI's list, without moving weights that are about to be deleted."""
         patcher = self._patchers.pop(name, None)

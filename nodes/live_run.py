@@ -43,12 +43,14 @@ class LiveRun:
 
     Attributes:
         news: what pages are told.
+        ran_out: whether the stream ended early for want of memory.
     """
 
     def __init__(
         self, node: str | None, workflow: str | None, look: Callable[[], None], frames: LiveFrames | None = None
     ) -> None:
         self.news = LiveNews()
+        self.ran_out = False
         self._control = LiveControl()
         self._node, self._workflow, self._look = node, workflow, look
         self._frames = frames
@@ -119,8 +121,8 @@ class LiveRun:
             self.news.update(state="stopped" if self._steering.stopped else "finished")
         else:
             self.news.update(state="cancelled" if host.is_cancel(error) else "failed")
-        # What pages give is no input of the node's either.
-        changed = self._steering.stopped or self._steering.edited or self._frames is not None
+        # What pages give is no input of the node's either, and memory may be free another time.
+        changed = self._steering.stopped or self._steering.edited or self._frames is not None or self.ran_out
         if self._node is not None and changed:
             host.note_changed_by_hand(self._node)
 

@@ -31,6 +31,7 @@ from ..stream.stream_report import StreamReport
 from .connected_pictures import ConnectedPictures, LiveFrames, carry_earlier_sound
 from .live_run import LiveRun
 from .memory_chart import MemoryChart
+from .memory_messages import say_rung
 from .node_watcher import NodeWatcher
 from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
 from .sampler_inputs import FROM_MODEL, UNSET
@@ -121,7 +122,11 @@ class StreamRun:
                 keep_stream=keep_stream,
                 steering=self._live.steer(pipeline, settings, direction, fps),
                 on_look=host.throw_if_cancelled,
+                on_rung=lambda block, _, rung: say_rung(self._progress, block, rung),
             )
+            if report.ran_out:
+                self._live.ran_out = True
+                self._progress.say("memory_ended", block=report.blocks_made + 1, pictures=report.pictures)
             applied = report.as_dict() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
             applied["notices"] += self._pictures.carry_sound(

@@ -51,6 +51,7 @@ class ComponentStore:
         self._residency = residency
         self._modules: dict[str, nn.Module] = {}
         self._streamed: dict[str, tuple[int, ...]] = {}
+        self._unsettled: set[str] = set()
 
     def stream_layers(self, name: str, streamed: tuple[int, ...], on_disk: tuple[int, ...] = ()) -> None:
         """Stream these layers of a component, by index, from now on; a loaded one is rearranged.
@@ -63,12 +64,16 @@ class ComponentStore:
         Raises:
             OSError: the disk is full.
         """
-        if (self._streamed.get(name, ()), self.on_disk.get(name, ())) == (streamed, on_disk):
+        is_so = (self._streamed.get(name, ()), self.on_disk.get(name, ())) == (streamed, on_disk)
+        if is_so and name not in self._unsettled:
             return
         self._streamed[name], self.on_disk[name] = streamed, on_disk
         module = self._modules.get(name)
         if module is not None:
+            # One that fails on the way is arranged anew by whoever comes next.
+            self._unsettled.add(name)
             self._arrange(self.components[name], module)
+        self._unsettled.discard(name)
 
     def load(self, name: str) -> nn.Module:
         """The module of a component, read from disk at the first call."""
@@ -87,6 +92,16 @@ class ComponentStore:
         modules = {name: self._modules[name] for name in names}
         self._make_way(modules, sum(resident_bytes(module) for module in modules.values()) + working_bytes)
         self._residency.bring(modules, self.device, working_bytes)
+
+    def offload_all_but(self, names: Collection[str]) -> list[str]:
+        """Move loaded components other than these off a device with memory of its own; returns which."""
+        if not self._residency.streams_layers(self.device):
+            return []
+        others = [(name, module) for name, module in self._modules.items() if name not in names]
+        leaving = [(name, module) for name, module in others if is_on_device(module, self.device)]
+        for name, module in leaving:
+            self._residency.offload(name, module)
+        return [name for name, _ in leaving]
 
     def streamer(self, name: str) -> LayerStreamer | None:
         """The streamer of a component's layers; None if it is not loaded or none were ever streamed."""

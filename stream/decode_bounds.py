@@ -55,9 +55,28 @@ def decoder_ram_bytes(
 
 def decoding_notice(settings: StreamSettings) -> str:
     """One sentence for the user; empty where whole pictures are decoded on the device."""
-    ways = []
-    if settings.decode_bands > 1:
-        ways.append(f"in {settings.decode_bands} bands of rows")
-    if settings.decoder_cache_in_ram:
-        ways.append("with the decoder's cache in RAM")
-    return f"Pictures are decoded {', '.join(ways)}: the device has no room for more." if ways else ""
+    ways = ways_of_decoding(settings)
+    return f"Pictures are decoded {ways}: the device has no room for more." if ways else ""
+
+
+def ways_of_decoding(settings: StreamSettings) -> str:
+    """How pictures are decoded; empty for whole ones on the device."""
+    bands, in_ram = settings.decode_bands, settings.decoder_cache_in_ram
+    ways = (f"in {bands} bands of rows",) * (bands > 1) + ("with the decoder's cache in RAM",) * in_ram
+    return ", ".join(ways)
+
+
+def bound_decoding_more(
+    settings: StreamSettings, band_counts: Sequence[int], *, has_ram: bool
+) -> StreamSettings | None:
+    """The next milder of the ways that take less; None where there is none.
+
+    Args:
+        settings: of a stream, which may change between two blocks.
+        band_counts: see `bound_decoding`.
+        has_ram: see `bound_decoding`.
+    """
+    more = [count for count in band_counts if count > settings.decode_bands]
+    if more:
+        return replace(settings, decode_bands=more[0])
+    return replace(settings, decoder_cache_in_ram=True) if has_ram and not settings.decoder_cache_in_ram else None

@@ -18,6 +18,8 @@ from .settings import StreamSettings
 
 # Memory besides tensors: kernel workspaces (cuBLAS and cuDNN), and what the allocator cannot use.
 DEVICE_OVERHEAD = 512 * 1024**2
+# What to choose where no estimate says what would fit.
+SMALLER = "a smaller width or height or fewer context frames"
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from ..memory.cleanup import handling_table
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from .carried_state import carried_by_unknown_blocks
 from .component_store import LoadCallback, all_on_device, ignore_load
+from .estimate import SMALLER
 from .foreign_limits import refuse_what_blocks_do_not_take
 from .hub import Check, fetch_file, never_cancelled, refuse_folder_as_hub_id
 from .known_families import FAMILIES
 from .looks import Look, look_away
+from .memory_saving import OthersOnly
 from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe, is_hub_id
@@ -44,6 +46,7 @@ class ForeignPipeline:
         self.device = device
         self.residency = residency
         self.memory_facts = UNKNOWN_PIPELINE
+        self.saving = OthersOnly(residency, device)
         self.on_load: LoadCallback = ignore_load
         self.on_look: Look = look_away
 
@@ -101,9 +104,9 @@ class ForeignPipeline:
         """Return nothing: see `encode_prompt`."""
         return {}
 
-    def stream_more_layers(self) -> bool:
-        """Return False: in which order foreign blocks call layers is unknown."""
-        return False
+    def what_would_fit(self, settings: StreamSettings) -> str:
+        """What takes less with any blocks."""
+        return SMALLER
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move all components that are modules to the device; what the blocks allocate is unknown."""

@@ -16,6 +16,11 @@ from .scratch_disk import free_bytes
 MARGIN = 2**30
 
 
+def free_ram() -> int:
+    """Bytes of RAM that a stream may take now."""
+    return max(0, int(psutil.virtual_memory().available) - MARGIN)
+
+
 def place_layers(
     plans: Mapping[str, LayerPlan],
     layer_bytes: Mapping[str, Sequence[int]],

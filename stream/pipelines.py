@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch import nn
 from ..families.kv_policies import KEEP_KEYS, KV_AUTO, KV_INT8, KV_PLAIN
 from ..families.model_family import AttentionChoice, LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
+from ..memory.byte_text import format_gb
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
+from .built_in_saving import BuiltInSaving
 from .carried_state import carried_by_built_in_blocks
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import fit_tokens, name_embeds
 from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
-from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
+from .estimate import SMALLER, MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
 from .looks import Look, look_away, looking
 from .noise_generator import make_noise_generator
@@ -67,7 +69,7 @@ class BuiltInPipeline:
         self.pipe = family.make_pipeline()
         self._store = store
         self._plans = StreamingPlans(store)
-        self._decoding = ""
+        self.saving = BuiltInSaving(family, store, self._plans, residency, lambda: self.stream_more_layers())
         self._load_tokenizer = load_tokenizer
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
@@ -148,7 +150,7 @@ class BuiltInPipeline:
         spec = self.recipe.quantization
         packs = settings.kv_format == KV_AUTO
         settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
-        self._decoding = ""
+        self.saving.begin(may_pack_keys=packs)
         if available is None:
             return settings
         band_counts = self.family.decode_bands(self._store.components)
@@ -164,22 +166,27 @@ class BuiltInPipeline:
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
             settings = fused if self._estimate(spec, fused).least <= available else settings
-        choices = smaller_choices(
-            spec,
-            settings,
-            can_quantize=not self._store.components["transformer"].is_stored_quantized,
-            size_step=self.family.geometry.size_step,
-        )
+        choices = self._smaller_choices(settings)
         others = ((text, self._estimate(other, changed)) for text, other, changed in choices)
         estimate = self._estimate(spec, settings)
         check_it_fits(estimate, available, settings, others)
-        self._decoding = decoding_notice(settings)
+        self.saving.decoding = decoding_notice(settings)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
         pace = Pace(settings.passes_per_block, pictures, savings=settings.savings)
         in_ram = decoder_ram_bytes(settings, lambda changed: self._estimate(spec, changed).streaming, band_counts)
         self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given, reserved=in_ram)
         return settings
+
+    def _smaller_choices(
+        self, settings: StreamSettings
+    ) -> Iterator[tuple[str, QuantizationSpec | None, StreamSettings]]:
+        return smaller_choices(
+            self.recipe.quantization,
+            settings,
+            can_quantize=not self._store.components["transformer"].is_stored_quantized,
+            size_step=self.family.geometry.size_step,
+        )
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
         free = self.residency.available_bytes(self.device)
@@ -211,7 +218,18 @@ class BuiltInPipeline:
 
     def stream_more_layers(self) -> bool:
         """A tenth of the transformer's layers more."""
-        return self._plans.stream_more()
+        return self._plans.stream_more("transformer")
+
+    def what_would_fit(self, settings: StreamSettings) -> str:
+        """The mildest of `smaller_choices` that takes less than `settings` and fits what is free now."""
+        spec, free = self.recipe.quantization, self.residency.available_bytes(self.device)
+        most = self._estimate(spec, settings).least - 1
+        most = most if free is None else min(most, free)
+        for text, other, changed in self._smaller_choices(settings):
+            least = self._estimate(other, changed).least
+            if least <= most:
+                return f"{text}, which needs {format_gb(least)}"
+        return SMALLER
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move transformer and VAE to the device, with room for the stream's caches and activations."""
@@ -248,7 +266,7 @@ class BuiltInPipeline:
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
         notices |= {match.notice for match in loras}
-        notices |= {*self._plans.describe(), self._decoding}
+        notices |= {*self._plans.describe(), self.saving.decoding}
         notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,

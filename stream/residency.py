@@ -54,6 +54,9 @@ class Residency(Protocol):
     def offload(self, name: str, module: nn.Module) -> None:
         """Move one component off the device; `bring` brings it back."""
 
+    def offload_other_models(self, device: torch.device) -> bool:
+        """Move models that are no components of a stream off the device; whether any was there."""
+
     def forget(self, name: str) -> None:
         """Forget one component, which is about to be deleted."""
 
@@ -97,6 +100,10 @@ class PlainResidency:
         device = next(module.parameters()).device
         move_module(module, torch.device("cpu"))
         release_cached_memory(device)
+
+    def offload_other_models(self, device: torch.device) -> bool:
+        """Return False: others are not known here."""
+        return False
 
     def forget(self, name: str) -> None:
         """Forget one component."""

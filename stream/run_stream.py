@@ -20,6 +20,7 @@ from .foreign_limits import refuse_bias, refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
 from .looks import Look, look_away
+from .memory_ladder import TellRung, tell_nobody
 from .recipe import Recipe
 from .run_notices import cut_prompt, ignored_settings
 from .session import BlockFailedError, Session, StreamBlock
@@ -58,6 +59,7 @@ class _Made:
     notices: list[str] = field(default_factory=list)
     snapshot: StreamSnapshot | None = None
     no_snapshot: str = "no snapshot was asked for."
+    ran_out: bool = False
 
 
 @clearing_error_locals
@@ -72,10 +74,12 @@ def run_stream(
     keep_stream: bool = False,
     steering: Steering | None = None,
     on_look: Look = look_away,
+    on_rung: TellRung = tell_nobody,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks, or blocks without end.
 
-    An unusable block ends the stream; the blocks before it are kept. On any error all sinks are closed and the
+    An unusable block ends the stream, and so does one for which there is no memory, after all that could be done; the
+    blocks before it are kept. On any other error all sinks are closed and the
     stream's caches freed; the error holds no reference to them, however long it is kept.
 
     Args:
@@ -88,13 +92,14 @@ def run_stream(
         keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
         steering: what people change meanwhile; None leaves the direction as it is.
         on_look: called many times within a pass where the pipeline computes on a CPU; raising in it stops the stream.
+        on_rung: is told of what is done when the device runs out of memory.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
             stream of `direction.go_on`.
         MemoryError: the stream cannot fit the device; nothing was loaded.
         BlockFailedError: the first block is unusable.
-        torch.OutOfMemoryError: the device ran out of memory, with what to change.
+        torch.OutOfMemoryError: the device ran out of memory at the first block, with what to change.
         OSError: a sink's disk is full.
     """
     began = time.perf_counter()
@@ -120,11 +125,16 @@ def run_stream(
             pictures_given.start,
             prompts_ahead=direction.prompts_ahead,
             going_on=direction.go_on,
+            on_rung=on_rung,
         ) as session:
-            _make_blocks(made, session, pictures_given, steering, sinks, watcher)
-            if keep_stream:
-                _leave_last_bias(session, made)
-                made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
+            try:
+                _make_blocks(made, session, pictures_given, steering, sinks, watcher)
+                if keep_stream:
+                    _leave_last_bias(session, made)
+                    made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
+            finally:
+                settings = session.settings
+                made.notices += session.memory_notices()
         failed = False
     except BlockFailedError as error:
         if made.blocks == 0:
@@ -134,10 +144,14 @@ def run_stream(
         logger.warning("%s", error)
         made.notices.append(str(error))
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"{pipeline.device} ran out of memory at block {made.blocks + 1}: choose a smaller width or height or "
-            f"fewer context frames ({error}){recorder.explain_growth()}"
-        ) from error
+        told = _out_of_memory(pipeline, settings, made, error) + recorder.explain_growth()
+        if made.blocks == 0:
+            raise torch.OutOfMemoryError(told) from error
+        failed = False
+        made.ran_out = True
+        made.no_snapshot = f"it ended with a block for which there was no memory: {error}"
+        logger.warning("%s", told)
+        made.notices.append(told)
     finally:
         pipeline.on_load = ignore_load
         pipeline.on_look = look_away
@@ -157,6 +171,7 @@ def run_stream(
         made.snapshot,
         made.no_snapshot,
         pictures_given.use(),
+        made.ran_out,
     )
 
 
@@ -203,6 +218,17 @@ def _make_blocks(
         made.pictures += len(shown)
         made.notices += [notice for notice in cut_prompt(block) if notice not in made.notices]
         watcher.after_block(block)
+
+
+def _out_of_memory(
+    pipeline: StreamPipeline, settings: StreamSettings, made: _Made, error: torch.OutOfMemoryError
+) -> str:
+    """A sentence with the block, what would fit, and what is kept."""
+    kept = f"; the {made.blocks} blocks before it are kept" if made.blocks > 1 else "; the block before it is kept"
+    return (
+        f"{pipeline.device} ran out of memory at block {made.blocks + 1}: choose {pipeline.what_would_fit(settings)} "
+        f"({error}){kept if made.blocks else ''}."
+    )
 
 
 def _leave_last_bias(session: Session, made: _Made) -> None:

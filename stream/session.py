@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,15 +20,19 @@ from ..memory.recorder import CLEAN_UP, NoRecording
 from .block_prompt import BlockPrompt
 from .carried_state import INPUT_ENCODER
 from .device_choice import check_attention_backend
+from .failed_stage import find_failed_stage
 from .frames import to_uint8_frames
 from .looks import PassCallback, looking, watching_passes
+from .memory_ladder import MemoryLadder, Shortage, TellRung, tell_nobody
+from .memory_rungs import DECODES, rungs_of
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
+from .shortages import Shortages
 from .snapshot import StreamSnapshot
 from .state import StreamState
 from .stream_pipeline import StreamPipeline
 
-logger = logging.getLogger(__name__)
+R = TypeVar("R")
 
 # What a hard cut leaves in the state; see `PromptEncodings`.
 _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
@@ -80,6 +83,7 @@ class Session:
         start_pictures: torch.Tensor | None = None,
         prompts_ahead: Sequence[str] = (),
         going_on: StreamSnapshot | None = None,
+        on_rung: TellRung = tell_nobody,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -100,6 +104,7 @@ class Session:
             going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
                 `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
                 encoded, and replace those of `start_from`.
+            on_rung: is told of what is done when the device runs out of memory.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -120,11 +125,22 @@ class Session:
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._start_pictures = start_pictures
         self._inputs: Mapping[str, Any] = {}
+        self._failed_at: tuple[str, frozenset[str]] = ("", frozenset())
         self._closed = False
         self._going_on = going_on
         # `next_block` counts this session's blocks; those before it are the pipeline's business only.
         self._blocks_before = 0 if going_on is None else going_on.blocks_made
         self._last_prompt: str | None = None
+        self._shortages = Shortages(pipeline, MemoryLadder(rungs_of(pipeline.saving, self), on_rung))
+
+    @property
+    def state(self) -> StreamState:
+        """Of the stream, between two calls of the pipeline."""
+        return self._state
+
+    def memory_notices(self) -> list[str]:
+        """What was done because the device ran out of memory, a sentence each."""
+        return self._shortages.notices()
 
     @property
     def _blocks_made(self) -> int:
@@ -151,9 +167,13 @@ class Session:
                 With a cut the block begins afresh, as the first one of a new session does.
             inputs: of the pipeline's call, for this block only: `input_pictures` and `strength` make it from a video.
 
+        Where the device runs out of memory the work is done again, with less and less on the device: see
+        `memory_rungs.py`.
+
         Raises:
             BlockFailedError: latents or pictures are not finite. The session is over.
             ValueError: the pipeline cannot mix prompts.
+            torch.OutOfMemoryError: and nothing more could be done. The session is over.
         """
         if self._closed:
             raise ValueError("the session is closed: start a new one.")
@@ -165,23 +185,21 @@ class Session:
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
         self._inputs = inputs or {}
         self._last_prompt = None
-        self._encode(shown)
-        self._take_up_past()
+        self._survive("text_encoder", lambda: self._encode(shown), of_text=True)
+        self._survive("past", self._take_up_past)
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
         if self.next_block == 0 or not self.pipeline.is_resident():
-            self.pipeline.bring_components(self.settings)
+            self._survive("loading", lambda: self.pipeline.bring_components(self.settings))
             self.recorder.add("bring components")
         if self._start_pictures is not None:
-            with self._looking():
-                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
-            self._start_pictures = None
+            self._survive("start pictures", self._take_start, takes=DECODES)
             self.recorder.add("start pictures")
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
         self._check_finite()
-        frames = self._take_frames()
+        frames = self._survive("pictures", self._take_frames)
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
         self.recorder.end_block(self._state.values, frames)
@@ -221,29 +239,46 @@ class Session:
 
     def _take_up_past(self) -> None:
         """Bring the stream to go on from to the device: not before the text encoder may have left."""
-        past, self._going_on = self._going_on, None
+        past = self._going_on
         if past is not None:
             unused = () if self.settings.video_given else (INPUT_ENCODER,)
             self._state.values.update(past.start_entries(self.pipeline, without=unused))
             self._generator = self._state.values["generator"]
+        self._going_on = None
+
+    def _take_start(self) -> None:
+        assert self._start_pictures is not None
+        with self._looking():
+            self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+        self._start_pictures = None
+
+    def _survive(
+        self, stage: str, work: Callable[[], R], *, of_text: bool = False, takes: frozenset[str] = frozenset()
+    ) -> R:
+        """Do work that can be done again, until the device has the memory for it."""
+        return self._shortages.survive(work, Shortage(self.next_block, stage, takes, of_text))
 
     def _call_pipeline(self, prompt: str) -> StreamState:
-        """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
+        """Call the pipeline, again from the same state when the device runs out of memory."""
         while True:
-            rewind = self._state.remember()
+            rewind = self._state.remember(self._shortages.way_back(self.settings))
             noise = self._generator.get_state()
             try:
                 return self._call_once(prompt)
             except torch.OutOfMemoryError as error:
-                if not rewind() or not self.pipeline.stream_more_layers():
-                    raise
-                logger.warning("block %d is made again with more layers streamed: %s", self.next_block + 1, error)
+                failed = error
+            # Not while the error is handled: what its handler knows would stay alive.
+            self._shortages.go_back(failed, Shortage(self.next_block, *self._failed_at), rewind)
+            del failed, rewind
             self._generator.set_state(noise)
-            release_cached_memory(self.pipeline.device)
 
     @clearing_error_locals
     def _call_once(self, prompt: str) -> StreamState:
-        made: StreamState = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
+        try:
+            made: StreamState = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
+        except torch.OutOfMemoryError as error:
+            self._failed_at = find_failed_stage(error, self.pipeline.pipe)
+            raise
         return made
 
     def close(self) -> None:
@@ -320,13 +355,15 @@ class Session:
         )
 
     def _take_frames(self) -> torch.Tensor:
-        videos = self._state.values.pop("videos", None)
+        videos = self._state.get("videos")
         if videos is None:
             raise BlockFailedError(
                 f"block {self.next_block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
                 "of a streaming pipeline."
             )
         try:
-            return to_uint8_frames(videos)
+            frames = to_uint8_frames(videos)
         except ValueError as error:
             raise BlockFailedError(f"block {self.next_block + 1}: {error}") from error
+        del self._state.values["videos"]
+        return frames

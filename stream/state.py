@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -12,14 +13,18 @@ import torch
 from diffusers.modular_pipelines import PipelineState
 
 from ..memory.cleanup import DEFAULT_HANDLING, Handling, handling_table, strip_state
+from ..memory.way_back import FREE_WAY_BACK, WayBack
 
 
 @runtime_checkable
 class Rewindable(Protocol):
     """A value of the state that a block changes in place."""
 
-    def remember(self) -> Callable[[], bool]:
-        """Note what it is now; the returned function makes it that again, or says that it cannot."""
+    def remember(self, way: WayBack) -> Callable[[], bool]:
+        """Note what it is now; the returned function makes it that again, or says that it cannot.
+
+        What that takes is bounded by `way`, and given back along with the function.
+        """
 
 
 @runtime_checkable
@@ -75,12 +80,17 @@ class StreamState(PipelineState):
         if kwargs_type is not None and key not in self.kwargs_mapping.setdefault(kwargs_type, []):
             self.kwargs_mapping[kwargs_type].append(key)
 
-    def remember(self) -> Callable[[], bool]:
+    def remember(self, way: WayBack = FREE_WAY_BACK) -> Callable[[], bool]:
         """Note the state before a block, which a call of the pipeline copies by reference.
 
         The returned function makes it that again after a failed call; it returns whether that was possible.
+
+        Args:
+            way: what may be kept for it.
         """
-        rewinds = [value.remember() for value in self.values.values() if isinstance(value, Rewindable)]
+        held = list(self.values.values())
+        rewinds = [value.remember(way) for value in held if isinstance(value, Rewindable)]
+        rewinds += [_remember_queue(value) for value in held if isinstance(value, deque)]
         return lambda: all(rewind() for rewind in rewinds)
 
     def strip(self) -> list[str]:
@@ -89,3 +99,15 @@ class StreamState(PipelineState):
 
     def _handling_of(self, key: str) -> Handling:
         return self.handling.get(key, DEFAULT_HANDLING)
+
+
+def _remember_queue(queue: deque[Any]) -> Callable[[], bool]:
+    """The returned function puts back what a block pushed out."""
+    before = tuple(queue)
+
+    def rewind() -> bool:
+        queue.clear()
+        queue.extend(before)
+        return True
+
+    return rewind

@@ -13,6 +13,7 @@ from ..families.stream_preset import StreamPreset
 from ..memory.pipeline_facts import PipelineFacts
 from .component_store import LoadCallback
 from .looks import Look
+from .memory_saving import MemorySaving
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe
 from .settings import StreamSettings
@@ -77,8 +78,12 @@ class StreamPipeline(Protocol):
         Returns the settings, with what they leave to the memory decided.
         """
 
-    def stream_more_layers(self) -> bool:
-        """Keep fewer layers on the device, which ran out of memory; False when there are none left to stream."""
+    @property
+    def saving(self) -> MemorySaving:
+        """What it can do when the device runs out of memory."""
+
+    def what_would_fit(self, settings: StreamSettings) -> str:
+        """What to choose instead of `settings`, which ran out of memory; a clause behind "choose"."""
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move what a block needs to the device, with room for what it allocates."""

@@ -27,6 +27,7 @@ class StreamReport:
         snapshot: the stream after its last block; None unless it was asked for and could be taken.
         no_snapshot: why there is none, a sentence.
         video: what was taken of the input video; None without one.
+        ran_out: whether the stream ended early because its device ran out of memory.
     """
 
     blocks_made: int
@@ -40,6 +41,7 @@ class StreamReport:
     snapshot: StreamSnapshot | None = None
     no_snapshot: str = ""
     video: VideoUse | None = None
+    ran_out: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for text output; without the snapshot."""

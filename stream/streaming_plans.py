@@ -73,13 +73,26 @@ class StreamingPlans:
         self._paces = {"transformer": pace, "text_encoder": Pace(1, unit="prompt")}
         self._follow(plans)
 
-    def stream_more(self) -> bool:
-        """Stream a tenth of the transformer's layers more; False where no plan was made or none are left."""
-        component = self._store.components["transformer"]
-        plan = more_streamed(self._plans.get("transformer"), component.bytes, component.layer_bytes)
+    def stream_more(self, name: str) -> bool:
+        """Stream a tenth of a component's layers more; False where no plan was made or none are left.
+
+        Raises:
+            MemoryError: neither RAM nor disk have room for the streamed layers.
+            OSError: the disk is full.
+        """
+        known = self._plans.get(name)
+        plan = None
+        if known is not None:
+            component = self._store.components[name]
+            plan = more_streamed(known, component.bytes, component.layer_bytes)
         if plan is not None:
-            self._follow(self._plans | {"transformer": plan})
+            self._follow(self._plans | {name: plan})
         return plan is not None
+
+    @property
+    def any_streamed(self) -> bool:
+        """Whether any layer is to be streamed."""
+        return any(plan.streamed for plan in self._plans.values())
 
     def fit_transformer(self, budget: int) -> bool:
         """Stream as many of the transformer's layers as the budget, in bytes, needs; whether it fits then."""

@@ -5,6 +5,7 @@ import torch
 from test_fused_decoder import count_calls, make_vae
 
 from streamblocks.memory.peak_meter import PeakMeter
+from streamblocks.memory.way_back import WayBack
 from streamblocks.wan.vae.banded_decoder import DecodeBounds
 from streamblocks.wan.vae.decoder_stages import split_into_stages
 from streamblocks.wan.vae.steady_decoder import fuse_decoder
@@ -114,21 +115,39 @@ def test_bands_and_ram_take_less_memory_and_a_rehearsal_counts_it(latents):
     assert peak("cpu", DecodeBounds(bands=2))[0] == pytest.approx(banded, rel=0.02)
 
 
-def test_a_cache_knows_that_a_decoder_failed_on_the_way(latents):
-    """Features are overwritten in place, so the block cannot be made again."""
-    vae, bounds = make_vae(), DecodeBounds(bands=2)
+@pytest.mark.parametrize(
+    ("way", "goes_back"),
+    [(WayBack(), True), (WayBack(on_device=False, ram_bytes=10**9), True), (WayBack(on_device=False), False)],
+    ids=["by reference", "in RAM", "none"],
+)
+@pytest.mark.parametrize("bounds", [WHOLE, DecodeBounds(bands=2), DecodeBounds(cache_in_ram=True)], ids=str)
+def test_a_decoder_that_failed_on_the_way_goes_back(latents, bounds, way, goes_back):
+    """Whether features are replaced or overwritten in place: what comes is that of a decoder that did not fail."""
+    vae = make_vae()
     cache = DecoderCache.for_vae(vae)
-    decode_latent_frame(vae, latents[:, :, :1], cache, bounds)
-    is_unchanged = cache.remember()
-    assert is_unchanged()
+    # From the second frame on bands overwrite what they have allocated.
+    for frame in range(3):
+        decode_latent_frame(vae, latents[:, :, frame : frame + 1], cache, bounds)
+    expected = decode(vae, latents[:, :, :5], [bounds] * 5)[0][:, :, -8:]
+    rewind = cache.remember(way)
+    assert rewind()
+    decode_latent_frame(vae, latents[:, :, 3:4], cache, bounds)
 
     def run_out(module, arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    vae.decoder.up_blocks[-1].resnets[0].register_forward_pre_hook(run_out)
+    hook = vae.decoder.up_blocks[-1].resnets[0].register_forward_pre_hook(run_out)
     with pytest.raises(torch.OutOfMemoryError):
-        decode_latent_frame(vae, latents[:, :, 1:2], cache, bounds)
-    assert not is_unchanged() and cache.latent_frames == 1
+        decode_latent_frame(vae, latents[:, :, 4:5], cache, bounds)
+    hook.remove()
+    assert rewind() is goes_back
+    if goes_back:
+        assert cache.latent_frames == cache.begun == 3
+        again = [decode_latent_frame(vae, latents[:, :, frame : frame + 1], cache, bounds) for frame in (3, 4)]
+        assert torch.equal(torch.cat(again, dim=2), expected)
+        # Given up, it holds nothing.
+        del rewind
+        assert not any(cache.is_held(feature) for feature in cache.features)
 
 
 def test_a_stream_may_change_its_bounds_on_the_way(vae, latents, expected):

@@ -30,7 +30,7 @@ ALLOWED = {
     "wan.checkpoints": {"wan.geometry", "wan.transformer", "families", "checkpoints", "ops"},
     "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies", "families.step_list"},
     "wan.transformer": {"ops"},
-    "wan.vae": {"ops"},
+    "wan.vae": {"ops", "memory.way_back"},
     "families": {"checkpoints", "ops", "memory.pipeline_facts"},
     "checkpoints": {"ops"},
     "ops": set(),

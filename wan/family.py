@@ -145,6 +145,15 @@ class CausalWan(ModelFamily):
 
         return make_causal_wan_pipeline()
 
+    def pack_keys(self, kv_cache: Any, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """See `ModelFamily`."""
+        from .steps.context_policies import find_packing
+        from .transformer.packed_kv_cache import PackedKVCache
+
+        context, block = inputs["context_frames"], inputs["num_frames_per_block"]
+        packing = find_packing(inputs["kv_policy"], inputs["kv_format"], context, block)
+        return kv_cache if packing is None else PackedKVCache.take_over(kv_cache, packing)
+
     def snapshot_kinds(self) -> Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]:
         """KV caches with a deferred block, and the caches of the VAE's decoder and encoder."""
         from .transformer.kv_cache import DeferredBlock, KVCache
@@ -158,6 +167,7 @@ class CausalWan(ModelFamily):
     def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """See `entries_of_pictures`."""
         from .steps.start_entries import entries_of_pictures
+        from .vae.banded_decoder import DecodeBounds
 
         return entries_of_pictures(
             pipe.vae,
@@ -165,6 +175,7 @@ class CausalWan(ModelFamily):
             context_frames=inputs["context_frames"],
             sink_frames=inputs["sink_frames"],
             video_follows=inputs["video_given"],
+            bounds=DecodeBounds(inputs["decode_bands"], inputs["decoder_cache_in_ram"]),
         )
 
     def streaming_bytes(

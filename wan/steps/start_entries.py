@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
+from ..vae.banded_decoder import UNBOUNDED, DecodeBounds
 from ..vae.streaming_vae import DecoderCache, decode_latent_frame, encode_pixel_frames
 from ..vae.video_encoder import VideoEncoder, to_pixels
 from .context_policies import frame_cache_length
@@ -15,7 +16,13 @@ from .context_policies import frame_cache_length
 
 @torch.no_grad()
 def entries_of_pictures(
-    vae: AutoencoderKLWan, pictures: torch.Tensor, *, context_frames: int, sink_frames: int, video_follows: bool
+    vae: AutoencoderKLWan,
+    pictures: torch.Tensor,
+    *,
+    context_frames: int,
+    sink_frames: int,
+    video_follows: bool,
+    bounds: DecodeBounds = UNBOUNDED,
 ) -> dict[str, Any]:
     """State entries for a stream that goes on after `pictures`.
 
@@ -29,6 +36,7 @@ def entries_of_pictures(
         sink_frames: of these, how many stay the stream's first ones.
         video_follows: whether the encoder goes on from them with an input video; its cache, 1 GiB at 832x480, is let go
             of before they are decoded otherwise.
+        bounds: how the decoder saves memory.
     """
     scale = int(vae.config.scale_factor_temporal)
     frames = min(context_frames, 1 + (len(pictures) - 1) // scale)
@@ -37,7 +45,7 @@ def entries_of_pictures(
     latents, encoder = _encode(vae, pixels, keep=video_follows)
     decoder = DecoderCache.for_vae(vae)
     for latent in latents.split(1, dim=2):
-        decode_latent_frame(vae, latent, decoder)
+        decode_latent_frame(vae, latent, decoder, bounds)
     shown = pixels.to(vae.dtype).unbind(2)
     return {
         "stream_position": frames,

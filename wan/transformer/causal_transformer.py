@@ -109,6 +109,8 @@ def fill_cross_cache(
     words = _count_words(prompt_embeds)
     if texts > 1 and not cache.has_room_for(texts, words):
         texts, words = 1, _count_words(prompt_embeds[-1:])
+    # Until it is filled: a pass that runs out of memory leaves keys of both.
+    cache.prompt = None
     cache.texts = texts
     used = prompt_embeds[-texts:, : all_tokens // texts]
     embeds = used.to(weight_device(transformer), weight_dtype(transformer))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ...ops.fp8_linear import FP8_DTYPE, FP8_MAX, fp8_scale, largest_magnitude, round_to_fp8
+from .kv_cache import move_tokens
 
 PACKED_DTYPES = (FP8_DTYPE, torch.int8)
 
@@ -71,8 +72,7 @@ class PackedTokens(NamedTuple):
     def move(self, start: int, end: int, target: int) -> None:
         """Move tokens `start` to `end` to the places from `target` on."""
         for part in (self.data.view(torch.uint8), self.scale):
-            # Cloned: source and target overlap.
-            part[:, target : target + end - start] = part[:, start:end].clone()
+            move_tokens(part, start, end, target)
 
 
 def as_packed(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

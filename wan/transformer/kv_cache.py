@@ -132,10 +132,11 @@ class KVCache:
         """Bytes that one layer more would take."""
         return self.keys[0].nbytes + self.values[0].nbytes
 
-    def remember(self) -> Callable[[], bool]:
+    def remember(self, way: object = None) -> Callable[[], bool]:
         """Note the past frames; the returned function forgets what was committed since. What was evicted stays so.
 
-        And a block that was deferred and is written by then stays written: what its pass saw may be evicted.
+        And a block that was deferred and is written by then stays written: what its pass saw may be evicted. It takes
+        no memory, whatever `way` allows.
         """
         length, evicted, deferred = self.length, self.evicted, self.deferred
 
@@ -211,11 +212,20 @@ class KVCache:
         self.evicted += surplus
 
     def _move_kept(self, first_kept: int, target: int) -> None:
-        kept = self.length - first_kept
         for buffer in (*self.keys, *self.values):
-            # Cloned, one layer at a time: source and target overlap.
-            moved = buffer[:, first_kept : self.length].clone()
-            buffer[:, target : target + kept].copy_(moved)
+            move_tokens(buffer, first_kept, self.length, target)
+
+
+def move_tokens(buffer: torch.Tensor, start: int, end: int, target: int) -> None:
+    """Move tokens `start` to `end` of `buffer` [batch, tokens, ...] towards its front, to the places from `target` on.
+
+    A piece at a time, none longer than the way, so that nothing overlaps and nothing is allocated: a device that runs
+    out of memory between two layers would leave a cache that is half moved.
+    """
+    way = start - target
+    for place in range(start, end, way):
+        piece = buffer[:, place : min(place + way, end)]
+        buffer[:, place - way : place - way + piece.shape[1]].copy_(piece)
 
 
 def pieces_of(buffer: torch.Tensor, sink: int, first_kept: int, length: int) -> list[torch.Tensor]:

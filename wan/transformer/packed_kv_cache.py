@@ -95,6 +95,31 @@ class PackedKVCache(KVCache):
         packed = [(make(), make()) for _ in range(layers)]
         return cls(one.keys * layers, one.values * layers, tokens_per_frame, sink_tokens=one.sink_tokens, packed=packed)
 
+    @classmethod
+    def take_over(cls, cache: KVCache, packing: Packing) -> PackedKVCache:
+        """The same past in 8 bits. Layers leave `cache` one by one, so hardly any memory is needed, and it is used up.
+
+        Raises:
+            ValueError: the past is longer than what is packed.
+        """
+        room = packing.frames * cache.tokens_per_frame
+        if cache.length > room:
+            raise ValueError(f"the KV cache holds {cache.length} tokens, and {room} are packed: pack more frames.")
+        _, _, heads, head_dim = cache.keys[0].shape
+        device, layers = cache.keys[0].device, len(cache.keys)
+        packed: list[tuple[PackedTokens, PackedTokens]] = []
+        # Those of the last layer become the shared buffers.
+        key = value = cache.keys[0]
+        while cache.keys:
+            key, value = cache.keys.pop(0), cache.values.pop(0)
+            one = [PackedTokens.allocate(room, heads, head_dim, device, packing.dtype) for _ in range(2)]
+            if cache.length:
+                one[0].pack_from(key, 0, cache.length)
+                one[1].pack_from(value, 0, cache.length)
+            packed.append((one[0], one[1]))
+        known = {name: part for name, part in vars(cache).items() if name not in ("keys", "values")}
+        return cls([key] * layers, [value] * layers, packed=packed, **known)
+
     @property
     def layer_bytes(self) -> int:
         """Bytes that one layer more would take: the buffers are shared."""

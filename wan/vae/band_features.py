@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -10,6 +12,13 @@ from .norm_silu import PAST_FRAMES
 from .residual_blocks import Features
 
 _META = torch.device("meta")
+# Asked of a feature, by identity.
+IsHeld = Callable[[object], bool]
+
+
+def never_held(feature: object) -> bool:
+    """Where features are the decoder's alone."""
+    return False
 
 
 class BandFeatures:
@@ -24,14 +33,24 @@ class BandFeatures:
         rows: of the stage's input; features have as many or a multiple.
         device: where the decoder works.
         in_ram: whether features are kept in RAM (pinned for CUDA) and fetched one by one, when they are read.
+        is_held: whether a feature is kept by somebody else; such a one is replaced, not overwritten.
     """
 
-    def __init__(self, features: Features, rows: int, device: torch.device, *, in_ram: bool) -> None:
+    def __init__(
+        self,
+        features: Features,
+        rows: int,
+        device: torch.device,
+        *,
+        in_ram: bool,
+        is_held: IsHeld = never_held,
+    ) -> None:
         self._features = features
         self._before = list(features)
         self._rows = rows
         self._device = device
         self._in_ram = in_ram
+        self._is_held = is_held
         self._band = Band(0, 0, rows, rows)
         self._next: Band | None = None
         self._aside: dict[int, torch.Tensor] = {}
@@ -88,6 +107,7 @@ class BandFeatures:
             and before.shape[2] == PAST_FRAMES
             and before.dtype == value.dtype
             and before.device == home
+            and not self._is_held(before)
             and (torch.is_inference_mode_enabled() or not before.is_inference())
         )
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanDecoder3d
 
-from .band_features import BandFeatures
+from .band_features import BandFeatures, IsHeld, never_held
 from .decoder_stages import Band, DecoderStage, split_into_stages
 from .norm_silu import PAST_FRAMES
 from .residual_blocks import AnyFeatures, Features
@@ -44,7 +44,13 @@ def can_split(config: Mapping[str, Any]) -> bool:
 
 
 def decode_within(
-    vae: AutoencoderKLWan, latents: torch.Tensor, features: Features, bounds: DecodeBounds, *, first: bool
+    vae: AutoencoderKLWan,
+    latents: torch.Tensor,
+    features: Features,
+    bounds: DecodeBounds,
+    *,
+    first: bool,
+    is_held: IsHeld = never_held,
 ) -> torch.Tensor:
     """What `vae.decoder` makes of `latents`.
 
@@ -54,17 +60,18 @@ def decode_within(
         features: the stream's cache; each is replaced or overwritten.
         bounds: on memory.
         first: whether this is the stream's first latent frame.
+        is_held: whether a feature is kept by somebody else, and is to be replaced.
     """
     rows = latents.shape[3]
     if not can_split(vae.config):
-        seen = BandFeatures(features, rows, latents.device, in_ram=bounds.cache_in_ram)
+        seen = BandFeatures(features, rows, latents.device, in_ram=bounds.cache_in_ram, is_held=is_held)
         made: torch.Tensor = vae.decoder(latents, feat_cache=seen, feat_idx=[0], first_chunk=first)
         return made
     decoder: WanDecoder3d = vae.decoder
     # As for whole pictures: from the third latent frame on.
     steady = is_fused(decoder) and latents.shape[0] == 1 and is_steady(features)
     run = run_steady_stage if steady else _run_stage
-    entry = BandFeatures(features, rows, latents.device, in_ram=bounds.cache_in_ram)
+    entry = BandFeatures(features, rows, latents.device, in_ram=bounds.cache_in_ram, is_held=is_held)
     value = (run_steady_entry if steady else _run_entry)(decoder, latents, entry)
     del entry
     stages = split_into_stages(decoder)
@@ -72,7 +79,7 @@ def decode_within(
     for stage in stages:
         # As many as keep its bands no larger than those of the largest stage.
         count = -(-bounds.bands * stage.size // largest)
-        seen = BandFeatures(features, value.shape[3], value.device, in_ram=bounds.cache_in_ram)
+        seen = BandFeatures(features, value.shape[3], value.device, in_ram=bounds.cache_in_ram, is_held=is_held)
         value = _run_in_bands(stage, value, seen, stage.bands(value.shape[3], count), run)
     return value
 

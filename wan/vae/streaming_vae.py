@@ -7,6 +7,7 @@ and encoder, so nothing is patched and several streams can share one VAE.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +17,10 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import nn
 
+from ...memory.way_back import FREE_WAY_BACK, WayBack
 from .banded_decoder import UNBOUNDED, DecodeBounds, decode_within
 from .decoder_stages import count_features
+from .kept_features import KeptFeatures
 from .picture_encoder import encode_first_frame
 from .residual_blocks import Features, takes_fused_passes
 
@@ -58,20 +61,36 @@ class DecoderCache:
             frame.
         latent_frames: how many latent frames were decoded.
         begun: how many were begun; more than `latent_frames` after a decoder that failed on the way.
+        before: the features before the block that is being decoded, as long as there is a way back to it.
     """
 
     statistics: LatentStatistics
     features: Features = field(default_factory=list)
     latent_frames: int = 0
     begun: int = 0
+    before: weakref.ref[KeptFeatures] | None = field(default=None, repr=False, compare=False)
 
-    def remember(self) -> Callable[[], bool]:
-        """Note the cache; the returned function says whether it is still that.
+    def remember(self, way: WayBack = FREE_WAY_BACK) -> Callable[[], bool]:
+        """Note the cache; the returned function makes it that again, or says that it cannot.
 
-        A second copy of a full cache would take more memory than it could save.
+        What is kept of it is let go of along with that function.
         """
-        begun = self.begun
-        return lambda: self.begun == begun
+        kept, begun, latent_frames = KeptFeatures(self.features, way), self.begun, self.latent_frames
+        self.before = weakref.ref(kept)
+
+        def rewind() -> bool:
+            if self.begun != begun:
+                if not kept.restore(self.features):
+                    return False
+                self.begun, self.latent_frames = begun, latent_frames
+            return True
+
+        return rewind
+
+    def is_held(self, feature: object) -> bool:
+        """Whether a feature must not be overwritten, because there is a way back to it."""
+        kept = None if self.before is None else self.before()
+        return kept is not None and kept.is_held(feature)
 
     def bring_to(self, device: torch.device) -> None:
         """Move what lies in RAM to `device`."""
@@ -80,8 +99,10 @@ class DecoderCache:
                 self.features[index] = feature.to(device)
 
     def to_snapshot(self) -> dict[str, Any]:
-        """All of it."""
-        return vars(self) | {"statistics": vars(self.statistics)}
+        """All of it but the way back."""
+        told = vars(self) | {"statistics": vars(self.statistics)}
+        del told["before"]
+        return told
 
     @classmethod
     def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> DecoderCache:
@@ -165,7 +186,7 @@ def decode_latent_frame(
         cache.bring_to(z.device)
         pixels = vae.decoder(z, feat_cache=cache.features, feat_idx=[0], first_chunk=first)
     else:
-        pixels = decode_within(vae, z, cache.features, bounds, first=first)
+        pixels = decode_within(vae, z, cache.features, bounds, first=first, is_held=cache.is_held)
     cache.latent_frames += 1
     if vae.config.patch_size is not None:
         pixels = unpatchify(pixels, patch_size=vae.config.patch_size)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 
+from ...memory.way_back import FREE_WAY_BACK, WayBack
+from .kept_features import KeptFeatures
 from .streaming_vae import EncoderCache, encode_pixel_frames, vae_device
 
 
@@ -23,12 +26,14 @@ class VideoEncoder:
         pictures: of the block encoded last; None before the first.
         latents: of that block.
         is_whole: False while a block is being encoded, and after that has failed.
+        before: the cache's features before the block that is being encoded, as long as there is a way back to it.
     """
 
     cache: EncoderCache
     pictures: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     is_whole: bool = True
+    before: weakref.ref[KeptFeatures] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def for_vae(cls, vae: AutoencoderKLWan) -> VideoEncoder:
@@ -54,6 +59,10 @@ class VideoEncoder:
         self.is_whole = False
         latents = encode_pixel_frames(vae, to_pixels(vae, pictures), self.cache)
         self.pictures, self.latents, self.is_whole = pictures, latents, True
+        # The same pictures are not encoded again, so what was kept would only take memory while the block is made.
+        kept = None if self.before is None else self.before()
+        if kept is not None:
+            kept.let_go()
         return latents
 
     def to_snapshot(self) -> dict[str, Any]:
@@ -65,9 +74,19 @@ class VideoEncoder:
         """The same encoder; its cache comes on `device`."""
         return cls(parts["cache"])
 
-    def remember(self) -> Callable[[], bool]:
-        """The returned function says whether the block can be made again."""
-        return lambda: self.is_whole
+    def remember(self, way: WayBack = FREE_WAY_BACK) -> Callable[[], bool]:
+        """The returned function goes back to before a block that was not encoded whole, or says that it cannot."""
+        kept = KeptFeatures(self.cache.features, way)
+        held, latent_frames, is_whole = self.cache.held, self.cache.latent_frames, self.is_whole
+        self.before = weakref.ref(kept)
+
+        def rewind() -> bool:
+            if is_whole and not self.is_whole:
+                self.is_whole = kept.restore(self.cache.features)
+                self.cache.held, self.cache.latent_frames = held, latent_frames
+            return self.is_whole
+
+        return rewind
 
 
 def to_pixels(vae: AutoencoderKLWan, pictures: torch.Tensor) -> torch.Tensor:

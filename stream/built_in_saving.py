@@ -1,0 +1,96 @@
+"""What the pack's own blocks can do for a stream whose device ran out of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import replace
+from typing import Any
+
+from ..families.kv_policies import KV_INT8, KV_PLAIN
+from ..families.model_family import ModelFamily
+from ..memory.way_back import FREE_WAY_BACK, WayBack
+from .component_store import ComponentStore
+from .decode_bounds import bound_decoding_more, decoding_notice
+from .host_memory import free_ram
+from .residency import Residency
+from .settings import StreamSettings
+from .streaming_plans import StreamingPlans
+
+_OF_TEXT, _OF_BLOCKS = ("text_encoder",), ("transformer", "vae")
+
+
+class BuiltInSaving:
+    """See `MemorySaving`. The blocks change nothing in place that is not `Rewindable`.
+
+    Args:
+        family: of the model.
+        store: of its components.
+        plans: of their layers.
+        residency: decides what is on the device.
+        stream_more: of the transformer's layers.
+
+    Attributes:
+        decoding: a sentence on how pictures are decoded; empty for whole ones.
+    """
+
+    can_make_again = True
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        store: ComponentStore,
+        plans: StreamingPlans,
+        residency: Residency,
+        stream_more: Callable[[], bool],
+    ) -> None:
+        self.decoding = ""
+        self._family = family
+        self._store = store
+        self._plans = plans
+        self._residency = residency
+        self._stream_more = stream_more
+        self._may_pack_keys = False
+
+    def begin(self, *, may_pack_keys: bool) -> None:
+        """A stream is planned; whether it leaves the format of its keys to the memory."""
+        self.decoding, self._may_pack_keys = "", may_pack_keys
+
+    def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
+        """On the device, unless its memory is spoken for: then as much of the RAM as is free."""
+        bounded = settings.decode_bands > 1 or settings.decoder_cache_in_ram or self._plans.any_streamed
+        if self._has_memory_of_its_own and (bounded or ran_out):
+            return WayBack(on_device=False, ram_bytes=free_ram())
+        return FREE_WAY_BACK
+
+    def offload_other_models(self) -> bool:
+        """Those that the residency knows."""
+        return self._residency.offload_other_models(self._store.device)
+
+    def offload_unused(self, *, of_text: bool) -> list[str]:
+        """The text encoder, or all but that."""
+        return self._store.offload_all_but(_OF_TEXT if of_text else _OF_BLOCKS)
+
+    def bound_decoding(self, settings: StreamSettings) -> StreamSettings | None:
+        """See `bound_decoding_more`."""
+        counts = self._family.decode_bands(self._store.components)
+        changed = bound_decoding_more(settings, counts, has_ram=self._has_memory_of_its_own)
+        if changed is not None:
+            self.decoding = decoding_notice(changed)
+        return changed
+
+    def stream_more_layers(self, *, of_text: bool) -> bool:
+        """A tenth of them."""
+        return self._plans.stream_more("text_encoder") if of_text else self._stream_more()
+
+    def pack_keys(self, settings: StreamSettings, values: MutableMapping[str, Any]) -> StreamSettings | None:
+        """To INT8."""
+        if not self._may_pack_keys or settings.kv_format != KV_PLAIN:
+            return None
+        changed = replace(settings, kv_format=KV_INT8)
+        if values.get("kv_cache") is not None:
+            values["kv_cache"] = self._family.pack_keys(values["kv_cache"], changed.pipeline_inputs())
+        return changed
+
+    @property
+    def _has_memory_of_its_own(self) -> bool:
+        return self._residency.streams_layers(self._store.device)

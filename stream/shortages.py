@@ -1,0 +1,94 @@
+"""Work that is done again when the device runs out of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from ..memory.cleanup import release_cached_memory
+from ..memory.error_locals import clearing_error_locals
+from ..memory.way_back import WayBack
+from .memory_ladder import MemoryLadder, Shortage
+from .settings import StreamSettings
+from .stream_pipeline import StreamPipeline
+
+R = TypeVar("R")
+
+
+class Shortages:
+    """Does work again after each rung of a stream's memory ladder, and raises at its end.
+
+    Args:
+        pipeline: of the stream.
+        ladder: of the stream.
+    """
+
+    def __init__(self, pipeline: StreamPipeline, ladder: MemoryLadder) -> None:
+        self._pipeline = pipeline
+        self._ladder = ladder
+
+    def notices(self) -> list[str]:
+        """See `MemoryLadder.notices`."""
+        return self._ladder.notices(self._pipeline.device)
+
+    def way_back(self, settings: StreamSettings) -> WayBack:
+        """What the next block may keep so that it can be made again."""
+        return self._pipeline.saving.way_back(settings, ran_out=self._ladder.was_climbed)
+
+    def survive(self, work: Callable[[], R], shortage: Shortage) -> R:
+        """Do `work`, which changes nothing before it is done.
+
+        Raises:
+            torch.OutOfMemoryError: at the end of the ladder.
+        """
+        while True:
+            try:
+                return _do(work)
+            except torch.OutOfMemoryError as error:
+                failed = error
+            release_cached_memory(self._pipeline.device)
+            if not self._climb(shortage):
+                raise failed
+            del failed
+
+    def go_back(self, failed: torch.OutOfMemoryError, shortage: Shortage, rewind: Callable[[], bool]) -> None:
+        """Bring the state back to before a block that failed, and have more memory for it.
+
+        Args:
+            failed: by which.
+            shortage: of the block.
+            rewind: see `StreamState.remember`; may itself run out of memory, and is called again then.
+
+        Raises:
+            torch.OutOfMemoryError: `failed`, at the end of the ladder, or where there is no way back.
+        """
+        if not self._pipeline.saving.can_make_again:
+            raise failed
+        went_back = None
+        while went_back is None:
+            release_cached_memory(self._pipeline.device)
+            try:
+                went_back = rewind()
+            except torch.OutOfMemoryError:
+                went_back = None
+            is_back = went_back is True
+            if went_back is False or not self._climb(replace(shortage, went_back=is_back)):
+                raise failed
+        release_cached_memory(self._pipeline.device)
+
+    def _climb(self, shortage: Shortage) -> bool:
+        try:
+            climbed = self._ladder.climb(shortage)
+        except torch.OutOfMemoryError:
+            # A rung that itself has no room, such as slots for layers to be streamed.
+            return False
+        release_cached_memory(self._pipeline.device)
+        return climbed
+
+
+@clearing_error_locals
+def _do(work: Callable[[], R]) -> R:
+    return work()

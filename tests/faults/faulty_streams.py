@@ -1,0 +1,112 @@
+"""Streams of a small model for faults to strike: every stage runs in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from streamblocks.stream.direction import Direction
+from streamblocks.stream.keep_frames import KeepFrames
+from streamblocks.stream.picture_sources import PictureBatch
+from streamblocks.stream.residency import PlainResidency
+from streamblocks.stream.run_stream import run_stream
+from streamblocks.stream.settings import StreamSettings
+from streamblocks.stream.sinks import FrameKeeper
+from streamblocks.stream.start_pictures import StartPictures
+from streamblocks.stream.stream_report import StreamReport
+from streamblocks.stream.video_input import VideoInput
+
+FPS = Fraction(16)
+SETTINGS = StreamSettings(width=32, height=32, blocks=4, steps=2, seed=7)
+
+
+class RoomyCard(PlainResidency):
+    """A device whose memory is counted, and enough."""
+
+    def available_bytes(self, device: torch.device) -> int:
+        return 10**12
+
+
+def _images(count: int) -> torch.Tensor:
+    return torch.rand((count, 32, 32, 3), generator=torch.Generator().manual_seed(3))
+
+
+def of_prompts(**others: Any) -> Direction:
+    """Another prompt for each block."""
+    return Direction(lambda index: f"a cat {index}", **others)
+
+
+# By name: settings, and what directs the stream.
+STREAMS: dict[str, Callable[[], tuple[StreamSettings, Direction]]] = {
+    "recompute": lambda: (SETTINGS, of_prompts()),
+    "rolling": lambda: (replace(SETTINGS, kv_policy="rolling", context_frames=3, sink_frames=1), of_prompts()),
+    "fused": lambda: (
+        replace(SETTINGS, kv_policy="rolling", context_frames=3, fuse_context=True),
+        Direction.constant("a cat"),
+    ),
+    "video": lambda: (SETTINGS, of_prompts(video=VideoInput(PictureBatch("video", _images(45), FPS), FPS, 0.5))),
+    "start": lambda: (SETTINGS, of_prompts(start=StartPictures(PictureBatch("start", _images(5)), FPS))),
+}
+
+
+@dataclass
+class Watcher:
+    """Calls something after each block."""
+
+    after: Callable[[int], None] = lambda _: None
+    passes: int = 0
+    before: Callable[[], None] = lambda: None
+
+    def while_loading(self, component: str, done: int, total: int) -> None: ...
+
+    def before_pass(self, index: int) -> None:
+        self.passes += 1
+        self.before()
+
+    def after_block(self, block: Any) -> None:
+        self.after(block.index)
+
+
+@dataclass
+class Made:
+    """What a stream came to."""
+
+    report: StreamReport | None = None
+    frames: torch.Tensor | None = None
+    error: BaseException | None = None
+    rungs: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+def make(pipeline: Any, name: str, watcher: Watcher | None = None, **changes: Any) -> Made:
+    """Run a stream to its end, good or bad; the pictures are those that reached a sink."""
+    settings, direction = STREAMS[name]()
+    made, keeper = Made(), FrameKeeper(KeepFrames.ALL)
+
+    def tell(block: int, stage: str, rung: str) -> None:
+        made.rungs.append((block, stage, rung))
+
+    seen: list[torch.Tensor] = []
+
+    class Sink:
+        def write(self, frames: torch.Tensor) -> None:
+            seen.append(frames)
+
+        def close(self) -> None: ...
+
+    try:
+        made.report = run_stream(
+            pipeline,
+            replace(settings, **changes),
+            direction,
+            [Sink(), keeper],
+            watcher or Watcher(),
+            on_rung=tell,
+        )
+    except BaseException as error:
+        made.error = error
+    made.frames = torch.cat(seen) if seen else None
+    return made
