@@ -44,6 +44,7 @@ def pipeline(tmp_path_factory):
         # A rehearsal takes longer than these streams, and is tested by itself.
         patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
         pipeline = materialise(Recipe(str(folder)), residency=RoomyCard())
+        make(pipeline, "recompute", blocks=1)
         for stage in ("text_encoder", "denoise_block"):
             # Layers that were streamed come back packed, a little larger.
             strike(pipeline, "recompute", stage, ALWAYS, 21)
