@@ -23,7 +23,7 @@ from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.session import StreamBlock
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.stream.sinks import FrameKeeper, KeepFrames, Mp4Sink
+from streamblocks.stream.sinks import FrameKeeper, FrameSink, KeepFrames, Mp4Sink
 from streamblocks.wan.tiny_model import write_tiny_model
 
 # By then caches are full, allocators warm, and every kind of block was made.
@@ -86,7 +86,7 @@ def hold(blocks: int, kv_policy: str, folder: Path) -> list[Held]:
     """Make a stream of the tiny model into an mp4 in `folder`, one pass a block; what was held on the way."""
     pipeline = materialise(Recipe(str(write_tiny_model(folder / "tiny"))))
     settings = StreamSettings(width=32, height=32, blocks=blocks, steps=1, kv_policy=kv_policy, context_frames=3)
-    sinks = [Mp4Sink(folder / "long.mp4"), FrameKeeper(KeepFrames.LAST_BLOCK)]
+    sinks: list[FrameSink] = [Mp4Sink(folder / "long.mp4"), FrameKeeper(KeepFrames.LAST_BLOCK)]
     looker = _Looker(FIRST_LOOK)
     direction = Direction(lambda index: PROMPTS[index // BLOCKS_PER_PROMPT % len(PROMPTS)])
     run_stream(pipeline, settings, direction, sinks, looker)

@@ -11,6 +11,7 @@ from ..families.model_family import ModelFamily
 from ..memory.way_back import FREE_WAY_BACK, WayBack
 from .component_store import ComponentStore
 from .decode_bounds import bound_decoding_more, decoding_notice
+from .estimate import MemoryEstimate
 from .host_memory import free_ram
 from .residency import Residency
 from .settings import StreamSettings
@@ -50,17 +51,26 @@ class BuiltInSaving:
         self._residency = residency
         self._stream_more = stream_more
         self._may_pack_keys = False
+        self._spare = 0
 
     def begin(self, *, may_pack_keys: bool) -> None:
         """A stream is planned; whether it leaves the format of its keys to the memory."""
-        self.decoding, self._may_pack_keys = "", may_pack_keys
+        self.decoding, self._may_pack_keys, self._spare = "", may_pack_keys, 0
+
+    def fit(self, settings: StreamSettings, estimate: MemoryEstimate, available: int) -> None:
+        """And found to fit the device, with `settings`."""
+        self.decoding = decoding_notice(settings)
+        # What the VAE keeps of past frames is at most half of what a stream takes besides weights.
+        self._spare = available - estimate.needed - estimate.streaming // 2
 
     def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
-        """On the device, unless its memory is spoken for: then as much of the RAM as is free."""
-        bounded = settings.decode_bands > 1 or settings.decoder_cache_in_ram or self._plans.any_streamed
-        if self._has_memory_of_its_own and (bounded or ran_out):
-            return WayBack(on_device=False, ram_bytes=free_ram())
-        return FREE_WAY_BACK
+        """On the device, if the estimate leaves so much and was right so far: otherwise as much of the RAM as is free.
+
+        None where the device's memory is the RAM: a CPU's does not run out with an error, and it is not spent on it.
+        """
+        if not self._has_memory_of_its_own:
+            return WayBack(on_device=False)
+        return FREE_WAY_BACK if self._spare > 0 and not ran_out else WayBack(on_device=False, ram_bytes=free_ram())
 
     def offload_other_models(self) -> bool:
         """Those that the residency knows."""

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ..checkpoints.component import Component
+from ..families.kv_policies import KEEP_KEYS
 from ..families.model_family import AttentionChoice, ModelFamily
 from ..memory.byte_text import format_gb
+from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationSpec
 from .layer_plan import least_bytes
@@ -105,6 +107,23 @@ def estimate_memory(
     )
 
 
+def of_their_sizes(settings: StreamSettings) -> StreamSettings:
+    """The same for all settings of these sizes, so that they share a rehearsal: nearly every run has a new seed."""
+    return replace(
+        settings,
+        seed=0,
+        blocks=1,
+        steps=min(settings.steps, 2),
+        timesteps=None,
+        first_block_timesteps=None,
+        on_prompt_change=KEEP_KEYS,
+        cleanup=CleanupPolicy.NEVER,
+        reset_compile=False,
+        memory_gb=0.0,
+        start_given=False,
+    )
+
+
 def requantized(components: Mapping[str, Component], spec: QuantizationSpec | None) -> dict[str, Component]:
     """The components with another quantization."""
     return {name: replace(component, quantization=spec) for name, component in components.items()}
@@ -135,6 +154,12 @@ def check_it_fits(
         f"(weights {format_gb(estimate.transformer_least + estimate.vae)}, caches and activations "
         f"{format_gb(estimate.streaming)}), {format_gb(available)} are free: {advice}."
     )
+
+
+def choice_that_fits(others: Iterator[tuple[str, MemoryEstimate]], available: int) -> str:
+    """The first of descriptions and estimates that fits, as a clause; empty where none does."""
+    fits = (f"{text}, which needs {format_gb(other.least)}" for text, other in others if other.least <= available)
+    return next(fits, "")
 
 
 def smaller_choices(

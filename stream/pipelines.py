@@ -10,19 +10,26 @@ import torch
 from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
-from ..families.kv_policies import KEEP_KEYS, KV_AUTO, KV_INT8, KV_PLAIN
+from ..families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from ..families.model_family import AttentionChoice, LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
-from ..memory.byte_text import format_gb
-from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .built_in_saving import BuiltInSaving
 from .carried_state import carried_by_built_in_blocks
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import fit_tokens, name_embeds
-from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
-from .estimate import SMALLER, MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
+from .decode_bounds import bound_decoding, decoder_ram_bytes
+from .estimate import (
+    SMALLER,
+    MemoryEstimate,
+    check_it_fits,
+    choice_that_fits,
+    estimate_memory,
+    of_their_sizes,
+    requantized,
+    smaller_choices,
+)
 from .layer_streaming import streamer_of
 from .looks import Look, look_away, looking
 from .noise_generator import make_noise_generator
@@ -166,11 +173,9 @@ class BuiltInPipeline:
             fused = replace(settings, fuse_context=True)
             # The fused pass has the activations of both.
             settings = fused if self._estimate(spec, fused).least <= available else settings
-        choices = self._smaller_choices(settings)
-        others = ((text, self._estimate(other, changed)) for text, other, changed in choices)
         estimate = self._estimate(spec, settings)
-        check_it_fits(estimate, available, settings, others)
-        self.saving.decoding = decoding_notice(settings)
+        check_it_fits(estimate, available, settings, self._smaller_choices(settings))
+        self.saving.fit(settings, estimate, available)
         self._store.budget = available - estimate.overhead if settings.memory_gb else None
         pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
         pace = Pace(settings.passes_per_block, pictures, savings=settings.savings)
@@ -178,15 +183,10 @@ class BuiltInPipeline:
         self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given, reserved=in_ram)
         return settings
 
-    def _smaller_choices(
-        self, settings: StreamSettings
-    ) -> Iterator[tuple[str, QuantizationSpec | None, StreamSettings]]:
-        return smaller_choices(
-            self.recipe.quantization,
-            settings,
-            can_quantize=not self._store.components["transformer"].is_stored_quantized,
-            size_step=self.family.geometry.size_step,
-        )
+    def _smaller_choices(self, settings: StreamSettings) -> Iterator[tuple[str, MemoryEstimate]]:
+        can_quantize, step = not self._store.components["transformer"].is_stored_quantized, self.geometry.size_step
+        choices = smaller_choices(self.recipe.quantization, settings, can_quantize=can_quantize, size_step=step)
+        return ((text, self._estimate(spec, changed)) for text, spec, changed in choices)
 
     def _available_bytes(self, settings: StreamSettings) -> int | None:
         free = self.residency.available_bytes(self.device)
@@ -224,12 +224,7 @@ class BuiltInPipeline:
         """The mildest of `smaller_choices` that takes less than `settings` and fits what is free now."""
         spec, free = self.recipe.quantization, self.residency.available_bytes(self.device)
         most = self._estimate(spec, settings).least - 1
-        most = most if free is None else min(most, free)
-        for text, other, changed in self._smaller_choices(settings):
-            least = self._estimate(other, changed).least
-            if least <= most:
-                return f"{text}, which needs {format_gb(least)}"
-        return SMALLER
+        return choice_that_fits(self._smaller_choices(settings), most if free is None else min(most, free)) or SMALLER
 
     def bring_components(self, settings: StreamSettings) -> None:
         """Move transformer and VAE to the device, with room for the stream's caches and activations."""
@@ -332,20 +327,7 @@ class BuiltInPipeline:
         return module
 
     def _estimate(self, spec: QuantizationSpec | None, settings: StreamSettings) -> MemoryEstimate:
-        # Settings that change no size share a cached rehearsal: nearly every run has a new seed.
-        settings = replace(
-            settings,
-            seed=0,
-            blocks=1,
-            steps=min(settings.steps, 2),
-            timesteps=None,
-            first_block_timesteps=None,
-            on_prompt_change=KEEP_KEYS,
-            cleanup=CleanupPolicy.NEVER,
-            reset_compile=False,
-            memory_gb=0.0,
-            start_given=False,
-        )
+        settings = of_their_sizes(settings)
         key = (spec, settings)
         if key not in self._estimates:
             components = self._store.components

@@ -21,8 +21,8 @@ from .block_prompt import BlockPrompt
 from .carried_state import INPUT_ENCODER
 from .device_choice import check_attention_backend
 from .failed_stage import find_failed_stage
-from .frames import to_uint8_frames
 from .looks import PassCallback, looking, watching_passes
+from .made_block import BlockFailedError, check_finite, take_frames
 from .memory_ladder import MemoryLadder, Shortage, TellRung, tell_nobody
 from .memory_rungs import DECODES, rungs_of
 from .prompt_encodings import PromptEncodings
@@ -32,17 +32,12 @@ from .snapshot import StreamSnapshot
 from .state import StreamState
 from .stream_pipeline import StreamPipeline
 
+__all__ = ("BlockFailedError", "Session", "StreamBlock")
+
 R = TypeVar("R")
 
 # What a hard cut leaves in the state; see `PromptEncodings`.
 _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
-
-
-class BlockFailedError(RuntimeError):
-    """A block is unusable; the blocks before it are good."""
-
-    # Programs that show errors to users put the module before the name, unless it is this one.
-    __module__ = "builtins"
 
 
 @dataclass(frozen=True)
@@ -198,8 +193,8 @@ class Session:
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
-        self._check_finite()
-        frames = self._survive("pictures", self._take_frames)
+        check_finite(self._state, self.pipeline, self.next_block)
+        frames = self._survive("pictures", lambda: take_frames(self._state, self.next_block))
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
         self.recorder.end_block(self._state.values, frames)
@@ -338,32 +333,3 @@ class Session:
     def _looking(self) -> AbstractContextManager[None]:
         """Look for a cancel while the pipeline's modules compute."""
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
-
-    def _check_finite(self) -> None:
-        latents = self._state.get("current_denoised_latents")
-        pictures_finite = self._state.get("pictures_finite")
-        if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
-            what = "latents"
-        elif pictures_finite is not None and not pictures_finite:
-            what = "pictures"
-        else:
-            return
-        why = self.pipeline.explain_not_finite() or "try dtype bfloat16 or float32, or another attention backend"
-        raise BlockFailedError(
-            f"block {self.next_block + 1} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
-            f"{why}."
-        )
-
-    def _take_frames(self) -> torch.Tensor:
-        videos = self._state.get("videos")
-        if videos is None:
-            raise BlockFailedError(
-                f"block {self.next_block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
-                "of a streaming pipeline."
-            )
-        try:
-            frames = to_uint8_frames(videos)
-        except ValueError as error:
-            raise BlockFailedError(f"block {self.next_block + 1}: {error}") from error
-        del self._state.values["videos"]
-        return frames

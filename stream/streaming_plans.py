@@ -89,11 +89,6 @@ class StreamingPlans:
             self._follow(self._plans | {name: plan})
         return plan is not None
 
-    @property
-    def any_streamed(self) -> bool:
-        """Whether any layer is to be streamed."""
-        return any(plan.streamed for plan in self._plans.values())
-
     def fit_transformer(self, budget: int) -> bool:
         """Stream as many of the transformer's layers as the budget, in bytes, needs; whether it fits then."""
         plan = self._plan("transformer", budget)

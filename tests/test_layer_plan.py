@@ -158,7 +158,7 @@ def test_where_whole_pictures_do_not_fit_they_are_decoded_in_bands_then_with_the
     chosen = replace(pipeline.check_fit(settings), fuse_context=False)
     assert chosen == replace(settings, decode_bands=bands, decoder_cache_in_ram=in_ram)
     assert decoding_notice(chosen) == DECODING[bands, in_ram]
-    assert pipeline._decoding == decoding_notice(chosen)
+    assert pipeline.saving.decoding == decoding_notice(chosen)
     assert reserved == [100 if in_ram else 0]
 
 
@@ -310,7 +310,8 @@ def test_a_block_that_runs_out_of_memory_is_made_again_with_more_layers_streamed
     def run_out_at(index):
         nonlocal passes
         passes += 1
-        if passes in (1 + failing, 9):
+        # In four tries: cached memory, the text encoder, and twice some layers.
+        if 0 <= passes - 1 - failing < 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     assert torch.equal(stream(pipeline, run_out_at), expected)
@@ -319,22 +320,10 @@ def test_a_block_that_runs_out_of_memory_is_made_again_with_more_layers_streamed
     assert "3 of 8 layers of the transformer stay on the device" in " ".join(pipeline.describe()["notices"])
 
 
-def test_a_stream_that_runs_out_while_it_decodes_or_has_no_layers_left_ends_as_ever(deep):
+def test_a_stream_that_has_no_layers_left_ends(deep):
     settings = StreamSettings(width=32, height=32, steps=1)
     pipeline = materialise(Recipe(str(deep)), residency=SmallCard(10**12))
     pipeline.check_fit(settings)
-    with Session(pipeline, settings) as session:
-        session.run_block("waves")
-
-        def run_out(module, arguments):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        # Its last convolution: the cache of those before it has moved on.
-        hook = pipeline.pipe.vae.decoder.conv_out.register_forward_pre_hook(run_out)
-        with pytest.raises(torch.OutOfMemoryError):
-            session.run_block("waves")
-        hook.remove()
-    assert streamer_of(pipeline.pipe.transformer) is None
 
     def always(index):
         raise torch.OutOfMemoryError("CUDA out of memory.")
