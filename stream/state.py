@@ -90,7 +90,7 @@ class StreamState(PipelineState):
         """
         held = list(self.values.values())
         rewinds = [value.remember(way) for value in held if isinstance(value, Rewindable)]
-        rewinds += [_remember_queue(value) for value in held if isinstance(value, deque)]
+        rewinds += [_remember_queue(value, way) for value in held if isinstance(value, deque)]
         return lambda: all(rewind() for rewind in rewinds)
 
     def strip(self) -> list[str]:
@@ -101,8 +101,12 @@ class StreamState(PipelineState):
         return self.handling.get(key, DEFAULT_HANDLING)
 
 
-def _remember_queue(queue: deque[Any]) -> Callable[[], bool]:
-    """The returned function puts back what a block pushed out."""
+def _remember_queue(queue: deque[Any], way: WayBack) -> Callable[[], bool]:
+    """The returned function puts back what a block pushed out, or says that it cannot."""
+    newest = queue[-1] if queue else None
+    if not (way.on_device or way.ram_bytes):
+        return lambda: (queue[-1] if queue else None) is newest
+    # Pictures: hundreds of times smaller than the VAE's features.
     before = tuple(queue)
 
     def rewind() -> bool:
