@@ -1,5 +1,6 @@
 """All that talks to ComfyUI, by subject; nothing else but the nodes' schemas imports it."""
 
+from .allowed_code import allowed_code, allowed_code_file, ask_about_code
 from .assets import list_as_asset
 from .execution import blocked_output, is_cancel, running_prompt, throw_if_cancelled
 from .files_made import (
@@ -42,6 +43,9 @@ __all__ = [
     "PipelineFolder",
     "StreamProgress",
     "WholeModelPatcher",
+    "allowed_code",
+    "allowed_code_file",
+    "ask_about_code",
     "blocked_output",
     "default_device",
     "device_names",

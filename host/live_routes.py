@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,10 +13,11 @@ from aiohttp import web
 from ..stream.live_control import LiveControl
 from ..stream.live_news import NewsPage
 from ..stream.picture_encoding import BlockPictures, EncodedPictures
+from .code_routes import add_code_routes
 from .control_request import ControlRequest, read_control
 from .live_registry import LiveStream, LiveStreams
 from .live_waiting import wait_for_news
-from .request_bodies import RefusedRequestError, parse_json, read_body
+from .request_bodies import RefusedRequestError, answered, parse_json, read_body
 
 MOST_WAITING = 64
 CONTROL_BYTES = 64 * 2**10
@@ -28,7 +28,6 @@ STREAMS: web.AppKey[LiveStreams] = web.AppKey("streamblocks_streams", LiveStream
 # Pages that ask for one block's pictures together wait for one encoding.
 _ENCODINGS: web.AppKey[Any] = web.AppKey("streamblocks_encodings", WeakKeyDictionary)
 
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
 _ROOT = "/streamblocks"
 _ONE = f"{_ROOT}/streams/{{prompt_id}}/{{node}}"
 
@@ -38,11 +37,12 @@ def add_routes(routes: web.RouteTableDef, app: web.Application) -> None:
     if any(isinstance(route, web.RouteDef) and route.path.startswith(f"{_ROOT}/") for route in routes):
         return
     app[STREAMS], app[_ENCODINGS] = LiveStreams(), WeakKeyDictionary()
-    routes.get(f"{_ROOT}/streams")(_answered(list_streams))
-    routes.get(f"{_ROOT}/control-schema")(_answered(control_schema))
-    routes.get(f"{_ONE}/news")(_answered(news))
-    routes.post(f"{_ONE}/control")(_answered(control))
-    routes.post(f"{_ONE}/frames")(_answered(frames))
+    routes.get(f"{_ROOT}/streams")(answered(list_streams))
+    routes.get(f"{_ROOT}/control-schema")(answered(control_schema))
+    routes.get(f"{_ONE}/news")(answered(news))
+    routes.post(f"{_ONE}/control")(answered(control))
+    routes.post(f"{_ONE}/frames")(answered(frames))
+    add_code_routes(routes, app)
 
 
 async def list_streams(request: web.Request) -> web.Response:
@@ -107,18 +107,6 @@ async def frames(request: web.Request) -> web.Response:
     except ValueError as error:
         raise RefusedRequestError(400, str(error)) from None
     return web.json_response({"version": stream.news.version})
-
-
-def _answered(handler: _Handler) -> _Handler:
-    """The handler, with refusals as answers."""
-
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            return await handler(request)
-        except RefusedRequestError as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
-
-    return answer
 
 
 def _steer(mailbox: LiveControl, asked: ControlRequest) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 SECONDS_TO_SEND = 10.0
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -25,6 +27,18 @@ class RefusedRequestError(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
+
+
+def answered(handler: Handler) -> Handler:
+    """The handler, with refusals as answers."""
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return await handler(request)
+        except RefusedRequestError as refusal:
+            return web.json_response({"error": str(refusal)}, status=refusal.status)
+
+    return answer
 
 
 async def read_body(request: web.Request, content_type: str, limit: int) -> bytes:

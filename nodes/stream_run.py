@@ -14,6 +14,7 @@ from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.block_clock import BlockClock
 from ..stream.choices import StreamChoices
+from ..stream.code_consent import CodeNotAllowedError
 from ..stream.conditioning import read_conditioning
 from ..stream.direction import Direction
 from ..stream.frames import to_image_batch
@@ -89,12 +90,7 @@ class StreamRun:
             return made
 
     def _make(self) -> io.NodeOutput:
-        pipeline = materialise(
-            self._values.pipeline,
-            residency=host.ComfyResidency(),
-            default_device=host.default_device(),
-            on_load=self._watcher.while_loading,
-        )
+        pipeline = self._materialise()
         preset = self._named or pipeline.own_preset()
         fps = self._fps or preset.fps
         settings, clock = self._settings(pipeline, preset, fps)
@@ -137,6 +133,19 @@ class StreamRun:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
             self._watcher.kept_is_said = self._unfinished.keep(file)
+            raise
+
+    def _materialise(self) -> StreamPipeline:
+        try:
+            return materialise(
+                self._values.pipeline,
+                residency=host.ComfyResidency(),
+                default_device=host.default_device(),
+                on_load=self._watcher.while_loading,
+                allowed_code=host.allowed_code(),
+            )
+        except CodeNotAllowedError as error:
+            host.ask_about_code(error.code)
             raise
 
     def _settings(

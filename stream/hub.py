@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -145,20 +144,49 @@ def find_cached_folder(repository: str, revision: str | None) -> Path | None:
         return None
 
 
-def fetch_file(repository: str, revision: str | None, name: str) -> Path | None:
-    """Download (or find in the hub's cache) one file; None when the repository has none of that name.
+def fetch_files(
+    repository: str, revision: str | None, wanted: Callable[[str], bool], *, most_files: int, most_bytes: int
+) -> tuple[Path, str]:
+    """Download (or find in the hub's cache) the wanted small files of one commit.
+
+    Args:
+        repository: owner/name.
+        revision: None for the default branch.
+        wanted: whether a file, by its path in the repository, is.
+        most_files: of those that are wanted.
+        most_bytes: of all of them together.
+
+    Returns:
+        The folder they are in, and the commit; without a network, those of an earlier download.
 
     Raises:
-        CheckpointError: no such repository, no network, or no permission.
+        CheckpointError: no such repository, no network, no permission, or more than that.
     """
     refuse_folder_as_hub_id(repository)
-    with _explained(repository):
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision))
-        except LocalEntryNotFoundError:
+    try:
+        with _explained(repository):
+            info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    except CheckpointError:
+        folder = find_cached_folder(repository, revision)
+        if folder is None:
             raise
-        except EntryNotFoundError:
-            return None
+        return folder, folder.name
+    found = [file for file in info.siblings or () if wanted(file.rfilename)]
+    if len(found) > most_files or sum(file.size or 0 for file in found) > most_bytes:
+        raise CheckpointError(
+            f"hub repository {repository!r} has more than {most_files} files or {most_bytes // 2**20} MiB of code: "
+            "download into models/diffusers what the pipeline needs, and choose the folder."
+        )
+    if not found or info.sha is None:
+        raise CheckpointError(f"hub repository {repository!r} has no pipeline: give one in diffusers' layout.")
+    folders = set()
+    for file in found:
+        with _explained(repository):
+            local = Path(hf_hub_download(repository, file.rfilename, revision=info.sha))
+        folders.add(local.parents[file.rfilename.count("/")])
+    if len(folders) != 1:
+        raise CheckpointError(f"hub repository {repository!r} has files outside of it: do not use it.")
+    return folders.pop(), info.sha
 
 
 def refuse_folder_as_hub_id(repository: str) -> None:

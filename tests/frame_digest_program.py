@@ -45,7 +45,7 @@ def main(scratch: Path) -> None:
             settings = StreamSettings(width=64, height=64, seed=5, kv_policy=policy)
             digests[f"mini {name} {policy}"] = digest_stream(recipe, settings)
     folder = write_foreign_repository(scratch / "foreign", write_tiny_model(scratch / "tiny"))
-    recipe = Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
+    recipe = Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS)
     digests["tiny foreign"] = digest_stream(recipe, StreamSettings(width=32, height=32, steps=2, seed=7))
     print(json.dumps({"torch": torch.__version__.partition("+")[0], "digests": digests}))
 

@@ -32,14 +32,14 @@ def test_the_tick_alone_runs_nothing(planted, monkeypatch, value):
     if value is not None:
         monkeypatch.setenv(REMOTE_CODE_VARIABLE, value)
     with pytest.raises(PermissionError, match=REMOTE_CODE_VARIABLE):
-        materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+        materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
     assert not canary.exists()
 
 
 def test_the_canary_sings_where_code_is_allowed(planted, monkeypatch):
     folder, canary = planted
     monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")
-    materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
     assert canary.exists()
 
 
@@ -48,7 +48,7 @@ def test_a_folder_named_like_a_hub_id_is_not_taken_for_one(planted, monkeypatch)
     monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")
     # As ComfyUI runs: what /upload/image takes lies in input/ below its working folder.
     monkeypatch.chdir(folder.parent.parent)
-    recipe = Recipe("input/evil", blocks=REPOSITORY_BLOCKS, trust_remote_code=True, revision="0" * 40)
+    recipe = Recipe("input/evil", blocks=REPOSITORY_BLOCKS, revision="0" * 40)
     with pytest.raises(CheckpointError, match="a path is never taken for a hub repository"):
         materialise(recipe)
     with pytest.raises(CheckpointError, match="a path is never taken for a hub repository"):
@@ -83,7 +83,7 @@ def test_a_repository_takes_its_components_from_nowhere_else(planted, monkeypatc
     facts["vae"][2]["pretrained_model_name_or_path"] = elsewhere
     index.write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=r"takes its vae from|is also a path below"):
-        materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+        materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
 
 
 @needs_embedded_host
@@ -116,7 +116,7 @@ report(good=load(model="diffusers/good"), up=load(model="diffusers/../../input/e
        other=load(model="input/evil"), components=load(components="diffusers/../../input/evil"),
        path=load(model=module.HUB_MODEL, hub_id=str(base / "input/evil")),
        code=load(model="diffusers/good", **code), mini=load(model=module.MINI_MODEL, **code),
-       tick=load(model="diffusers/good", trust_remote_code=True), tiny=load(model=module.TINY_MODEL))
+       tick=load(model="diffusers/good"), tiny=load(model=module.TINY_MODEL))
 """,
     )
     assert facts["good"].endswith("models/diffusers/good")
