@@ -1,6 +1,6 @@
-"""The routes by which the page of this machine shows a repository's code and allows it; see "A workflow is not consent".
+"""The routes by which the page of this machine shows a repository's code and allows it.
 
-Both are POST: a browser names the origin of each.
+See docs/architecture.md, "A workflow is not consent". Both are POST: a browser names the origin of each.
 """
 
 from __future__ import annotations

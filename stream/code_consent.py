@@ -190,7 +190,7 @@ def _write(file: Path, entries: list[object]) -> None:
             opened.write(text)
             opened.flush()
             os.fsync(opened.fileno())
-        os.replace(beside, file)
+        Path(beside).replace(file)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""Loads a diffusers modular repository: its blocks from code that the user has allowed, its weights from safetensors."""
+"""Loads a diffusers modular repository: blocks from code that the user has allowed, weights from safetensors."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from .code_import import ImportedCode
 from .hub import refuse_folder_as_hub_id
 from .recipe import Recipe, is_hub_id
 
+# What diffusers raises for indexes that are not as it writes them.
+_UNUSABLE = (OSError, ValueError, ImportError, AttributeError, TypeError, KeyError)
 # diffusers' own switch.
 _DISABLE = "DIFFUSERS_DISABLE_REMOTE_CODE"
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -32,8 +34,8 @@ def load_foreign_pipeline(
 ) -> tuple[ModularPipeline, ImportedCode | None]:
     """The pipeline of a repository, and its imported code, which is to be forgotten with it; None if it has none.
 
-    Only blocks, and models of the repository itself that are diffusers', come from its code. Tokenizers and text encoders
-    never do, nor does anything from another repository.
+    Only blocks, and models of the repository itself that are diffusers', come from its code. Tokenizers and text
+    encoders never do, nor does anything from another repository.
 
     Args:
         recipe: of the repository.
@@ -71,7 +73,7 @@ def _pipeline_without_code(recipe: Recipe, code: RepositoryCode) -> ModularPipel
     _check_index(recipe.model, _index(code))
     try:
         return ModularPipeline.from_pretrained(recipe.model, trust_remote_code=False, revision=code.commit)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except _UNUSABLE as error:
         raise _not_usable(recipe, error) from error
 
 
@@ -90,7 +92,7 @@ def _pipeline_of_blocks(recipe: Recipe, code: RepositoryCode, blocks: type) -> M
             modular_config_dict=modular,
             config_dict=None if modular is not None else plain,
         )
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except _UNUSABLE as error:
         raise _not_usable(recipe, error) from error
     return pipe
 
@@ -165,8 +167,8 @@ def _load_components(
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
-            f"model {recipe.model!r} did not provide {', '.join(missing)}: its files are incomplete, not safetensors, or "
-            "need code, which only blocks and a model of diffusers' may bring; the log above says why."
+            f"model {recipe.model!r} did not provide {', '.join(missing)}: its files are incomplete, not safetensors, "
+            "or need code, which only blocks and a model of diffusers' may bring; the log above says why."
         )
     return pipe
 
@@ -197,8 +199,8 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
     elif "model_type" in config:
         return transformers.AutoModel
     raise CheckpointError(
-        f"model {recipe.model!r} names no class of diffusers or transformers for its {subfolder or 'model'}: name one in "
-        f"its {MODULAR_INDEX}."
+        f"model {recipe.model!r} names no class of diffusers or transformers for its {subfolder or 'model'}: name one "
+        f"in its {MODULAR_INDEX}."
     )
 
 

@@ -91,17 +91,6 @@ def test_foreign_frames_equal_the_plain_loop(foreign_recipe):
     assert [len(frames) for frames in broken] == [9, 9, 9, 9]
 
 
-def test_foreign_code_is_not_run_unasked(foreign_recipe):
-    with pytest.raises(CheckpointError, match="trust_remote_code"):
-        materialise(Recipe(model=foreign_recipe.model, blocks=REPOSITORY_BLOCKS))
-
-
-def test_remote_code_from_the_hub_needs_a_pinned_commit():
-    with pytest.raises(ValueError, match="pinned commit"):
-        Recipe(model="krea/krea-realtime-video", blocks=REPOSITORY_BLOCKS, revision="main")
-    Recipe(model="krea/krea-realtime-video", blocks=REPOSITORY_BLOCKS, revision="0" * 40)
-
-
 @pytest.mark.parametrize("kind", ["recompute", "rolling", "foreign"])
 def test_no_tensor_is_deep_copied(tiny_folder, foreign_recipe, kind):
     recipe = foreign_recipe if kind == "foreign" else Recipe(model=str(tiny_folder))
