@@ -31,7 +31,9 @@ def write_canary_repository(folder: Path, tiny_folder: Path, canary: Path, *, to
         config.write_text(
             json.dumps(json.loads(config.read_text()) | {"auto_map": _NAMES, "tokenizer_class": "Canary"})
         )
-        (folder / "tokenizer" / "canary.py").write_text(singing(canary.with_name("tokenizer_canary")))
+        # transformers looks for it in the repository itself.
+        for place in (folder, folder / "tokenizer"):
+            (place / "canary.py").write_text(singing(canary.with_name("tokenizer_canary")))
     return folder
 
 

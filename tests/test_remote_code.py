@@ -87,10 +87,15 @@ def test_built_in_blocks_run_no_code_whatever_they_load(tmp_path, tiny_folder, c
     folder = write_canary_folder(tmp_path / "input" / "evil", tiny_folder, canary)
     plain, evil = str(tiny_folder), str(folder)
     hub(folder)
+    # transformers knows no such class, and would ask.
+    asking = tmp_path / "asking"
+    shutil.copytree(folder / "tokenizer", asking / "tokenizer")
+    config = asking / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "Canary"}))
     recipes = {
-        "model": Recipe(evil),
-        "components": Recipe(plain, components=evil),
+        "model and components": Recipe(evil, components=evil),
         "parts": Recipe(plain, vae=evil, text_encoder=evil, tokenizer=evil),
+        "tokenizer": Recipe(plain, tokenizer=str(asking)),
         "hub": Recipe("owner/model"),
     }
     ran = {}
@@ -99,8 +104,7 @@ def test_built_in_blocks_run_no_code_whatever_they_load(tmp_path, tiny_folder, c
             run_one_block(recipe)
         except CheckpointError as error:
             ran[name] = str(error)
-    # A tokenizer that asks for code is refused, by name.
-    assert all("tokenizer" in said and "\n" not in said for said in ran.values()), ran
+    assert list(ran) == ["tokenizer"] and str(asking) in ran["tokenizer"]
     assert not canary.exists()
 
 

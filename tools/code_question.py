@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         file = options.list or _usual_list()
-        place = options.place if is_hub_id(options.place) else str(Path(options.place).resolve())
+        # Where both are there, a path is a path: it is given here by who sits at the machine.
+        on_hub = is_hub_id(options.place) and (options.commit is not None or not Path(options.place).exists())
+        place = options.place if on_hub else str(Path(options.place).resolve())
         if options.forbid:
             print(f"{forbid_place(file, place)} consents to {shown_text(place)} taken from {file}")
             return 0
