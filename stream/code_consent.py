@@ -158,8 +158,8 @@ def allow_code(file: Path, code: RepositoryCode) -> None:
         OSError: it cannot be written; nothing is changed.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    entry = {"place": code.place, "commit": code.commit, "digest": code.digest, "allowed": now}
-    entry["files"] = {one.path: one.digest for one in code.files}
+    named: dict[str, object] = {"place": code.place, "commit": code.commit, "digest": code.digest, "allowed": now}
+    entry = named | {"files": {one.path: one.digest for one in code.files}}
     _write(file, [*(each for each in _entries(file) if _consent(each) != Consent.to(code)), entry])
 
 

@@ -117,15 +117,14 @@ def _check_index(model: str, index: Mapping[str, Any]) -> None:
     for name, value in index.items():
         if not isinstance(value, list) or len(value) not in (2, 3):
             continue
-        hints = [value[:2]]
+        hint = value[:2]
         if len(value) == 3:
-            hints = [value[2].get("type_hint")] if isinstance(value[2], dict) else [None]
-        for hint in hints:
-            if not isinstance(hint, list) or len(hint) != 2 or (hint != [None, None] and not _is_component(*hint)):
-                raise CheckpointError(
-                    f"model {model!r} names {str(hint)[:80]} as the class of its {name}: only classes of diffusers and "
-                    "transformers are loaded."
-                )
+            hint = value[2].get("type_hint") if isinstance(value[2], dict) else None
+        if not isinstance(hint, list) or len(hint) != 2 or (hint != [None, None] and not _is_component(*hint)):
+            raise CheckpointError(
+                f"model {model!r} names {str(hint)[:80]} as the class of its {name}: only classes of diffusers and "
+                "transformers are loaded."
+            )
 
 
 def _is_component(library: object, name: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,7 @@ class Page:
         own = f"127.0.0.1:{server.port}"
         self.headers = {"Host": own, "Origin": f"http://{own}", "Content-Type": "application/json"}
         self.told: dict[str, str] = {}
+        self.file = Path()
 
     def post(self, action, headers=None, **body):
         path = f"/streamblocks/code/{self.told['id']}/{action}"

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -58,19 +59,15 @@ def hub(tmp_path, monkeypatch):
     """Serves a folder as `owner/model`."""
 
     def serve(folder):
-        context = fake_hub("owner/model", folder)
-        address, _ = context.__enter__()
+        address, _ = opened.enter_context(fake_hub("owner/model", folder))
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        opened.append(context)
 
-    opened = []
-    yield serve
-    for context in opened:
-        context.__exit__(None, None, None)
+    with ExitStack() as opened:
+        yield serve
 
 
 def consent_to(*codes):
