@@ -127,8 +127,9 @@ class LoadStreamingPipeline(io.ComfyNode):
                 io.Boolean.Input(
                     "trust_remote_code",
                     # It stays for the order of the values in saved workflows.
-                    display_name="trust_remote_code (no effect)",
                     default=False,
+                    label_on="no effect",
+                    label_off="no effect",
                     advanced=True,
                     tooltip=(
                         "Has no effect any more, since a workflow could bring the tick: a repository's own Python code "

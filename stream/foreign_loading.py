@@ -117,7 +117,7 @@ def _check_index(model: str, index: Mapping[str, Any]) -> None:
     for name, value in index.items():
         if not isinstance(value, list) or len(value) not in (2, 3):
             continue
-        hint = value[:2]
+        hint: object = value[:2]
         if len(value) == 3:
             hint = value[2].get("type_hint") if isinstance(value[2], dict) else None
         if not isinstance(hint, list) or len(hint) != 2 or (hint != [None, None] and not _is_component(*hint)):
