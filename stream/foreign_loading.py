@@ -51,6 +51,7 @@ def load_foreign_pipeline(
     if recipe.is_hub_id:
         refuse_folder_as_hub_id(recipe.model)
     code = read_code(recipe.model, recipe.revision)
+    _refuse_fetched_kernels(code)
     blocks = code.own_blocks
     if blocks is None:
         return _load_components(_pipeline_without_code(recipe, code), recipe, code, None, dtype, vae_dtype), None
@@ -66,6 +67,25 @@ def load_foreign_pipeline(
     except BaseException:
         imported.forget()
         raise
+
+
+def _refuse_fetched_kernels(code: RepositoryCode) -> None:
+    """Refuse configs that name attention kernels of a hub repository, which transformers fetches and runs.
+
+    Raises CheckpointError.
+    """
+    for file in code.files:
+        left: list[Any] = [code.json(file.path)] if file.path.endswith(".json") else []
+        while left:
+            value = left.pop()
+            if isinstance(value, dict):
+                kernels = value.get("attn_implementation") or value.get("_attn_implementation")
+                if "/" in str(kernels):
+                    raise CheckpointError(
+                        f"{file.path} of {code.place!r} names attention kernels of the hub, {str(kernels)[:80]!r}, "
+                        "which would run as code: take the entry out of the file."
+                    )
+            left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _pipeline_without_code(recipe: Recipe, code: RepositoryCode) -> ModularPipeline:

@@ -46,13 +46,11 @@ def test_a_real_click_allows(comfyui_server: ComfyUIServer, tiny_folder: Path, t
     write_canary_repository(folder, tiny_folder, canary)
     allowed = comfyui_server.base / "user/__streamblocks/allowed_code.json"
     with ComfyPage(comfyui_server.url) as opened:
-        page, dialog, other = opened.page, opened.page.locator(DIALOG), opened.another_tab()
-        page.bring_to_front()
+        page, dialog = opened.page, opened.page.locator(DIALOG)
         opened.load_workflow(WORKFLOW)
         opened.evaluate(SET_WIDGETS)
         opened.evaluate(QUEUE)
         dialog.wait_for(timeout=120_000)
-        assert other.page.locator(DIALOG).count() == 0
         # The summary is no button; the text of the file is there, and has not run.
         dialog.locator("summary", has_text="blocks.py").click()
         assert "class ForeignBlocks" in dialog.inner_text() and not canary.exists()

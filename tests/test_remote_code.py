@@ -198,6 +198,16 @@ def test_an_index_imports_nothing(planted, canary, tmp_path, hint, own_blocks):
     assert not canary.exists()
 
 
+def test_kernels_of_the_hub_are_not_fetched(planted, canary):
+    config = planted / "text_encoder" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"deeper": [{"attn_implementation": "owner/kernels"}]})
+    )
+    with pytest.raises(CheckpointError, match=r"text_encoder/config\.json .* 'owner/kernels'"):
+        materialise(Recipe(str(planted), blocks=REPOSITORY_BLOCKS), allowed_code=consent_to(read_code(str(planted))))
+    assert not canary.exists()
+
+
 def test_a_model_of_the_repositorys_own_is_its_code(planted, canary):
     """As Krea Realtime's: the transformer's config names a class beside it, which imports another file there."""
     index = json.loads((planted / "modular_model_index.json").read_text())
