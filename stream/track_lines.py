@@ -75,6 +75,8 @@ def parse_line(number: int, text: str) -> TrackLine:
     text = text.strip()
     line = TrackLine(number, shorten(text), ())
     place, colon, prompt = text.partition(":")
+    # One space for many: the pattern tries each way to share them out among its parts.
+    place = " ".join(place.split())
     found = _PLACE.match(place.strip())
     if not colon or found is None:
         raise line.error(

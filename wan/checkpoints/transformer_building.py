@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from ...checkpoints.component import empty_weights
+from ...checkpoints.component import explaining_config, shapes_only
+from ...checkpoints.layer_numbers import check_layer_count
 from ...checkpoints.module_loading import NOTHING_JOINED, check_slots
 from ...checkpoints.module_slots import find_slots
 from ...checkpoints.row_sources import RowSource
@@ -31,12 +33,13 @@ def build_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
     return model
 
 
-def check_complete(config: Mapping[str, Any], sources: Mapping[str, RowSource]) -> None:
+def check_complete(path: Path, config: Mapping[str, Any], sources: Mapping[str, RowSource]) -> None:
     """Raise CheckpointError unless `sources` are the tensors of the transformer of `config`, from headers only.
 
-    One layer is built, and stands for all: they are alike.
+    One layer is built, and stands for all: they are alike. `config` has passed `check_transformer_config`.
     """
-    with empty_weights():
+    check_layer_count(path, "num_layers", config["num_layers"], sources, "blocks.")
+    with shapes_only(), explaining_config(path):
         module = build_transformer({**config, "num_layers": 1})
     slots = {}
     for name, slot in find_slots(module, {}, NOTHING_JOINED).items():
