@@ -1,0 +1,347 @@
+"""Hostile inputs made of good ones: JSON trees, texts, bytes, and safetensors headers, changed by a seeded generator."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+# Put into JSON as they are, in the place of any value.
+RAW_VALUES = (
+    *(
+        "null",
+        "true",
+        "false",
+        "0",
+        "-1",
+        "1",
+        "2",
+        "3",
+        "7",
+        "64",
+        "1000000000",
+        "-1000000000",
+        "0.5",
+        "1e999",
+        "-1e999",
+    ),
+    *(
+        "NaN",
+        "Infinity",
+        "1e-400",
+        "9223372036854775807",
+        "9223372036854775808",
+        "1" + "0" * 40,
+        "9" * 5000,
+        "01",
+        "1.",
+        "+1",
+    ),
+    *(
+        '""',
+        '"a"',
+        '"\\u0000"',
+        '"\\ud800"',
+        '"\\n"',
+        '"../../etc/passwd"',
+        '"nan"',
+        '"WanModel"',
+        '"a\\\\"',
+        '"\\"',
+        "'a'",
+    ),
+    *(
+        "[]",
+        "{}",
+        "[[]]",
+        "[1]",
+        "[1, 2, 2]",
+        "[1, 1, 1, 1, 1, 1, 1, 1, 1]",
+        "[0]",
+        "[-1]",
+        "[null]",
+        "[1e9, 1e9]",
+        '["a"]',
+        "[{}]",
+    ),
+    *(
+        '{"a": 1}',
+        '{"a": 1, "a": 2}',
+        "[true]",
+        "[1.5]",
+        "[false, true, true]",
+        "[1, 2, 4, 4]",
+        "[4294967296, 4294967296]",
+    ),
+    *("[" * 40 + "]" * 40, "[" * 3000 + "]" * 3000, "[" * 200_000, '{"a":' * 3000 + "1" + "}" * 3000),
+    *(
+        '"' + "x" * 100_000 + '"',
+        '"\\u00e4\\ud83d\\ude00' + "y" * 5000 + '"',
+        "[" + "0," * 20_000 + "0]",
+        "",
+        ",",
+        "}",
+        "]",
+    ),
+)
+TEXT_PIECES = (
+    *(
+        "0",
+        "-1",
+        "999999999",
+        "9999999999",
+        "1e999",
+        "nan",
+        "inf",
+        ":",
+        ": :",
+        "->",
+        "-",
+        " - ",
+        "s",
+        "0-3",
+        "4 cut",
+        "cut",
+        "||",
+    ),
+    *(
+        " :0.7",
+        " :nan",
+        " :-1",
+        ":1e308",
+        "strength",
+        "strength 0.5",
+        "strength nan",
+        "#",
+        "\n",
+        "\r\n",
+        "\u2028",
+        "\x00",
+        "\x1b[31m",
+    ),
+    *(
+        "\u0663",
+        "\U0001f600",
+        "\ud800",
+        "\u202e",
+        " " * 3000,
+        "\t" * 200,
+        "a" * 20_000,
+        "0: a\n" * 3000,
+        "=",
+        "= drop",
+        "= share",
+    ),
+    *(
+        "= copy",
+        "videos",
+        "=" * 500,
+        "1 " * 2000,
+        "2.5s-4s: fog",
+        "8->11: calm",
+        "0.0000000001s",
+        "%s",
+        "{}",
+        "\\",
+        "'",
+        '"',
+    ),
+)
+_SENTINEL = "\x01raw\x01"
+_NUMBERS = (0, 1, -1, 2, 3, 8, 127, 128, 1000, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**18, 10**30)
+
+
+def change_bytes(random: Random, content: bytes) -> bytes:
+    """`content` with some bytes flipped, inserted, deleted, doubled or cut off."""
+    changed = bytearray(content)
+    for _ in range(random.choice((1, 1, 2, 4, 16))):
+        place = random.randrange(len(changed) + 1)
+        what = random.randrange(6)
+        if what == 0 and changed:
+            changed[min(place, len(changed) - 1)] = random.randrange(256)
+        elif what == 1:
+            changed[place:place] = random.randbytes(random.choice((1, 2, 8, 100)))
+        elif what == 2:
+            del changed[place : place + random.choice((1, 2, 8, 100))]
+        elif what == 3:
+            changed[place:place] = changed[place : place + random.choice((1, 8, 64))]
+        elif what == 4:
+            del changed[place:]
+        elif changed:
+            changed[min(place, len(changed) - 1)] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def change_text(random: Random, text: str) -> str:
+    """`text` with pieces of it moved, and with others that such texts may have put in."""
+    for _ in range(random.choice((1, 1, 2, 3, 6))):
+        start, end = sorted(random.randrange(len(text) + 1) for _ in range(2))
+        what = random.randrange(5)
+        if what == 0:
+            text = text[:start] + text[min(end, start + 20) :]
+        elif what == 1:
+            text = text[:end] + text[start:end][:200] + text[end:]
+        elif what == 2:
+            lines = text.split("\n")
+            random.shuffle(lines)
+            text = "\n".join(lines)
+        else:
+            text = text[:start] + random.choice(TEXT_PIECES) + text[start:]
+    return text
+
+
+def change_json(random: Random, value: Any) -> str:  # noqa: ANN401
+    """JSON text of `value` with some values replaced, removed, renamed, doubled, wrapped, moved or made huge."""
+    tree = json.loads(json.dumps(value))
+    raws: list[str] = []
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        places = list(_places(tree))
+        if not places:
+            break
+        _change_one(random, *random.choice(places), tree, raws)
+    text = json.dumps(tree)
+    for raw in raws:
+        text = text.replace(json.dumps(_SENTINEL), raw, 1)
+    return text
+
+
+def _places(tree: Any) -> Any:  # noqa: ANN401
+    """Each container in a tree with each of its keys or indexes."""
+    waiting = [tree]
+    while waiting:
+        container = waiting.pop()
+        keys = list(container) if isinstance(container, dict) else range(len(container))
+        for key in keys:
+            yield container, key
+            if isinstance(container[key], (dict, list)):
+                waiting.append(container[key])
+
+
+def _change_one(random: Random, container: Any, key: Any, tree: Any, raws: list[str]) -> None:  # noqa: ANN401
+    value = container[key]
+    what = random.randrange(8)
+    if what == 0:
+        del container[key]
+    elif what == 1 and isinstance(container, dict):
+        container[
+            random.choice((str(key) + "x", "", "a" * 600, "\x00", "\u202e", str(key).upper(), _next_number(str(key))))
+        ] = container.pop(key)
+    elif what == 2:
+        other, place = random.choice(list(_places(tree)))
+        if not isinstance(other[place], (dict, list)):
+            container[key] = other[place]
+    elif what == 3 and type(value) is int:
+        container[key] = random.choice(
+            (value + 1, value - 1, -value, value * 2, value * 10**9, float(value), str(value), True)
+        )
+    elif what == 4 and type(value) is int:
+        container[key] = random.choice(_NUMBERS)
+    elif what == 5:
+        container[key] = random.choice(([value], {"a": value}, str(value)))
+    elif what == 6 and isinstance(value, list):
+        container[key] = random.choice((value * 2, value[:-1], value[::-1], [*value, 1], [*value, *value, *value]))
+    else:
+        container[key] = _SENTINEL
+        raws.append(random.choice(RAW_VALUES))
+
+
+def _next_number(name: str) -> str:
+    return "".join(str((int(letter) + 1) % 10) if letter in "0123456789" else letter for letter in name)
+
+
+def change_header(random: Random, header: dict[str, Any], itemsizes: dict[str, int]) -> tuple[bytes, int]:
+    """A safetensors file's first bytes and its size: the header changed, and mostly laid out anew so that it holds.
+
+    Args:
+        random: of this input.
+        header: of a good file.
+        itemsizes: bytes of a number by the name of its dtype.
+    """
+    entries = {name: dict(entry) if isinstance(entry, dict) else entry for name, entry in header.items()}
+    for _ in range(random.choice((0, 1, 1, 2, 4))):
+        _change_tensor(random, entries)
+    size = _lay_out(entries, itemsizes)
+    kind = random.randrange(10)
+    if kind < 6:
+        text = json.dumps(entries).encode()
+    elif kind < 9:
+        text = change_json(random, entries).encode()
+    else:
+        text = change_bytes(random, json.dumps(entries).encode())
+    length = len(text)
+    if random.randrange(20) == 0:
+        length = random.choice((0, 1, length - 1, length + 1, length * 2, 2**31, 2**63, 2**64 - 1, 99_999_999))
+    size += len(text) + 8
+    if random.randrange(20) == 0:
+        size = random.choice((0, 7, 8, 9, size - 1, size + 1, size // 2, size * 2))
+    return (max(0, length).to_bytes(8, "little") + text)[: max(0, size)], max(0, size)
+
+
+def _change_tensor(random: Random, entries: dict[str, Any]) -> None:
+    names = [name for name in entries if name != "__metadata__"]
+    if not names:
+        return
+    name = random.choice(names)
+    entry = entries[name]
+    change: Callable[[], None] = random.choice(
+        (
+            lambda: entries.pop(name),
+            lambda: entries.update({random.choice(names): entry}),
+            lambda: entry.update(shape=[random.choice((0, 1, 2, 3, 16, 48, 128, 1000, 2**20)) for _ in entry["shape"]]),
+            lambda: entry.update(shape=[*entry["shape"], random.choice((1, 2, 0))]),
+            lambda: entry.update(shape=entry["shape"][:-1]),
+            lambda: entry.update(shape=[]),
+            lambda: entry.update(
+                dtype=random.choice(("F64", "F32", "BF16", "F8_E4M3", "I8", "U8", "BOOL", "F4", "I64", "X"))
+            ),
+            lambda: entries.update({_other_name(random, name): entries.pop(name)}),
+            lambda: entries.update({_other_name(random, name): dict(entry)}),
+            lambda: entries.update(
+                {"__metadata__": {**entries.get("__metadata__", {}), _field(random): _text(random)}}
+            ),
+        )
+    )
+    change()
+
+
+def _other_name(random: Random, name: str) -> str:
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    if number is not None and random.randrange(2):
+        parts[number] = random.choice(("999999999", "9" * 5000, "1", "00", "-1", "\u0663", "7", "100"))
+        return ".".join(parts)
+    extra = (
+        "module.",
+        "model.",
+        "generator_ema.",
+        "vae.",
+        "x.",
+        "diffusion_model.",
+        "text_encoders.umt5xxl.transformer.",
+    )
+    return random.choice(
+        (*(prefix + name for prefix in extra), name + ".x", ".".join(reversed(parts)), name[:-1], "." + name, name * 30)
+    )
+
+
+def _field(random: Random) -> str:
+    return random.choice(("config", "streamblocks", "_quantization_metadata", "format", "modelspec"))
+
+
+def _text(random: Random) -> str:
+    return random.choice(
+        (*RAW_VALUES[:60], '{"layers": {"blocks.0.self_attn.q": {"format": "float8_e4m3fn"}}}', '{"config": {}}')
+    )
+
+
+def _lay_out(entries: dict[str, Any], itemsizes: dict[str, int]) -> int:
+    """Offsets that fit the shapes, one tensor behind the other; the bytes of all, up to a terabyte."""
+    offset = 0
+    for name, entry in entries.items():
+        if name != "__metadata__":
+            nbytes = min(2**40, math.prod(entry["shape"]) * itemsizes.get(entry["dtype"], 1))
+            entry["data_offsets"] = [offset, offset + nbytes]
+            offset += nbytes
+    return min(offset, 2**41)
