@@ -10,6 +10,7 @@ memory, and end with a value, or with an error that says in one sentence what is
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import logging
@@ -56,8 +57,13 @@ class FuzzFigures:
     unclear_errors: int = 0
 
 
-class _Meter:
+class Meter:
     """The largest memory of this process, from a beginning on."""
+
+    def give_back(self) -> None:
+        """Collect garbage, and give the C library's free memory to the system, so that it is counted when used."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
     def begin(self) -> None:
         """Forget what was before."""
@@ -87,7 +93,7 @@ def run_worker(first: int, step: int, end: int, seed: int, only: str, state: Pat
 
     targets = [target for target in make_targets() if only in ("", target.name)]
     wheel = [target for target in targets for _ in range(target.share)]
-    meter = _Meter()
+    meter = Meter()
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place,
         findings.open("a") as found,
@@ -99,18 +105,18 @@ def run_worker(first: int, step: int, end: int, seed: int, only: str, state: Pat
             folders[target.name].mkdir()
             target.prepare(folders[target.name])
             for number in range(20):
-                _read_input(target, Random(f"warm {number}"), folders[target.name], meter)
+                read_input(target, Random(f"warm {number}"), folders[target.name], meter)
         gc.collect()
         gc.freeze()
         _limit_space()
         for number in range(first, end, step):
             _STATE.pack_into(shared, 0, number, time.monotonic_ns())
             target = wheel[Random(f"{seed} {number}").randrange(len(wheel))]
-            outcome, message = _read_input(target, Random(f"{seed} {number} x"), folders[target.name], meter)
+            outcome, message = read_input(target, Random(f"{seed} {number} x"), folders[target.name], meter)
             if outcome in ("hangs", "over_memory"):
                 # Once more: a library that was imported, or a collection of garbage, is no fault of the input.
-                gc.collect()
-                outcome, message = _read_input(target, Random(f"{seed} {number} x"), folders[target.name], meter)
+                meter.give_back()
+                outcome, message = read_input(target, Random(f"{seed} {number} x"), folders[target.name], meter)
             if outcome:
                 found.write(
                     json.dumps({"input": number, "target": target.name, "what": outcome, "said": message}) + "\n"
@@ -124,7 +130,7 @@ def _limit_space() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + _SPACE, used + _SPACE))
 
 
-def _read_input(target: Any, random: Random, folder: Path, meter: _Meter) -> tuple[str, str]:  # noqa: ANN401
+def read_input(target: Any, random: Random, folder: Path, meter: Meter) -> tuple[str, str]:  # noqa: ANN401
     """What should not have happened, or nothing, and the error's text."""
     target.write(random, folder)
     message, unclear = "", False

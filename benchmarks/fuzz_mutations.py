@@ -1,4 +1,4 @@
-"""Hostile inputs made of good ones: JSON trees, texts, bytes, and safetensors headers, changed by a seeded generator."""
+"""Hostile inputs made of good ones: JSON, texts, bytes and safetensors headers, changed by a seeded generator."""
 
 from __future__ import annotations
 

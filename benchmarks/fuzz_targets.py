@@ -143,7 +143,7 @@ def write_hollow(path: Path, head: bytes, size: int, small: Mapping[str, bytes])
             entries = json.loads(head[8:])
             for name, content in small.items():
                 if name in entries:
-                    begin, end = entries[name]["data_offsets"]
+                    begin = entries[name]["data_offsets"][0]
                     if begin + len(head) + len(content) <= size:
                         file.seek(len(head) + begin)
                         file.write(content)
@@ -345,7 +345,7 @@ def make_targets() -> list[Target]:
         ),
         file_target("transformer file", 10, _write_header(transformers, "model.safetensors"), _transformer_file),
         file_target(
-            "vae file", 6, _write_header(_seeds("comfy_wan_vae", "comfy_wan22_vae"), "vae.safetensors"), _vae_file
+            "vae file", 2, _write_header(_seeds("comfy_wan_vae", "comfy_wan22_vae"), "vae.safetensors"), _vae_file
         ),
         file_target(
             "text encoder file",

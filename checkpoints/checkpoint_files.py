@@ -64,9 +64,9 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again.")
     files = []
-    wrong = next((name for name in weight_map.values() if not isinstance(name, str) or not _is_file_name(name)), None)
-    if wrong is not None:
-        raise CheckpointError(f"{index} names {shown(wrong)}, but shards must be in its folder: download it again.")
+    wrong = [name for name in weight_map.values() if not isinstance(name, str) or not _is_file_name(name)]
+    if wrong:
+        raise CheckpointError(f"{index} names {shown(wrong[0])}, but shards must be in its folder: download it again.")
     for name in sorted(set(weight_map.values())):
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index.parent} lacks the shard {name}, which {index.name} names: download it.")

@@ -85,7 +85,7 @@ class Listed(Allowed):
 
     def __str__(self) -> str:
         count = str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
-        return f"lists of {count}, each one of {self.each}"
+        return f"lists of {count} {self.each}"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..ops.weight_filling import row_chunks
-from .checkpoint_error import CheckpointError, first_line, shown
+from .checkpoint_error import CheckpointError, first_line, shown, shown_word
 from .file_bytes import open_file, read_into
 from .row_sources import RowChunk, RowSource
 from .safetensors_reading import DTYPES, FileHeader, StoredTensor
@@ -173,7 +173,7 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
             "give a .safetensors file of the model."
         )
     return CheckpointError(
-        f"{path} asks for {named} when it is opened, which could run code, so it is not opened: give a "
+        f"{path} asks for {shown_word(named)} when it is opened, which could run code, so it is not opened: give a "
         ".safetensors file of the model, or a .pt that holds nothing but tensors."
     )
 

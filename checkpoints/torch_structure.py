@@ -21,7 +21,7 @@ from .file_bytes import open_file
 
 # A training checkpoint of three 14B models and their optimizers has some 10,000 tensors, in 4 MB of pickle.
 _LARGEST_PICKLE = 8_000_000
-_MOST_OPCODES = 800_000
+_MOST_OPCODES = 500_000
 _MOST_CALLS = 60_000
 _LARGEST_DIRECTORY = 16_000_000
 _PICKLES = 5

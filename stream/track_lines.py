@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from .block_prompt import shares_of
 
 _SHOWN_LETTERS = 60
+_MOST_LOOKED_AT = 10_000
 _NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)\s*(s?)"
 _PLACE = re.compile(rf"^{_NUMBER}\s*(?:(->|-)\s*(?:{_NUMBER})?)?\s*(cut)?\s*(?:strength\s+(\S+))?$", re.IGNORECASE)
 _SEPARATOR = "||"
@@ -93,7 +94,7 @@ def parse_line(number: int, text: str) -> TrackLine:
         raise line.error("names a part of a block: write whole blocks, or seconds with an s, such as '2.5s:'")
     is_transition = arrow == "->"
     if is_transition and last is None:
-        raise line.error(f"does not say where its transition ends: write '{place.strip()} 12:', for instance")
+        raise line.error(f"does not say where its transition ends: write '{shorten(place)} 12:', for instance")
     if is_transition and cut:
         raise line.error("is a transition and a cut: choose one of them")
     parts = parse_prompts(line, prompt)
@@ -115,7 +116,7 @@ def _read_strength(line: TrackLine, written: str) -> float:
     except ValueError:
         strength = math.nan
     if not 0.0 <= strength <= 1.0:
-        raise line.error(f"has the strength {written}: give 0 (the video as it is) to 1 (nothing of it)")
+        raise line.error(f"has the strength {shorten(written)}: give 0 (the video as it is) to 1 (nothing of it)")
     return strength
 
 
@@ -146,11 +147,11 @@ def _parse_part(line: TrackLine, part: str) -> tuple[str, float]:
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
-        raise line.error(f"has the weight {written}: give a number of 0 or more, such as ':0.7'")
+        raise line.error(f"has the weight {shorten(written)}: give a number of 0 or more, such as ':0.7'")
     return prompt.strip(), weight
 
 
 def shorten(text: str) -> str:
     """A line as messages show it."""
-    text = " ".join(text.split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text[:_MOST_LOOKED_AT].split()))
     return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 3] + "..."

@@ -16,7 +16,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from ...checkpoints.checkpoint_error import CheckpointError, shown_word
 from ...checkpoints.checkpoint_files import list_component_files
 from ...checkpoints.checkpoint_reading import index_tensors
-from ...checkpoints.component import Component, Prepare, prepare_nothing
+from ...checkpoints.component import Component, Prepare, explaining_config, prepare_nothing
 from ...checkpoints.json_text import read_json
 from ...checkpoints.layer_numbers import check_layer_count
 from ...checkpoints.lora_choice import LoraChoice
@@ -211,7 +211,8 @@ def _text_encoder_weights(source: Path) -> ComponentWeights:
 
 def _text_encoder_config(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The whole config of transformers' class; raises CheckpointError for a value that cannot be."""
-    full: dict[str, Any] = UMT5Config(**text_encoder_arguments(place, config)).to_dict()
+    with explaining_config(place):
+        full: dict[str, Any] = UMT5Config(**text_encoder_arguments(place, config)).to_dict()
     return full
 
 

@@ -121,4 +121,9 @@ def vae_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 def text_encoder_arguments(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config the text encoder's class takes; raises CheckpointError for a value that cannot be."""
     check_config(place, config, _TEXT_ENCODER)
-    return {name: value for name, value in config.items() if name in _TEXT_ENCODER}
+    # JSON's 0 and 1 may mean 0.0 and 1.0, which transformers' class tells apart.
+    return {
+        name: float(value) if isinstance(_TEXT_ENCODER[name], Real) else value
+        for name, value in config.items()
+        if name in _TEXT_ENCODER
+    }
