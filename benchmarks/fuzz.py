@@ -153,11 +153,11 @@ def read_input(target: Any, random: Random, folder: Path, meter: Meter) -> tuple
 def _supervise(number: int, workers: int, options: argparse.Namespace, folder: Path) -> tuple[Counter[str], Path]:
     """Run one worker to its end, however often it must be started; what it could not count itself is returned."""
     state, findings = folder / f"state {number}", folder / f"findings {number}"
-    state.write_bytes(_STATE.pack(number, 0))
     findings.touch()
     counts: Counter[str] = Counter()
     first = number
     while first < options.inputs:
+        state.write_bytes(_STATE.pack(first, 0))
         command = [sys.executable, __file__, "--worker", str(first), str(workers), str(state), str(findings)]
         command += ["--inputs", str(options.inputs), "--seed", str(options.seed), "--target", options.target]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -165,10 +165,10 @@ def _supervise(number: int, workers: int, options: argparse.Namespace, folder: P
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             hung = _watch(process, state)
-        reached, _ = _STATE.unpack(state.read_bytes())
+        reached, begun = _STATE.unpack(state.read_bytes())
         if reached >= options.inputs:
             break
-        if process.returncode and not reached and not hung:
+        if not begun:
             raise RuntimeError(f"the worker did not start: run {' '.join(command)} to see why.")
         what = "hangs" if hung else "crashes"
         counts[what] += 1

@@ -200,7 +200,8 @@ def change_json(random: Random, value: Any) -> str:  # noqa: ANN401
         places = list(_places(tree))
         if not places:
             break
-        _change_one(random, *random.choice(places), tree, raws)
+        container, key = random.choice(places)
+        _change_one(random, container, key, tree, raws)
     text = json.dumps(tree)
     for raw in raws:
         text = text.replace(json.dumps(_SENTINEL), raw, 1)

@@ -147,7 +147,7 @@ def write_hollow(path: Path, head: bytes, size: int, small: Mapping[str, bytes])
                     if begin + len(head) + len(content) <= size:
                         file.seek(len(head) + begin)
                         file.write(content)
-        except (ValueError, TypeError, KeyError, RecursionError, OSError, OverflowError, AttributeError):
+        except (ValueError, TypeError, LookupError, RecursionError, OSError, OverflowError, AttributeError):
             return
 
 

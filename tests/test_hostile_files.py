@@ -10,6 +10,7 @@ import threading
 import zipfile
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import fuzz_targets
 import pytest
@@ -124,7 +125,11 @@ def mini_folder(folder):
     return folder
 
 
-PARTS = {"transformer": transformer_component, "vae": vae_component, "text_encoder": text_encoder_component}
+PARTS: dict[str, Any] = {
+    "transformer": transformer_component,
+    "vae": vae_component,
+    "text_encoder": text_encoder_component,
+}
 CONFIGS = {
     "layers": ("transformer", {"num_layers": 10**9}, "num_layers 1000000000 in its config, allowed are whole numbers"),
     "more layers": ("transformer", {"num_layers": 7}, "num_layers 7 in its config and 6 layers in its weights"),
@@ -219,7 +224,7 @@ def zipped(content, *, others=(), compression=zipfile.ZIP_STORED):
 
 def nested_dicts():
     """60 ** 16 entries in as many bytes as 16 dicts take."""
-    inner = {"a": 1}
+    inner: dict[str, Any] = {"a": 1}
     for _ in range(16):
         inner = {f"k{number}": inner for number in range(60)}
     return pickle.dumps(inner, 2)
