@@ -1,10 +1,8 @@
-"""Hostile inputs made of good ones: JSON, texts, bytes and safetensors headers, changed by a seeded generator."""
+"""Hostile inputs made of good ones: JSON, texts and bytes, changed by a seeded generator."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -250,99 +248,3 @@ def _change_one(random: Random, container: Any, key: Any, tree: Any, raws: list[
 
 def _next_number(name: str) -> str:
     return "".join(str((int(letter) + 1) % 10) if letter in "0123456789" else letter for letter in name)
-
-
-def change_header(random: Random, header: dict[str, Any], itemsizes: dict[str, int]) -> tuple[bytes, int]:
-    """A safetensors file's first bytes and its size: the header changed, and mostly laid out anew so that it holds.
-
-    Args:
-        random: of this input.
-        header: of a good file.
-        itemsizes: bytes of a number by the name of its dtype.
-    """
-    entries = {name: dict(entry) if isinstance(entry, dict) else entry for name, entry in header.items()}
-    for _ in range(random.choice((0, 1, 1, 2, 4))):
-        _change_tensor(random, entries)
-    size = _lay_out(entries, itemsizes)
-    kind = random.randrange(10)
-    if kind < 6:
-        text = json.dumps(entries).encode()
-    elif kind < 9:
-        text = change_json(random, entries).encode()
-    else:
-        text = change_bytes(random, json.dumps(entries).encode())
-    length = len(text)
-    if random.randrange(20) == 0:
-        length = random.choice((0, 1, length - 1, length + 1, length * 2, 2**31, 2**63, 2**64 - 1, 99_999_999))
-    size += len(text) + 8
-    if random.randrange(20) == 0:
-        size = random.choice((0, 7, 8, 9, size - 1, size + 1, size // 2, size * 2))
-    return (max(0, length).to_bytes(8, "little") + text)[: max(0, size)], max(0, size)
-
-
-def _change_tensor(random: Random, entries: dict[str, Any]) -> None:
-    names = [name for name in entries if name != "__metadata__"]
-    if not names:
-        return
-    name = random.choice(names)
-    entry = entries[name]
-    change: Callable[[], None] = random.choice(
-        (
-            lambda: entries.pop(name),
-            lambda: entries.update({random.choice(names): entry}),
-            lambda: entry.update(shape=[random.choice((0, 1, 2, 3, 16, 48, 128, 1000, 2**20)) for _ in entry["shape"]]),
-            lambda: entry.update(shape=[*entry["shape"], random.choice((1, 2, 0))]),
-            lambda: entry.update(shape=entry["shape"][:-1]),
-            lambda: entry.update(shape=[]),
-            lambda: entry.update(
-                dtype=random.choice(("F64", "F32", "BF16", "F8_E4M3", "I8", "U8", "BOOL", "F4", "I64", "X"))
-            ),
-            lambda: entries.update({_other_name(random, name): entries.pop(name)}),
-            lambda: entries.update({_other_name(random, name): dict(entry)}),
-            lambda: entries.update(
-                {"__metadata__": {**entries.get("__metadata__", {}), _field(random): _text(random)}}
-            ),
-        )
-    )
-    change()
-
-
-def _other_name(random: Random, name: str) -> str:
-    parts = name.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
-    if number is not None and random.randrange(2):
-        parts[number] = random.choice(("999999999", "9" * 5000, "1", "00", "-1", "\u0663", "7", "100"))
-        return ".".join(parts)
-    extra = (
-        "module.",
-        "model.",
-        "generator_ema.",
-        "vae.",
-        "x.",
-        "diffusion_model.",
-        "text_encoders.umt5xxl.transformer.",
-    )
-    return random.choice(
-        (*(prefix + name for prefix in extra), name + ".x", ".".join(reversed(parts)), name[:-1], "." + name, name * 30)
-    )
-
-
-def _field(random: Random) -> str:
-    return random.choice(("config", "streamblocks", "_quantization_metadata", "format", "modelspec"))
-
-
-def _text(random: Random) -> str:
-    return random.choice(
-        (*RAW_VALUES[:60], '{"layers": {"blocks.0.self_attn.q": {"format": "float8_e4m3fn"}}}', '{"config": {}}')
-    )
-
-
-def _lay_out(entries: dict[str, Any], itemsizes: dict[str, int]) -> int:
-    """Offsets that fit the shapes, one tensor behind the other; the bytes of all, up to a terabyte."""
-    offset = 0
-    for name, entry in entries.items():
-        if name != "__metadata__":
-            nbytes = min(2**40, math.prod(entry["shape"]) * itemsizes.get(entry["dtype"], 1))
-            entry["data_offsets"] = [offset, offset + nbytes]
-            offset += nbytes
-    return min(offset, 2**41)

@@ -16,7 +16,9 @@ import fuzz_targets
 import pytest
 import torch
 from fuzz import Meter, read_input
-from fuzz_targets import MINI, ROOT, Target, hollow_copy, make_targets
+from fuzz_headers import hollow_copy
+from fuzz_inputs import MINI, ROOT
+from fuzz_targets import Target, make_targets
 from layouts import TRANSFORMER, UMT5, VAE
 
 from streamblocks.checkpoints.checkpoint_error import CheckpointError, first_line, shown
