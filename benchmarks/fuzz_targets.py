@@ -185,9 +185,7 @@ def make_targets() -> list[Target]:
         file_target(
             "text encoder file",
             8,
-            write_header(
-                seeds_of("comfy_umt5", "comfy_umt5_fp8_scaled", "wan_umt5_original_names"), "umt5.safetensors"
-            ),
+            write_header(encoders, "umt5.safetensors"),
             _text_encoder_file,
         ),
         file_target(

@@ -225,7 +225,7 @@ def explaining_config(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path} has a config of which no model can be built ({first_line(error)}): download it again."
         ) from error

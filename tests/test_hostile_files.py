@@ -152,6 +152,7 @@ CONFIGS = {
     "other text layers": ("text_encoder", {"num_layers": 3}, "num_layers 3 in its config and 2 layers in its weights"),
     "vocabulary": ("text_encoder", {"vocab_size": -1}, "vocab_size -1"),
     "activation": ("text_encoder", {"feed_forward_proj": "gated-nothing"}, "feed_forward_proj 'gated-nothing'"),
+    "no number": ("text_encoder", {"classifier_dropout": None}, "classifier_dropout None in its config"),
     "type": ("text_encoder", {"model_type": {"a": 1}}, "and Wan needs umt5"),
 }
 

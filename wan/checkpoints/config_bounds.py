@@ -82,7 +82,7 @@ _TEXT_ENCODER: Mapping[str, Allowed] = MappingProxyType(
         "pad_token_id": Optional(Whole(-1, 2_000_000)),
         "eos_token_id": Optional(Whole(-1, 2_000_000)),
         "decoder_start_token_id": Optional(Whole(-1, 2_000_000)),
-        "classifier_dropout": Optional(Real(0.0, 1.0)),
+        "classifier_dropout": Real(0.0, 1.0),
         "is_decoder": FLAG,
     }
 )
