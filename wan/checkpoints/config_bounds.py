@@ -101,6 +101,11 @@ def check_transformer_config(place: Path, config: Mapping[str, Any]) -> None:
         raise config_error(place, f"{heads} heads of {channels} channels", f"up to {_LARGEST_WIDTH} in all")
 
 
+def transformer_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checked config the transformer's class takes."""
+    return {name: value for name, value in config.items() if name in _TRANSFORMER}
+
+
 def check_vae_config(place: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError for a complete config that no VAE of Wan has."""
     check_config(place, config, _VAE)

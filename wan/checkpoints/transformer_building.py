@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ...checkpoints.layer_numbers import check_layer_count
 from ...checkpoints.module_loading import NOTHING_JOINED, check_slots
 from ...checkpoints.module_slots import find_slots
 from ...checkpoints.row_sources import RowSource
+from .config_bounds import transformer_arguments
 from .transformer_configs import FRAMES_PER_BLOCK_KEYS
 
 _FIRST_LAYER = "blocks.0."
@@ -25,10 +25,7 @@ def build_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
 
     So a file that is written from the loaded transformer has them too.
     """
-    taken = inspect.signature(WanTransformer3DModel.__init__).parameters
-    model: WanTransformer3DModel = WanTransformer3DModel.from_config(
-        {key: value for key, value in config.items() if key in taken}
-    )
+    model: WanTransformer3DModel = WanTransformer3DModel.from_config(transformer_arguments(config))
     model.register_to_config(**{key: config[key] for key in FRAMES_PER_BLOCK_KEYS if key in config})
     return model
 
