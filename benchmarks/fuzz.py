@@ -150,11 +150,10 @@ def read_input(target: Any, random: Random, folder: Path, meter: Meter) -> tuple
     return ("unclear_errors" if unclear else ""), message
 
 
-def _supervise(number: int, workers: int, options: argparse.Namespace, folder: Path) -> tuple[Counter[str], Path]:
-    """Run one worker to its end, however often it must be started; what it could not count itself is returned."""
+def _supervise(number: int, workers: int, options: argparse.Namespace, folder: Path) -> Path:
+    """Run one worker to its end, however often it must be started; the file with its findings."""
     state, findings = folder / f"state {number}", folder / f"findings {number}"
     findings.touch()
-    counts: Counter[str] = Counter()
     first = number
     while first < options.inputs:
         state.write_bytes(_STATE.pack(first, 0))
@@ -171,11 +170,10 @@ def _supervise(number: int, workers: int, options: argparse.Namespace, folder: P
         if not begun:
             raise RuntimeError(f"the worker did not start: run {' '.join(command)} to see why.")
         what = "hangs" if hung else "crashes"
-        counts[what] += 1
         with findings.open("a") as file:
             file.write(json.dumps({"input": reached, "what": what, "said": f"ended with {process.returncode}"}) + "\n")
         first = reached + workers
-    return counts, findings
+    return findings
 
 
 def _watch(process: subprocess.Popen[bytes], state: Path) -> bool:
@@ -207,12 +205,8 @@ def fuzz(options: argparse.Namespace) -> tuple[FuzzFigures, list[dict[str, Any]]
         runs = [
             pool.submit(_supervise, number, options.workers, options, Path(place)) for number in range(options.workers)
         ]
-        counts: Counter[str] = Counter()
-        found = []
-        for run in runs:
-            _, findings = run.result()
-            found += [json.loads(line) for line in findings.read_text().splitlines()]
-    counts.update(entry["what"] for entry in found)
+        found = [json.loads(line) for run in runs for line in run.result().read_text().splitlines()]
+    counts = Counter(entry["what"] for entry in found)
     figures = FuzzFigures(options.inputs, *(counts[what] for what in _OUTCOMES))
     if not options.target:
         _add_routes(figures, options)
@@ -221,9 +215,13 @@ def fuzz(options: argparse.Namespace) -> tuple[FuzzFigures, list[dict[str, Any]]
 
 def _add_routes(figures: FuzzFigures, options: argparse.Namespace) -> None:
     """The bodies of requests, a tenth as many, by the benchmark of the pack's routes; nothing where there is none."""
+    import streamblocks_path  # noqa: F401
+
     try:
         from fuzz_routes import fuzz_routes
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "fuzz_routes":
+            raise
         return
     routes, _ = fuzz_routes(max(1, options.inputs // 10), options.seed)
     figures.inputs += routes.bodies
