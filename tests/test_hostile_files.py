@@ -355,3 +355,21 @@ def test_values_are_shown_in_short():
     assert shown(10**5000) == "a int" or len(shown(10**5000)) <= 84
     assert len(shown([["x" * 100] * 100] * 100)) <= 84 and shown("a\nb") == r"'a\nb'"
     assert first_line(CheckpointError("a\x00b\nc")) == "CheckpointError: a b"
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda folder: bytearray(2**27), "over_memory"),
+        (lambda folder: sum(range(10**6)), "hangs"),
+        (lambda folder: {}["a"], "unclear_errors"),
+        (lambda folder: int("a"), "unclear_errors"),
+        (lambda folder: folder, ""),
+    ],
+)
+def test_the_benchmark_sees_what_should_not_be(call, found, tmp_path, monkeypatch):
+    if found == "hangs":
+        monkeypatch.setattr("fuzz.SECONDS", 0.005)
+    target = Target("test", 1, lambda random, folder: None, call, fuzz_targets.names_its_file)
+    Meter().give_back()
+    assert read_input(target, Random(0), tmp_path, Meter())[0] == found
