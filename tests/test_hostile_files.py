@@ -215,6 +215,27 @@ def test_quantization_marks(name, tmp_path):
     refused(lambda: transformer_component(path, dtype=BF16), tmp_path, message)
 
 
+OWN_FIELDS = {
+    "no layers": ('{"config": {}}', "num_layers 40 in its config and 3 layers in its weights"),
+    "no config": ("{}", "config and quantization are no objects"),
+    "unknown format": (
+        '{"config": {}, "quantization": {"format": []}}',
+        "the header field streamblocks of .* cannot be",
+    ),
+    "no JSON": ("[" * 100, "nested more than 64 deep"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_FIELDS)
+def test_the_packs_own_header_field(name, tmp_path):
+    text, message = OWN_FIELDS[name]
+    content = TRANSFORMER.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length]) | {"__metadata__": {"streamblocks": text}}
+    path = safetensors(tmp_path / "x.safetensors", header, len(content) - 8 - length)
+    refused(lambda: transformer_component(path, dtype=BF16), tmp_path, message)
+
+
 def zipped(content, *, others=(), compression=zipfile.ZIP_STORED):
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", compression) as archive:

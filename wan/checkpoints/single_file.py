@@ -88,9 +88,9 @@ def recognise_single_file(path: Path, *, averaged: bool = True) -> SingleFileChe
     gathered = gather_quantized(path, header, strip_wrappers(path, header.tensors, prefix), prefix)
     own_config, spec = _own_metadata(path, header.metadata)
     sources = {name: gathered[original] for name, original in diffusers_names(path, gathered).items()}
-    config = _config_of(path, sources) if own_config is None else own_config
     # What a config leaves out has the default of diffusers' class.
-    check_transformer_config(path, with_defaults(WanTransformer3DModel, config))
+    config = with_defaults(WanTransformer3DModel, _config_of(path, sources) if own_config is None else own_config)
+    check_transformer_config(path, config)
     check_complete(path, config, sources)
     return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), spec)
 
