@@ -383,7 +383,7 @@ def test_values_are_shown_in_short():
     [
         (lambda folder: bytearray(2**27), "over_memory"),
         (lambda folder: sum(range(10**6)), "hangs"),
-        (lambda folder: {}["a"], "unclear_errors"),
+        (lambda folder: dict[str, int]()["a"], "unclear_errors"),
         (lambda folder: int("a"), "unclear_errors"),
         (lambda folder: folder, ""),
     ],
