@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from ..checkpoints.json_text import read_json
 from ..families.model_family import LatentGeometry
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import handling_table
@@ -32,6 +32,8 @@ from .settings import StreamSettings
 from .snapshot_tree import SnapshotKinds
 
 _MODULAR_CONFIG = "modular_config.json"
+# What diffusers and transformers read by themselves, of a repository and of its components.
+_CONFIGS = ("config.json", "*_config.json", "*index.json")
 _MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 
 
@@ -165,11 +167,13 @@ def load_foreign_pipeline(
     config = _config_of(recipe, check)
     if not recipe.trust_remote_code:
         _refuse_unasked_code(recipe, config)
+    if not recipe.is_hub_id:
+        _check_configs(Path(recipe.model))
     try:
         pipe = ModularPipeline.from_pretrained(
             recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError) as error:
         raise CheckpointError(
             f"model {recipe.model!r} is not a diffusers modular repository that can be used here: {error}"
         ) from error
@@ -187,6 +191,13 @@ def load_foreign_pipeline(
             "safetensors; the log above says why."
         )
     return pipe
+
+
+def _check_configs(folder: Path) -> None:
+    """Raise CheckpointError for a config that diffusers would wait for, or fail on without its name."""
+    for pattern in _CONFIGS:
+        for config in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
+            read_json(config)
 
 
 def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
@@ -215,7 +226,7 @@ def _config_of(recipe: Recipe, check: Check) -> Path | None:
 
 def _refuse_unasked_code(recipe: Recipe, config: Path | None) -> None:
     """Refuse before diffusers does: diffusers may ask on a terminal, which a server does not have."""
-    if config is not None and config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
+    if config is not None and config.is_file() and "auto_map" in read_json(config):
         raise CheckpointError(
             f"model {recipe.model!r} has its own Python code, which runs only if you allow it: read it, then tick "
             "'trust_remote_code', or choose the built-in blocks."
