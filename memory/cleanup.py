@@ -62,12 +62,18 @@ def handling_table(extra: Iterable[StateRule] = ()) -> dict[str, Handling]:
     return {rule.key: rule.handling for rule in (*STATE_RULES, *extra)}
 
 
+_LONGEST_RULES = 100_000
+_SHOWN_LETTERS = 80
+
+
 def parse_state_rules(text: str) -> tuple[StateRule, ...]:
     """Read rules a user wrote, one `key = drop`, `key = share` or `key = copy` a line; `#` starts a comment.
 
     Raises:
         ValueError: a line is not of that form.
     """
+    if len(text) > _LONGEST_RULES:
+        raise ValueError(f"state_rules has {len(text)} letters: write up to {_LONGEST_RULES}.")
     rules = []
     for line in text.splitlines():
         content = line.partition("#")[0].strip()
@@ -76,7 +82,9 @@ def parse_state_rules(text: str) -> tuple[StateRule, ...]:
         key, separator, handling = (part.strip() for part in content.partition("="))
         choices = [choice.value for choice in Handling]
         if not separator or not key or handling not in choices:
-            raise ValueError(f"state rule {content!r} is not understood: write 'key = {' | '.join(choices)}'.")
+            raise ValueError(
+                f"state rule {content[:_SHOWN_LETTERS]!r} is not understood: write 'key = {' | '.join(choices)}'."
+            )
         rules.append(StateRule(key, Handling(handling), "set by the user"))
     return tuple(rules)
 

@@ -13,17 +13,27 @@ from ..stream.direction import Direction
 from ..stream.foreign_limits import refuse_bias
 from ..stream.live_control import Allowed, LiveControl
 from ..stream.live_news import LiveNews
+from ..stream.prompt_track import MOST_LINES
 from ..stream.steering import Steering
 
 if TYPE_CHECKING:
     import torch
 
+    from ..stream.placed_track import PlacedTrack
     from ..stream.settings import StreamSettings
     from ..stream.stream_pipeline import StreamPipeline
+    from .connected_pictures import LiveFrames
 
 _NO_PROMPTS = "A conditioning is connected, and it is the prompt: disconnect it to change the prompt of a stream."
 _NO_VIDEO = "No video is connected, so strength has no effect: connect one to 'video' for the next stream."
+_NOTHING_CAME = (
+    "live: the stream was stopped before a picture came, so there is nothing to keep: press start on Stream Live Input."
+)
 _OVER = "The stream has made its last block: start another one."
+_LAST = "The stream is making its last block, so no block would follow the edit: start another one."
+_TOO_MANY = f"The stream's track has {MOST_LINES} lines, and a track can have no more: start another stream."
+# One for the prompt, one for the values.
+_LINES_OF_AN_EDIT = 2
 # Any bias below 1 needs a mask.
 _A_BIAS = 0.5
 
@@ -35,25 +45,41 @@ class LiveRun:
         node: the node's execution id; None outside of a prompt.
         workflow: the page's id of the workflow; None outside of a page.
         look: called while the stream is paused; raises when the user cancels.
+        frames: the pictures that pages push; None where the stream takes none.
 
     Attributes:
         news: what pages are told.
     """
 
-    def __init__(self, node: str | None, workflow: str | None, look: Callable[[], None]) -> None:
+    def __init__(
+        self, node: str | None, workflow: str | None, look: Callable[[], None], frames: LiveFrames | None = None
+    ) -> None:
         self.news = LiveNews()
         self._control = LiveControl()
         self._node, self._workflow, self._look = node, workflow, look
+        self._frames = frames
         self._steering = Steering(self._control, self._wait, self._tell)
         self._attention_bias = 1.0
         self._fps = 1.0
+        self._allowed = Allowed()
+        self._planned: int | None = None
         self._told: Direction | None = None
         self._blocks = self._pictures = 0
         self._began = time.perf_counter()
 
     def open(self) -> AbstractContextManager[str]:
         """Pages may watch and steer the stream while this is open."""
-        return host.running(host.running_prompt(), self._node, self._workflow, self._control, self.news)
+        inbox, frames_from = (None, None) if self._frames is None else (self._frames.inbox, self._frames.node)
+        return host.running(
+            host.running_prompt(), self._node, self._workflow, self._control, self.news, inbox, frames_from
+        )
+
+    def wait_for_frames(self) -> None:
+        """Say that the first picture is waited for; raise ValueError where somebody stops the stream."""
+        if self.news.state == "running":
+            self.news.update(state="loading")
+        if self._control.is_stopped:
+            raise ValueError(_NOTHING_CAME)
 
     def say(self, message: str, values: Mapping[str, Any]) -> None:
         """Tell pages the line that is said on the node."""
@@ -69,12 +95,15 @@ class LiveRun:
             fps: pictures a second.
         """
         self._attention_bias, self._fps = settings.attention_bias, fps
-        self._control.allowed = Allowed(
+        self._allowed = Allowed(
             prompt="" if direction.embeds is None else _NO_PROMPTS,
             strength=_NO_VIDEO if direction.video is None else "",
             attention_bias=_why_no_bias(pipeline),
         )
-        self.news.update(blocks=settings.planned_blocks, fps=fps)
+        # Asked for while the stream was loaded: what has no effect is dropped, and pages are told.
+        self._control.allow(self._allowed)
+        self._planned = settings.planned_blocks
+        self.news.update(blocks=self._planned, fps=fps)
         return self._steering
 
     def write(self, frames: torch.Tensor) -> None:
@@ -93,15 +122,23 @@ class LiveRun:
 
     def close(self) -> None:
         """Take no more edits: there is no block to follow them."""
-        self._control.allowed = Allowed(_OVER, _OVER, _OVER)
+        self._control.allow(Allowed(_OVER, _OVER, _OVER))
 
     def say_how_it_ended(self, error: BaseException | None) -> None:
-        """Tell whether the stream came to its end, was stopped by hand, or failed."""
+        """Tell whether the stream came to its end, was stopped by hand or cancelled, or failed."""
         if error is None:
-            self.news.update(state="stopped" if self._steering.stopped else "finished")
+            state = "stopped" if self._steering.stopped else "finished"
         else:
-            self.news.update(state="stopped" if host.is_cancel(error) else "failed")
-        if self._node is not None and (self._steering.stopped or self._steering.edited):
+            state = "cancelled" if host.is_cancel(error) else "failed"
+        ended: dict[str, Any] = {"state": state}
+        if self._told is not None and self._blocks:
+            # Of the blocks that were made, as the page offers it for so many.
+            ended["track"] = self._told.until(self._blocks).as_track().written()
+            ended["edited"] = self._steering.edited or self._steering.stopped
+        self.news.update(**ended)
+        # What pages give is no input of the node's either.
+        changed = self._steering.stopped or self._steering.edited or self._frames is not None
+        if self._node is not None and changed:
             host.note_changed_by_hand(self._node)
 
     def _wait(self) -> None:
@@ -114,6 +151,7 @@ class LiveRun:
         """Tell what the next block is made of."""
         self._began = time.perf_counter()
         track = direction.as_track()
+        self._control.allow(self._allowed_behind(index, track))
         ahead = track.next_line(index)
         fields: dict[str, Any] = {
             "state": "running",
@@ -130,6 +168,14 @@ class LiveRun:
                 "edited": self._steering.edited,
             }
         self.news.update(**fields)
+
+    def _allowed_behind(self, index: int, track: PlacedTrack) -> Allowed:
+        """Which edits take effect while a block is made: those that wait until it is done."""
+        if self._planned is not None and index + 1 >= self._planned:
+            return Allowed(_LAST, _LAST, _LAST)
+        if len(track.lines) + len(track.values) + _LINES_OF_AN_EDIT > MOST_LINES:
+            return Allowed(_TOO_MANY, _TOO_MANY, _TOO_MANY)
+        return self._allowed
 
 
 def _why_no_bias(pipeline: StreamPipeline) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from ..checkpoints.json_text import parse_json
+from .abandoned_work import Check, never_cancelled
 from .file_stamp import files_below
 from .recipe import is_hub_id
 
@@ -89,20 +91,10 @@ class RepositoryCode:
         """The object in a config; None where there is no such file.
 
         Raises:
-            CheckpointError: it is no JSON object.
+            CheckpointError: it is no JSON object, or larger or nested deeper than such files are.
         """
         content = next((file.content for file in self.files if file.path == path), None)
-        if content is None:
-            return None
-        try:
-            found = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} of {self.place!r} cannot be read as JSON ({error}): download it again."
-            ) from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{path} of {self.place!r} holds no JSON object: download it again.")
-        return found
+        return None if content is None else parse_json(content, f"{path} of {self.place!r}")
 
     def _own_class(self, config: str, kind: str) -> tuple[str, str] | None:
         own = (self.json(config) or {}).get("auto_map")
@@ -118,12 +110,13 @@ class RepositoryCode:
         return parts[0], parts[1]
 
 
-def read_code(model: str, revision: str | None = None) -> RepositoryCode:
+def read_code(model: str, revision: str | None = None, check: Check = never_cancelled) -> RepositoryCode:
     """Read the code of a folder on this disk, or of a hub repository, whose code is downloaded; nothing runs.
 
     Args:
         model: absolute path of a folder, or a hub id.
         revision: commit, branch or tag of a hub repository.
+        check: called while the hub is waited for; raises to give up.
 
     Raises:
         CheckpointError: it is no folder, there is no such repository, or its code is larger than one can read.
@@ -132,7 +125,9 @@ def read_code(model: str, revision: str | None = None) -> RepositoryCode:
         # Imported here: a folder needs no hub.
         from .hub import fetch_files
 
-        folder, commit = fetch_files(model, revision, _is_code, most_files=MOST_FILES, most_bytes=MOST_BYTES)
+        folder, commit = fetch_files(
+            model, revision, _is_code, most_files=MOST_FILES, most_bytes=MOST_BYTES, check=check
+        )
         return _read_folder(model, commit, folder)
     root = Path(model)
     if not root.is_dir():

@@ -20,6 +20,7 @@ from .component_store import LoadCallback, all_on_device, ignore_load
 from .foreign_limits import refuse_what_blocks_do_not_take
 from .known_families import FAMILIES
 from .looks import Look, look_away
+from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe
 from .residency import Residency
@@ -96,7 +97,7 @@ class ForeignPipeline:
 
     def make_generator(self, seed: int) -> torch.Generator:
         """A generator on the pipeline's device, which foreign blocks may require."""
-        return torch.Generator(self.device).manual_seed(seed)
+        return make_noise_generator(seed, self.device)
 
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
         """Return the settings: what foreign blocks allocate is unknown."""

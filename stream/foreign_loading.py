@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,6 +15,8 @@ from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
 from torch import nn
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from ..checkpoints.json_text import read_json
+from .abandoned_work import Check, never_cancelled
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
 from .code_files import MODULAR_INDEX, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
@@ -21,7 +24,9 @@ from .hub import refuse_folder_as_hub_id
 from .recipe import Recipe, is_hub_id
 
 # What diffusers raises for indexes that are not as it writes them.
-_UNUSABLE = (OSError, ValueError, ImportError, AttributeError, TypeError, KeyError)
+_UNUSABLE = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError)
+# What diffusers and transformers read by themselves, of a repository and of its components.
+_CONFIGS = ("config.json", "*_config.json", "*index.json")
 # diffusers' own switch.
 _DISABLE = "DIFFUSERS_DISABLE_REMOTE_CODE"
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -30,7 +35,12 @@ _NOT_A_COMPONENT = (DiffusionPipeline, ModularPipeline)
 
 
 def load_foreign_pipeline(
-    recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torch.dtype, allowed: AllowedCode = NOTHING_ALLOWED
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    allowed: AllowedCode = NOTHING_ALLOWED,
+    check: Check = never_cancelled,
 ) -> tuple[ModularPipeline, ImportedCode | None]:
     """The pipeline of a repository, and its imported code, which is to be forgotten with it; None if it has none.
 
@@ -42,6 +52,8 @@ def load_foreign_pipeline(
         dtype: of all components but the VAE.
         vae_dtype: of the VAE.
         allowed: which code the user allows.
+        check: called while the hub is asked for the repository, before diffusers asks, whose own calls wait minutes
+            for a hub that does not answer; raises to give up.
 
     Raises:
         CheckpointError: the repository cannot be used, or a component did not load.
@@ -50,7 +62,9 @@ def load_foreign_pipeline(
     """
     if recipe.is_hub_id:
         refuse_folder_as_hub_id(recipe.model)
-    code = read_code(recipe.model, recipe.revision)
+    code = read_code(recipe.model, recipe.revision, check)
+    if not recipe.is_hub_id:
+        _check_configs(Path(recipe.model))
     _refuse_fetched_kernels(code)
     blocks = code.own_blocks
     if blocks is None:
@@ -67,6 +81,13 @@ def load_foreign_pipeline(
     except BaseException:
         imported.forget()
         raise
+
+
+def _check_configs(folder: Path) -> None:
+    """Raise CheckpointError for a config that diffusers would wait for, or fail on without its name."""
+    for pattern in _CONFIGS:
+        for config in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
+            read_json(config)
 
 
 def _refuse_fetched_kernels(code: RepositoryCode) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -20,6 +21,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from .abandoned_work import Abandoned, Check, never_cancelled
+from .hub_patience import HubPatience, HubSilentError
 
 BUILT_IN_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 
@@ -31,6 +34,11 @@ _HUB_ERRORS = (
     HTTPError,
     OSError,
 )
+
+# Of the causes of a failed call.
+_NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ConnectionError"})
+# From one byte of an answer to the next; the library's own default for files.
+_BYTE_SECONDS = 10.0
 
 # Bytes downloaded so far, and bytes in all.
 OnBytes = Callable[[int, int], None]
@@ -61,13 +69,14 @@ class HubRepository:
     commit: str
     files: tuple[HubFile, ...]
 
-    def elements(self, component: str) -> int:
+    def elements(self, component: str, check: Check = never_cancelled) -> int:
         """How many numbers the weights of `component` have, from the headers of its files, some kilobytes each."""
         count = 0
         for file in self.files:
             if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors"):
+                look = partial(HfApi().parse_safetensors_file_metadata, self.name, file.path, revision=self.commit)
                 with _explained(self.name):
-                    header = HfApi().parse_safetensors_file_metadata(self.name, file.path, revision=self.commit)
+                    header = HubPatience(check).run(look)
                 count += sum(tensor.parameter_count for tensor in header.tensors.values())
         return count
 
@@ -75,13 +84,13 @@ class HubRepository:
         """Download (or find in the hub's cache) all files, one after another.
 
         Args:
-            on_bytes: called as bytes arrive; if it raises, the download stops, and resumes there next time.
+            on_bytes: called some times a second; if it raises, the download stops, and resumes there next time.
 
         Returns:
             The folder they are in.
 
         Raises:
-            CheckpointError: no network, no permission, or the repository changed meanwhile.
+            CheckpointError: no network, no answer, no permission, or the repository changed meanwhile.
         """
         folders: set[Path] = set()
         total, done = sum(file.size for file in self.files), 0
@@ -97,27 +106,23 @@ class HubRepository:
         return folders.pop()
 
     def _fetch_file(self, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
-        progress = _FileProgress(on_count)
-        try:
-            with _explained(self.name):
-                local = hf_hub_download(self.name, path, revision=revision, tqdm_class=progress.bar_class())
-        finally:
-            if progress.error is not None:
-                raise progress.error
-        return Path(local)
+        with _explained(self.name):
+            return _download(self.name, path, revision, on_count)
 
 
 def find_repository(
-    repository: str, revision: str | None, components: Collection[str] = BUILT_IN_COMPONENTS
+    repository: str,
+    revision: str | None,
+    components: Collection[str] = BUILT_IN_COMPONENTS,
+    check: Check = never_cancelled,
 ) -> HubRepository:
     """Ask the hub which files the named components have.
 
     Raises:
-        CheckpointError: no such repository, no network, no permission, or no file of these components.
+        CheckpointError: no such repository, no network, no answer, no permission, or no file of these components.
     """
     refuse_folder_as_hub_id(repository)
-    with _explained(repository):
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    info = _ask_for_files(repository, revision, check)
     found = [HubFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
     files = [file for component in components for file in _files_of(component, found)]
     if not files or info.sha is None:
@@ -126,6 +131,15 @@ def find_repository(
         )
     # Small files first: a wrong config is found before gigabytes are downloaded.
     return HubRepository(repository, revision, info.sha, tuple(sorted(files, key=lambda file: (file.size, file.path))))
+
+
+def _ask_for_files(repository: str, revision: str | None, check: Check) -> ModelInfo:
+    """What the hub says of a revision: its commit, and its files with their bytes."""
+    with _explained(repository):
+        return HubPatience(check).run(
+            # A limit of the call's own, so that an abandoned one ends, too.
+            partial(HfApi().model_info, repository, revision=revision, files_metadata=True, timeout=_BYTE_SECONDS)
+        )
 
 
 def _files_of(component: str, found: Sequence[HubFile]) -> list[HubFile]:
@@ -145,7 +159,13 @@ def find_cached_folder(repository: str, revision: str | None) -> Path | None:
 
 
 def fetch_files(
-    repository: str, revision: str | None, wanted: Callable[[str], bool], *, most_files: int, most_bytes: int
+    repository: str,
+    revision: str | None,
+    wanted: Callable[[str], bool],
+    *,
+    most_files: int,
+    most_bytes: int,
+    check: Check = never_cancelled,
 ) -> tuple[Path, str]:
     """Download (or find in the hub's cache) the wanted small files of one commit.
 
@@ -155,17 +175,17 @@ def fetch_files(
         wanted: whether a file, by its path in the repository, is.
         most_files: of those that are wanted.
         most_bytes: of all of them together.
+        check: called while the hub is waited for.
 
     Returns:
         The folder they are in, and the commit; without a network, those of an earlier download.
 
     Raises:
-        CheckpointError: no such repository, no network, no permission, or more than that.
+        CheckpointError: no such repository, no network, no answer, no permission, or more than that.
     """
     refuse_folder_as_hub_id(repository)
     try:
-        with _explained(repository):
-            info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        info = _ask_for_files(repository, revision, check)
     except CheckpointError:
         folder = find_cached_folder(repository, revision)
         if folder is None:
@@ -182,7 +202,7 @@ def fetch_files(
     folders = set()
     for file in found:
         with _explained(repository):
-            local = Path(hf_hub_download(repository, file.rfilename, revision=info.sha))
+            local = _download(repository, file.rfilename, info.sha, lambda _: check())
         folders.add(local.parents[file.rfilename.count("/")])
     if len(folders) != 1:
         raise CheckpointError(f"hub repository {repository!r} has files outside of it: do not use it.")
@@ -213,10 +233,49 @@ def _explained(repository: str) -> Iterator[None]:
         yield
     except _HUB_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, HubSilentError) and _is_of_network(error):
+            reason = f"no connection to {constants.ENDPOINT}, so there is no network or the hub is down"
         raise CheckpointError(
             f"hub repository {repository!r} could not be fetched ({reason}): check its name, your network and "
             "whether it asks for a login, or download it into models/diffusers and choose the folder."
         ) from error
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether no connection is behind an error; by names, as the hub's library has changed its HTTP library twice."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if any(kind.__name__ in _NO_CONNECTION for kind in type(chain).__mro__):
+            return True
+        chain = chain.__cause__
+    return False
+
+
+def _download(repository: str, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
+    """One file of a repository, in the hub's cache.
+
+    Args:
+        repository: owner/name.
+        path: of the file in it.
+        revision: None for the default branch.
+        on_count: called some times a second with the bytes of the file so far; what it raises ends the download.
+    """
+    progress = _FileProgress()
+    patience = HubPatience(lambda: on_count(progress.count))
+    progress.on_begin = patience.hear
+    call = partial(
+        hf_hub_download,
+        repository,
+        path,
+        revision=revision,
+        etag_timeout=_BYTE_SECONDS,
+        tqdm_class=progress.bar_class(),
+    )
+    try:
+        return Path(patience.run(call))
+    except BaseException:
+        progress.stop()
+        raise
 
 
 @dataclass
@@ -224,26 +283,27 @@ class _FileProgress:
     """How far the download of one file is, whichever of the hub's transfers makes it.
 
     Attributes:
-        on_count: called with the bytes of the file that have arrived; what it raises stops the download.
-        count: the most that a bar has said. The hub's Xet transfer has two bars for a file.
-        error: what `on_count` raised. Xet calls from a thread of its own, where it would be printed and forgotten.
+        count: bytes that have arrived: the most that a bar has said. The hub's Xet transfer has two bars for a file.
+        stopped: whether nobody waits for the file any more.
+        on_begin: called when the first bytes are to come.
     """
 
-    on_count: Callable[[int], None]
     count: int = 0
-    error: BaseException | None = None
+    stopped: bool = False
+    on_begin: Callable[[], None] = never_cancelled
 
     def advance(self, count: int) -> None:
-        """A bar has reached `count` bytes."""
-        if self.error is not None or count <= self.count:
-            return
-        self.count = count
-        try:
-            self.on_count(count)
-        except BaseException as error:
-            self.error = error
+        """A bar has reached `count` bytes; raises `Abandoned` after `stop`."""
+        if self.stopped:
+            raise Abandoned
+        self.count = max(self.count, count)
+
+    def stop(self) -> None:
+        """End the transfer."""
+        if not self.stopped:
+            self.stopped = True
+            # Xet calls from a thread of its own, where an exception would be printed and forgotten.
             _abort_xet_transfers()
-            raise
 
     def bar_class(self) -> type[Any]:
         """A silent progress bar, as `hf_hub_download` takes one."""
@@ -253,6 +313,7 @@ class _FileProgress:
             def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
                 self._count = int(options.get("initial") or 0)
                 super().__init__(*args, **{**options, "disable": True})
+                progress.on_begin()
 
             def update(self, n: float | None = 1) -> bool | None:
                 self._count += int(n or 0)

@@ -8,6 +8,7 @@ from threading import Condition
 
 # How long a paused stream sleeps before it looks whether the prompt was cancelled.
 _SECONDS_BETWEEN_LOOKS = 0.2
+_STOPS = "The stream ends behind the block that is being made, so no block would follow the edit: start another one."
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,20 @@ class LiveControl:
         self._changed = Condition()
         self._edit = Edit()
         self._paused = self._stopped = False
-        self.allowed = Allowed()
+        self._allowed = Allowed()
+
+    @property
+    def allowed(self) -> Allowed:
+        """Which edits take effect."""
+        return self._allowed
+
+    def allow(self, allowed: Allowed) -> None:
+        """Say which edits take effect from now on; those that wait and have none are dropped."""
+        with self._changed:
+            self._allowed = allowed
+            self._edit = Edit(
+                **{name: value for name, value in asdict(self._edit).items() if not getattr(allowed, name)}
+            )
 
     def edit(self, edit: Edit) -> None:
         """Have values changed from the next block on; they replace those that wait.
@@ -65,10 +79,10 @@ class LiveControl:
         Raises:
             ValueError: one of them would have no effect; none is taken.
         """
-        refusal = self.allowed.refusal(edit)
-        if refusal:
-            raise ValueError(refusal)
         with self._changed:
+            refusal = _STOPS if self._stopped else self._allowed.refusal(edit)
+            if refusal:
+                raise ValueError(refusal)
             self._edit = self._edit.then(edit)
 
     def pause(self) -> None:

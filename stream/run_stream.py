@@ -152,7 +152,7 @@ def run_stream(
         tuple(notices),
         settings,
         described,
-        made.direction,
+        made.direction.until(made.blocks),
         steering.edited or steering.stopped,
         made.snapshot,
         made.no_snapshot,

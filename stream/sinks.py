@@ -17,7 +17,9 @@ from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4
 from .joined_mp4 import copy_pictures
 from .keep_frames import KeepFrames
+from .picture_rate import exact_rate
 from .remux import remux_mp4
+from .video_colours import Bt709Pictures, tag_bt709
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +57,12 @@ class Mp4Sink:
     """
 
     def __init__(
-        self, path: Path, *, fps: float = 16.0, crf: int = DEFAULT_CRF, begin_with: Path | None = None
+        self, path: Path, *, fps: float | Fraction = 16.0, crf: int = DEFAULT_CRF, begin_with: Path | None = None
     ) -> None:
         self.path = path
         self._begin_with = begin_with
         self.frames_written = 0
-        self._fps = Fraction(fps).limit_denominator(1001)
+        self._fps = exact_rate(fps)
         self._crf = crf
         self._encoder: _Encoder | None = None
         self._file: GrowingMp4 | None = None
@@ -69,12 +71,16 @@ class Mp4Sink:
     def write(self, frames: torch.Tensor) -> None:
         """Append one block of pictures, uint8 [F, height, width, 3]; they are in the file when this returns.
 
+        H.264 with chroma at half the size has even widths and heights: of others, the last column or row is left out.
+
         Raises:
-            ValueError: the sink is closed; its file is finished and stays as it is.
+            ValueError: the sink is closed, and its file is finished and stays as it is; or the pictures have another
+                size than those before, or none that H.264 can have.
             OSError: the disk is full or the folder cannot be written; the blocks before are in the file.
         """
         if self._closed:
             raise ValueError(f"{self.path} is finished: make a new sink, with a path of its own, for more pictures.")
+        frames = self._with_even_sides(frames)
         if self._encoder is None or self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
@@ -85,6 +91,20 @@ class Mp4Sink:
         ):
             self._file.append(self._encoder.encode(frames))
         self.frames_written += len(frames)
+
+    def _with_even_sides(self, frames: torch.Tensor) -> torch.Tensor:
+        height, width = (side - side % 2 for side in frames.shape[1:3])
+        stream = None if self._encoder is None else self._encoder.stream
+        if not height or not width:
+            raise ValueError(
+                f"the pictures are {frames.shape[2]}x{frames.shape[1]}: an mp4 has at least 2x2; choose a larger size."
+            )
+        if stream is not None and (stream.width, stream.height) != (width, height):
+            raise ValueError(
+                f"the pictures are {width}x{height} and those before were {stream.width}x{stream.height}: all pictures "
+                "of a stream must have one size."
+            )
+        return frames[:, :height, :width].contiguous()
 
     def _copy_earlier(self, encoder: _Encoder, file: GrowingMp4) -> None:
         if self._begin_with is None:
@@ -128,7 +148,7 @@ class Mp4Sink:
 
 
 class _Encoder:
-    """libx264, without buffering pictures.
+    """libx264, without buffering pictures; BT.709 of limited range, which the file says.
 
     Attributes:
         pictures: before the next one, which is the place in time that it gets.
@@ -141,6 +161,8 @@ class _Encoder:
         self._container = av.open(io.BytesIO(), mode="w", format="mp4")
         self.stream = self._container.add_stream("libx264", rate=fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        tag_bt709(self.stream)
+        self._pictures = Bt709Pictures()
         # zerolatency: no picture waits for a later one, so all packets of a block are returned with it.
         self.stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
         # Opens the encoder: a block is muxed by a copy of this stream, which needs its headers.
@@ -149,7 +171,7 @@ class _Encoder:
     def encode(self, frames: torch.Tensor) -> list[av.Packet]:
         packets = []
         for index, picture in enumerate(frames.numpy()):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = self._pictures.convert(av.VideoFrame.from_ndarray(picture, format="rgb24"))
             frame.pts, frame.time_base = self.pictures, 1 / self._fps
             self.pictures += 1
             if index == 0:

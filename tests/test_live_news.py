@@ -73,7 +73,7 @@ def test_no_change_is_lost_between_threads():
 
 def test_what_was_asked_is_told_as_it_is():
     news, control = LiveNews(), LiveControl()
-    control.allowed = Allowed(strength="No video is connected.")
+    control.allow(Allowed(strength="No video is connected."))
 
     def told():
         header = news.since().header
@@ -97,11 +97,10 @@ def test_what_was_asked_is_told_as_it_is():
     assert told() == ("paused", None)
     control.resume()
     assert told() == ("running", None)
-    control.stop()
-    assert told() == ("stopping", None)
-    news.update(state="stopped")
-    assert told() == ("stopped", None)
     control.edit(Edit(prompt="late"))
+    control.stop()
+    assert told() == ("stopping", {"prompt": "late"})
+    news.update(state="stopped")
     news.end("failed")
     assert told() == ("stopped", None)
     assert news.since().header["allowed"]["strength"] == "No video is connected."

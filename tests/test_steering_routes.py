@@ -150,7 +150,7 @@ def test_a_body_that_does_not_come(server, opened, monkeypatch):
 
 def test_what_has_no_effect_is_refused_with_its_reason(opened):
     with opened() as stream:
-        stream.control.allowed = Allowed(strength="No video is connected.")
+        stream.control.allow(Allowed(strength="No video is connected."))
         version = stream.news.version
         answer = stream.page.steer(action="edit", prompt="x", strength=0.5)
         assert (answer.status, answer.error) == (409, "No video is connected.")

@@ -54,15 +54,15 @@ class CausalWan(ModelFamily):
 
     def recognises(self, model: Path) -> bool:
         """Checks the class in a folder's config, or names and shapes in a single file."""
-        from ..checkpoints.checkpoint_files import read_json
+        from ..checkpoints.json_text import read_json
         from .checkpoints.single_file import holds_transformer
 
         if not model.is_dir():
             return holds_transformer(model, self.geometry.channels)
         config = model / "transformer" / "config.json"
-        if not config.is_file():
+        if not config.exists():
             return False
-        facts = diffusers_config(read_json(config))
+        facts = diffusers_config(config, read_json(config))
         channels = facts.get("in_channels", _UNWRITTEN_CHANNELS)
         return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
 

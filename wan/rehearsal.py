@@ -17,6 +17,7 @@ from ..checkpoints.component import Component
 from ..families.model_family import AttentionChoice, LatentGeometry
 from ..memory.peak_meter import PeakMeter
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
+from .checkpoints.config_bounds import transformer_arguments, vae_arguments
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
 from .steps.context_policies import find_packing, frame_cache_length
 from .steps.text_step import DEFAULT_TEXT_TOKENS
@@ -141,8 +142,10 @@ class MetaRehearsal:
         attention: AttentionChoice,
     ) -> None:
         with META:
-            transformer = WanTransformer3DModel.from_config(dict(transformer_config)).requires_grad_(False)
-            vae = AutoencoderKLWan.from_config(dict(vae_config)).requires_grad_(False).to(vae_dtype)
+            transformer = WanTransformer3DModel.from_config(transformer_arguments(transformer_config)).requires_grad_(
+                False
+            )
+            vae = AutoencoderKLWan.from_config(vae_arguments(vae_config)).requires_grad_(False).to(vae_dtype)
         fuse_self_attention(transformer)
         _cast(transformer, dtype, kept_fp32)
         causal = install_causal_attention(transformer)

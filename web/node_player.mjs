@@ -40,6 +40,26 @@ export class NodePlayer {
       this.update()
     })
     this.observer.observe(this.view.element)
+    // Wider pictures are higher, whether or not anything new comes.
+    this.widths = new ResizeObserver(() => this.fit())
+    this.widths.observe(this.view.element)
+    this.leaveToCanvas()
+  }
+
+  /** Turning the wheel zooms and the middle button moves the canvas, here as beside a classic node. */
+  leaveToCanvas() {
+    const { element } = this.view
+    const isClassic = () => !globalThis.LiteGraph?.vueNodesMode
+    const { app } = this.page
+    const forward = {
+      wheel: (event) => app.canvas.processMouseWheel(event),
+      pointerdown: (event) => event.button === 1 && app.canvas.processMouseDown(event),
+      pointermove: (event) => (event.buttons & 4) === 4 && app.canvas.processMouseMove(event),
+      pointerup: (event) => event.button === 1 && app.canvas.processMouseUp(event)
+    }
+    for (const [name, hand] of Object.entries(forward)) {
+      element.addEventListener(name, (event) => isClassic() && hand(event), { passive: false })
+    }
   }
 
   addWidget() {
@@ -134,17 +154,22 @@ export class NodePlayer {
     const isEnding = stage === 'stopping' || state.isCancelled
     const hasEdits = Object.keys(editsOf(state, this.node)).length > 0
     const steering = { pause: !isPaused && !isEnding, resume: isPaused, stop: !isEnding, apply: hasEdits && !isEnding }
-    return { ...offers, ...steering, share: true }
+    return { ...offers, ...steering, share: !isEnding }
   }
 
   /** Have the node grow and shrink with what the player shows. */
   fit() {
+    const { node } = this
     const height = this.height()
     const more = height - this.shownHeight
+    // A node that is drawn wider has been made as high as it must be by the page itself.
+    const isResized = this.shownWidth !== undefined && this.shownWidth !== node.size[0]
+    this.shownWidth = node.size[0]
     if (more === 0) return
     this.shownHeight = height
-    const { node } = this
-    node.setSize([node.size[0], node.size[1] + more])
+    const least = isResized && !globalThis.LiteGraph?.vueNodesMode ? node.computeSize()[1] : 0
+    const now = node.size[1]
+    node.setSize([node.size[0], isResized && more > 0 ? Math.max(now, least) : now + more])
     node.setDirtyCanvas?.(true, true)
   }
 
@@ -209,6 +234,7 @@ export class NodePlayer {
 
   destroy() {
     this.observer.disconnect()
+    this.widths.disconnect()
     const { state } = this
     this.detach()
     if (state) this.page.update(state)

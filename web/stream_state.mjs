@@ -36,6 +36,8 @@ export class StreamState {
     this.promptId = promptId
     this.header = this.result = null
     this.isGone = this.isSilent = this.isCancelled = this.isOver = false
+    /** Behind which block (from 1) it stops, once someone has asked for that. */
+    this.lastBlock = null
     /** A sentence for people, such as why the server refused something. */
     this.problem = ''
     /** The node's values that the stream has, as far as this page knows: others are offered as edits. */
@@ -55,8 +57,9 @@ export class StreamState {
     return clip && clip.width / clip.height
   }
 
-  /** Its track where people changed something: text, interpolation and how many blocks it is for. */
+  /** Once it has ended, its track where people changed something: text, interpolation and how many blocks it is for. */
   get track() {
+    if (this.isLive) return null
     const known = this.header?.track ? { ...this.header, blocks: this.header.blocks_made } : this.result
     return known?.edited ? { text: known.track, interpolation: known.interpolation, blocks: known.blocks } : null
   }
@@ -70,6 +73,7 @@ export class StreamState {
     // What was taken out above would be kept alive by the header.
     this.header = { ...header, memory: null, pictures: null }
     this.isSilent = false
+    if (header.state === 'stopping') this.lastBlock ??= header.blocks_made + 1
     if (isEnded(header)) this.isCancelled = false
   }
 }

@@ -1,6 +1,6 @@
 import { MIN_HEIGHT as CHART_HEIGHT, MemoryChart } from './memory_chart_view.mjs'
 import { text } from './messages.mjs'
-import { comingLine, progressLine, promptLine } from './stream_words.mjs'
+import { comingLine, problemLine, progressLine, promptLine } from './stream_words.mjs'
 
 /** In the node's own pixels. */
 const [LINE, BUTTONS, GAP] = [20, 26, 4]
@@ -19,7 +19,7 @@ export class StreamView {
   constructor(actions) {
     this.element = make('div', 'streamblocks-player', {
       ...{ display: 'flex', flexDirection: 'column', gap: `${GAP}px`, boxSizing: 'border-box', width: '100%' },
-      ...{ overflow: 'hidden', fontSize: '12px', color: 'var(--input-text, #ddd)', pointerEvents: 'none' }
+      ...{ overflow: 'hidden', fontSize: '12px', color: 'var(--input-text, #ddd)' }
     })
     this.canvas = make('canvas', 'streamblocks-pictures', {
       ...{ position: 'absolute', inset: '0', width: '100%', height: '100%', objectFit: 'contain' }
@@ -29,6 +29,7 @@ export class StreamView {
     })
     this.screen.append(this.canvas)
     this.progress = makeLine('streamblocks-progress')
+    this.progress.setAttribute('role', 'status')
     this.foldPictures = makeButton('fold-pictures', actions.foldPictures, FOLD)
     this.foldChart = makeButton('fold-chart', actions.foldChart, FOLD)
     const head = make('div', '', { display: 'flex', gap: '8px', flex: 'none', height: `${LINE}px` })
@@ -59,20 +60,28 @@ export class StreamView {
     show(this.screen, this.ratio !== null && state.shows.pictures)
     renderFold(this.foldPictures, 'page.video', this.ratio !== null, state?.shows.pictures)
     if (this.ratio) this.screen.style.aspectRatio = String(Math.max(this.ratio, LOWEST_RATIO))
-    write(this.progress, progressLine(state))
-    write(this.prompt, state ? promptLine(state) : '')
-    write(this.coming, state ? state.problem || comingLine(state) : '')
-    this.coming.style.color = state?.problem ? 'var(--error-text, #ff6e6e)' : 'var(--descrip-text, #999)'
+    writeLine(this.progress, progressLine(state))
+    writeLine(this.prompt, state ? promptLine(state) : '')
+    const problem = state ? problemLine(state) : ''
+    writeLine(this.coming, problem || (state ? comingLine(state, Boolean(offers.stop)) : ''))
+    this.coming.style.color = problem ? 'var(--error-text, #ff6e6e)' : 'var(--descrip-text, #999)'
     // Their room stays while a stream runs, so that nothing jumps.
     show(this.prompt, live || this.prompt.textContent !== '')
     show(this.coming, live || this.coming.textContent !== '')
+    const focused = Object.values(this.buttons).find((button) => button === document.activeElement)
     for (const [name, button] of Object.entries(this.buttons)) {
       show(button, Boolean(offers[name]))
       write(button, text(`page.${name}`))
       button.title = text(`page.${name}_title`)
     }
     show(this.row, Object.values(offers).some(Boolean))
+    if (focused && !isShown(focused)) this.focusAnother()
     this.renderChart(state)
+  }
+
+  /** A button that goes leaves the keyboard with the row: resume takes the place of pause. */
+  focusAnother() {
+    Object.values(this.buttons).find(isShown)?.focus({ preventScroll: true })
   }
 
   renderChart(state) {
@@ -133,7 +142,7 @@ function makeLine(name) {
 
 function makeButton(name, onClick, style = {}) {
   const button = make('button', `streamblocks-${name}`, {
-    ...{ pointerEvents: 'auto', cursor: 'pointer', padding: '0 8px', fontSize: '12px', whiteSpace: 'nowrap' },
+    ...{ cursor: 'pointer', padding: '0 8px', fontSize: '12px', whiteSpace: 'nowrap' },
     ...{ color: 'inherit', background: 'var(--comfy-input-bg, #222)', borderRadius: '6px' },
     ...{ border: '1px solid var(--border-color, #4e4e4e)', ...style }
   })
@@ -143,6 +152,12 @@ function makeButton(name, onClick, style = {}) {
     onClick()
   })
   return button
+}
+
+/** All of a line that is cut short is in its title. */
+function writeLine(line, words) {
+  write(line, words)
+  if (line.title !== words) line.title = words
 }
 
 function renderFold(button, id, isThere, isOpen) {

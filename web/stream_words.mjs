@@ -9,20 +9,26 @@ export function progressLine(state) {
   const { header } = state ?? {}
   if (!header) return text(state?.promptId ? 'page.joining' : 'page.idle')
   if (state.isCancelled) return text('page.cancelling')
-  const parts = [stageWords(header)]
+  const parts = [stageWords(state)]
   if (header.pictures_made) parts.push(text('page.seconds', { seconds: header.seconds.toFixed(1) }))
-  if (header.rate && header.pictures_made && state.isLive) parts.push(text('page.rate', { rate: threeDigits(header.rate) }))
-  if (state.isSilent) parts.push(text('page.silent'))
+  const isMoving = header.state === 'running' && !state.isSilent
+  if (header.rate && header.pictures_made && isMoving) parts.push(text('page.rate', { rate: threeDigits(header.rate) }))
   return parts.join(' · ')
 }
 
-function stageWords(header) {
+/** Why something did not work, as a line of its own; "" where all is well. */
+export function problemLine(state) {
+  if (state.problem) return state.problem
+  return state.isSilent && !state.isGone ? text('page.silent') : ''
+}
+
+function stageWords({ header, lastBlock }) {
   const { state, blocks, blocks_made: made, says } = header
-  if (state === 'loading' || state === 'failed') {
-    return says && knows(`says.${says.id}`) ? text(`says.${says.id}`, says.values) : text(`page.${state}`, { made })
-  }
+  // How far loading is, or where the pictures of a stream that was cancelled or failed lie.
+  const tells = says && knows(`says.${says.id}`) && (state === 'loading' || says.id.startsWith('stopped'))
+  if (tells && ['loading', 'cancelled', 'failed'].includes(state)) return text(`says.${says.id}`, says.values)
   // The block being made; people count from 1.
-  const number = blocks === null ? made + 1 : Math.min(made + 1, blocks)
+  const number = Math.min(made + 1, blocks ?? Infinity, lastBlock ?? Infinity)
   const place = text(blocks === null ? 'page.block_endless' : 'page.block', { number, blocks })
   return text(`page.${state}`, { place, made })
 }
@@ -32,13 +38,17 @@ export function promptLine({ header, isLive }) {
   return isLive && header.prompt ? text('page.prompt_now', { prompt: header.prompt }) : ''
 }
 
-/** What comes: an edit that waits, else the track's next prompt; "" where nothing does. */
-export function comingLine(state) {
+/**
+ * What comes: an edit that waits, else the track's next prompt, else how to change something; "" where nothing does.
+ * @param {import('./stream_state.mjs').StreamState} state
+ * @param {boolean} canSteer
+ */
+export function comingLine(state, canSteer) {
   const { header } = state
   if (!state.isLive) return ''
   if (header.pending) return text('page.pending', { values: valuesLine(header.pending) })
-  if (!header.next) return ''
-  return text('page.prompt_next', { number: header.next.block + 1, prompt: header.next.prompt })
+  if (header.next) return text('page.prompt_next', { number: header.next.block + 1, prompt: header.next.prompt })
+  return canSteer && header.allowed?.prompt === '' ? text('page.hint') : ''
 }
 
 /** @param {{prompt?: string, strength?: number, attention_bias?: number}} values */
