@@ -65,7 +65,7 @@ async def news(request: web.Request) -> web.Response:
     try:
         if not await wait_for_news(request, stream.news, version):
             return web.Response(status=204)
-        body = await _news_body(request, stream, stream.news.since(block, points))
+        body = await _news_body(request, stream, stream.news.since(block, points, version))
     finally:
         stream.waiting -= 1
     return web.Response(body=body, content_type="application/octet-stream", headers={"Cache-Control": "no-store"})
