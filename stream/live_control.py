@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 class Refusal(str):
     """Why something cannot be done: a sentence, and the id under which pages have it in their language; "" for none."""
 
-    __slots__ = ("message",)
+    message: str
 
     def __new__(cls, sentence: str, message: str = "") -> Refusal:
         """The sentence with its id."""

@@ -6,6 +6,7 @@ import json
 import socket
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -161,7 +162,7 @@ def test_what_a_page_can_cause_is_refused_with_the_id_of_its_text(opened):
     """The page shows its own language's text; without an id it would show English to everybody."""
     with opened() as stream:
         stream.control.allow(Allowed(strength=Refusal("No video is connected.", "refused_no_video")))
-        asked = {
+        asked: dict[str, dict[str, Any]] = {
             "refused_no_video": {"action": "edit", "strength": 0.5},
             "refused_too_long": {"action": "edit", "prompt": "x" * 10_001},
             "refused_half_character": {"action": "edit", "prompt": "\ud800"},
