@@ -180,10 +180,10 @@ def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStre
 
     tab.evaluate(MADE_ANEW)
     player.until(lambda: tab.evaluate(IS_DRAWN))
-    assert chart.count() == 1 and player.heights()[1] == idle
+    assert chart.count() == 1 and abs(player.heights()[1] - idle) < 1
     tab.evaluate(OTHER_WORKFLOW)
     player.wait_for("plays here")
-    assert chart.count() == 0 and player.heights() == (idle,) * 2
+    assert chart.count() == 0 and all(abs(height - idle) < 1 for height in player.heights())
     player.load()
     player.until(lambda: tab.evaluate(IS_DRAWN) and chart.count() == 1)
     lies = {"id": "stopped", "values": {"pictures": 612, "file": "streamblocks/unfinished/stream_00001_.mp4"}}
@@ -194,7 +194,7 @@ def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStre
     player.click("fold-chart")
     player.click("fold-pictures")
     # Folded up, it takes one line.
-    assert player.heights() == (idle,) * 2
+    assert all(abs(height - idle) < 1 for height in player.heights())
 
 
 def another_tab_steers(player: Player, fake: FakeLiveStreams, stream: FakeStream) -> None:
@@ -256,6 +256,11 @@ def test_it_steers_and_keeps_the_track(player: Player, fake: FakeLiveStreams) ->
         another_tab_steers(player, fake, stream)
     player.click("stop")
     player.until(lambda: asked() == {"token": stream.token, "action": "stop"})
+    player.wait_for("stopping behind block 2 of 9")
+    # Made, and not yet over.
+    stream.update(blocks_made=2, seconds=1.5)
+    player.wait_for("stopping behind block 2 of 9… · 1.5 s")
+    stream.update(blocks_made=1)
     stream.end("stopped")
     player.wait_for("stopped and kept after block 1")
     assert not player.offers("stop")
