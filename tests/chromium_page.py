@@ -143,7 +143,11 @@ class ComfyPage:
 
     def _open(self, page: Page, place: str = "") -> None:
         page.goto(self.url + place)
-        self._wait_until_ready(page)
+        if place:
+            # What is there may have a request open for as long as it is shown.
+            page.wait_for_function(READY, timeout=60_000)
+        else:
+            self._wait_until_ready(page)
 
     def wait_until_ready(self) -> None:
         """Wait until a page that loads anew can be used."""

@@ -138,7 +138,9 @@ def begin(fake: FakeLiveStreams, player: Player, **fields: Any) -> FakeStream:
 
 def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStreams) -> None:
     tab, page = player.tab, player.tab.page
-    assert player.saved_values() == VALUES and player.heights() == (HEIGHT,) * 2
+    # Vue nodes may need more room than the node was saved with.
+    idle = player.heights()[0]
+    assert player.saved_values() == VALUES and player.heights() == (idle,) * 2 and idle >= HEIGHT
     player.wait_for("plays here")
     stream = begin(fake, player, next={"block": 12, "prompt": "a storm"}, rate=6.0)
     stream.update(says={"id": "loading", "values": {"component": "vae", "percent": 40, "gb": "0.5"}})
@@ -153,9 +155,9 @@ def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStre
     page.wait_for_timeout(400)
     assert tab.evaluate(PICTURE) != first
     tall, kept = player.heights()
-    assert kept == HEIGHT < tall - 200
+    assert kept == idle < tall - 200
     assert player.saved_values() == VALUES
-    assert tab.evaluate(COPY_OF_IT, len(VALUES)) == [VALUES, HEIGHT]
+    assert tab.evaluate(COPY_OF_IT, len(VALUES)) == [VALUES, idle]
     tab.evaluate(SET_WIDTH, 700)
     # Pictures of 320 x 180, on a node that is 280 wider.
     player.until(lambda: abs(player.heights()[0] - tall - 280 * 180 / 320) < 3)
@@ -180,10 +182,10 @@ def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStre
 
     tab.evaluate(MADE_ANEW)
     player.until(lambda: tab.evaluate(IS_DRAWN))
-    assert chart.count() == 1 and player.heights()[1] == HEIGHT
+    assert chart.count() == 1 and abs(player.heights()[1] - idle) < 1
     tab.evaluate(OTHER_WORKFLOW)
     player.wait_for("plays here")
-    assert chart.count() == 0 and player.heights() == (HEIGHT,) * 2
+    assert chart.count() == 0 and all(abs(height - idle) < 1 for height in player.heights())
     player.load()
     player.until(lambda: tab.evaluate(IS_DRAWN) and chart.count() == 1)
     lies = {"id": "stopped", "values": {"pictures": 612, "file": "streamblocks/unfinished/stream_00001_.mp4"}}
@@ -194,7 +196,7 @@ def test_it_plays_drops_and_outlives_the_node(player: Player, fake: FakeLiveStre
     player.click("fold-chart")
     player.click("fold-pictures")
     # Folded up, it takes one line.
-    assert player.heights() == (HEIGHT,) * 2
+    assert all(abs(height - idle) < 1 for height in player.heights())
 
 
 def another_tab_steers(player: Player, fake: FakeLiveStreams, stream: FakeStream) -> None:
@@ -256,10 +258,10 @@ def test_it_steers_and_keeps_the_track(player: Player, fake: FakeLiveStreams) ->
         another_tab_steers(player, fake, stream)
     player.click("stop")
     player.until(lambda: asked() == {"token": stream.token, "action": "stop"})
-    player.wait_for("stopping behind block 2")
+    player.wait_for("stopping behind block 2 of 9")
     # Made, and not yet over.
     stream.update(blocks_made=2, seconds=1.5)
-    player.wait_for("stopping behind block 2… · 1.5 s")
+    player.wait_for("stopping behind block 2 of 9… · 1.5 s")
     stream.update(blocks_made=1)
     stream.end("stopped")
     player.wait_for("stopped and kept after block 1")
