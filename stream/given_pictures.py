@@ -22,6 +22,10 @@ class GivenPictures:
         direction: of the stream.
         pipeline: says how many pictures a block takes.
         settings: of the stream.
+        made: pictures of blocks that an earlier part of the very stream has made.
+
+    Attributes:
+        made: pictures of finished blocks.
 
     Raises:
         ValueError: the start or the video has no pictures that can be read.
@@ -32,6 +36,8 @@ class GivenPictures:
         direction: Direction,
         pipeline: StreamPipeline,
         settings: StreamSettings,
+        *,
+        made: int = 0,
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
@@ -40,8 +46,7 @@ class GivenPictures:
         self._video: VideoReader | None = None
         # Asked now: at the stream's end the file may be gone.
         self._named = ""
-        # Pictures of finished blocks.
-        self._made = 0
+        self.made = made
         if direction.video is not None:
             self._video = direction.video.open(settings.width, settings.height)
             self._named = direction.video.source.identity()
@@ -62,7 +67,7 @@ class GivenPictures:
 
     def show(self, index: int, frames: torch.Tensor) -> torch.Tensor:
         """The pictures of a finished block, behind those of the start that the video begins with."""
-        self._made += len(frames)
+        self.made += len(frames)
         if self._start is None or index or not len(self._start.shown):
             return frames
         return torch.cat([self._start.shown, frames])
@@ -113,7 +118,7 @@ class GivenPictures:
 
     def use(self) -> VideoUse | None:
         """What was taken of the video for finished blocks; None without one."""
-        return None if self._video is None else replace(self._video.use(), pictures=self._made)
+        return None if self._video is None else replace(self._video.use(), pictures=self.made)
 
     def notices(self) -> list[str]:
         """Sentences on what was done to the pictures."""

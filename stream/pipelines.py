@@ -234,6 +234,14 @@ class BuiltInPipeline:
         """See `carried_by_built_in_blocks`."""
         return carried_by_built_in_blocks(state, settings)
 
+    def decoder_reach(self) -> int | None:
+        """The family's."""
+        return self.family.decoder_reach(self.pipe)
+
+    def decode_again(self, latents: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """See `ModelFamily.decode_again`."""
+        return self.family.decode_again(self.pipe, latents, settings.pipeline_inputs())
+
     def snapshot_kinds(self) -> SnapshotKinds:
         """The family's."""
         return self.family.snapshot_kinds()

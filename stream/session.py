@@ -19,9 +19,11 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .block_prompt import BlockPrompt
-from .carried_state import INPUT_ENCODER
+from .carried_state import DECODED_LATENTS, DECODER_CACHE, INPUT_ENCODER
+from .decoded_latents import DecodedLatents
 from .device_choice import check_attention_backend
 from .frames import to_uint8_frames
+from .last_block import LastBlock
 from .looks import PassCallback, looking, watching_passes
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
@@ -80,6 +82,9 @@ class Session:
         start_pictures: torch.Tensor | None = None,
         prompts_ahead: Sequence[str] = (),
         going_on: StreamSnapshot | None = None,
+        *,
+        first_block: int = 0,
+        keeps_latents: bool = False,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -100,6 +105,9 @@ class Session:
             going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
                 `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
                 encoded, and replace those of `start_from`.
+            first_block: index of the first block, where `going_on` is of the very stream, which counts on.
+            keeps_latents: whether copies of the latents decoded last are kept on the CPU, so that snapshots can be
+                without the decoder's cache.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -111,7 +119,7 @@ class Session:
         self.on_pass = on_pass
         self.recorder = recorder or NoRecording()
         self.recorder.hold(MASKS, pipeline.held_masks)
-        self.next_block = 0
+        self.next_block = first_block
         # Blocks before the last hard cut, over all sessions.
         self._first_of_scene = 0 if going_on is None else going_on.scene_began
         self._prompts = PromptEncodings(pipeline, prompts_ahead, settings.frames_per_block)
@@ -122,9 +130,20 @@ class Session:
         self._inputs: Mapping[str, Any] = {}
         self._closed = False
         self._going_on = going_on
-        # `next_block` counts this session's blocks; those before it are the pipeline's business only.
-        self._blocks_before = 0 if going_on is None else going_on.blocks_made
+        # `next_block` counts this stream's blocks; those before it are the pipeline's business only.
+        self._blocks_before = 0 if going_on is None else going_on.blocks_made - first_block
         self._last_prompt: str | None = None
+        self._has_begun = False
+        self._decoded = DecodedLatents() if keeps_latents else None
+        if self._decoded is not None and start_from and DECODER_CACHE in start_from:
+            self._decoded.begin_with(None)
+        self._to_decode_again: torch.Tensor | None = None
+        self._noted: LastBlock | None = None
+
+    @property
+    def has_made_blocks(self) -> bool:
+        """Whether this session has made a block, and none that failed since."""
+        return self._last_prompt is not None
 
     @property
     def _blocks_made(self) -> int:
@@ -169,14 +188,11 @@ class Session:
         self._take_up_past()
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
-        if self.next_block == 0 or not self.pipeline.is_resident():
+        if not self._has_begun or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
-        if self._start_pictures is not None:
-            with self._looking():
-                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
-            self._start_pictures = None
-            self.recorder.add("start pictures")
+        self._has_begun = True
+        self._make_past()
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
@@ -194,12 +210,48 @@ class Session:
         )
         self.next_block += 1
         self._last_prompt = shown.name
+        self._keep_latents()
         return block
 
-    def snapshot(self) -> StreamSnapshot:
+    def note_block(self) -> None:
+        """Have `snapshot_of_noted` give the stream as it is now, also while the next block is made or fails."""
+        if self._decoded is None or self._last_prompt is None:
+            return
+        self._noted = LastBlock.note(
+            self.pipeline.carried_state(self._state.values | {"generator": self._generator}, self.settings),
+            self._decoded.joined(),
+            prompt=self._last_prompt,
+            blocks_made=self._blocks_made,
+            scene_began=self._first_of_scene,
+        )
+
+    def snapshot_of_noted(self) -> StreamSnapshot:
+        """The stream as it was when it was noted; this session cannot go on if it is in the midst of a block.
+
+        Raises:
+            ValueError: it was not noted, or what the next block has changed cannot be undone.
+            CannotSnapshotError: the pipeline's state cannot be copied.
+            MemoryError: there is too little RAM for the copy.
+        """
+        noted = self._noted
+        if noted is None or self._closed:
+            raise ValueError("no block of the stream was noted")
+        return StreamSnapshot.take(
+            self.pipeline,
+            self.settings,
+            noted.restored(),
+            blocks_made=noted.blocks_made,
+            prompt=noted.prompt,
+            scene_began=noted.scene_began,
+        )
+
+    def snapshot(self, *, lean: bool = False) -> StreamSnapshot:
         """The stream after its last block, for sessions that go on from there; costs one copy to the CPU.
 
         May be taken after any block; this session goes on, too.
+
+        Args:
+            lean: take the latents decoded last in the place of the decoder's cache, where they are kept.
 
         Raises:
             ValueError: there is no block yet, the last one failed, or the session is closed.
@@ -210,6 +262,9 @@ class Session:
             why = "the session is closed" if self._closed else "its last block is not complete"
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
         state = self._state.values | {"generator": self._generator}
+        decoded = None if self._decoded is None else self._decoded.joined()
+        if decoded is not None:
+            state |= {DECODED_LATENTS: decoded} | ({DECODER_CACHE: None} if lean else {})
         return StreamSnapshot.take(
             self.pipeline,
             self.settings,
@@ -226,6 +281,37 @@ class Session:
             unused = () if self.settings.video_given else (INPUT_ENCODER,)
             self._state.values.update(past.start_entries(self.pipeline, without=unused))
             self._generator = self._state.values["generator"]
+            decoded = self._state.values.pop(DECODED_LATENTS, None)
+            if DECODER_CACHE not in self._state.values:
+                self._to_decode_again = decoded
+            if self._decoded is not None:
+                self._decoded.begin_with(decoded)
+
+    def _make_past(self) -> None:
+        """Make what the first block needs of its past and nobody kept, with the components on the device."""
+        if self._start_pictures is not None:
+            with self._looking():
+                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+            self._start_pictures = None
+            self.recorder.add("start pictures")
+            if self._decoded is not None:
+                self._decoded.begin_with(self._state.get("current_denoised_latents"))
+        if self._to_decode_again is not None:
+            with self._looking():
+                self._state.values.update(self.pipeline.decode_again(self._to_decode_again, self.settings))
+            self._to_decode_again = None
+            self.recorder.add("decode again")
+
+    def _keep_latents(self) -> None:
+        reach = None if self._decoded is None else self.pipeline.decoder_reach()
+        latents = self._state.get("current_denoised_latents")
+        if self._decoded is None:
+            return
+        if reach is None or not isinstance(latents, torch.Tensor):
+            # Blocks of a repository: what they decode is unknown.
+            self._decoded = None
+        else:
+            self._decoded.add(latents[:, :, -self.settings.frames_per_block :], reach)
 
     def _call_pipeline(self, prompt: str) -> StreamState:
         """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
@@ -272,6 +358,8 @@ class Session:
         self._state.clear()
         self._state = self._new_state(kept)
         self._first_of_scene = self._blocks_made
+        self._decoded = None if self._decoded is None else DecodedLatents()
+        self._noted = None
 
     def _encode(self, prompt: BlockPrompt) -> None:
         # Embeddings may be given to a stream whose past had a prompt.
