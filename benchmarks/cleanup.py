@@ -8,7 +8,6 @@ Random weights: no checkpoint is needed. `--size tiny` is the default off CUDA a
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from weight_formats import FORMATS, layer_replacement
 
 from streamblocks.memory.byte_text import format_bytes
 from streamblocks.memory.cleanup import CleanupPolicy
+from streamblocks.memory.json_text import json_text
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.recorder import NoRecording, TimelineRecorder
 from streamblocks.stream.session import Session
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type != "cuda":
         overheads.append(measure_overhead(pipeline, settings, exact=True, rounds=1))
     if options.json:
-        print(json.dumps(report(policies, overheads, device)))
+        print(json_text(report(policies, overheads, device)))
     else:
         print_tables(policies, overheads)
 

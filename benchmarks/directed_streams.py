@@ -9,7 +9,6 @@ as right where the block before the change shows all of the old caption, and the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from picture_differences import jumps, seam_jumps
 from worker_processes import spread_work
 
 from streamblocks.families.kv_policies import KEEP_KEYS, RECOMPUTE, RECOMPUTE_KEYS, ROLLING
+from streamblocks.memory.json_text import json_text
 from streamblocks.stream.block_prompt import LINEAR
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.prompt_track import PromptTrack
@@ -201,11 +201,11 @@ def main() -> None:
     for choice in CHOICES:
         figures[choice] = measure_track(choice, options.cases, workers=options.workers)
         figures[choice] |= measure_transition(choice, options.transition_cases, workers=options.workers)
-        print(choice, json.dumps(figures[choice]), flush=True)
+        print(choice, json_text(figures[choice]), flush=True)
     figures["cut"] = measure_track("recompute", options.cases, cut=True, workers=options.workers)
-    print("cut", json.dumps(figures["cut"]), flush=True)
+    print("cut", json_text(figures["cut"]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        options.json.write_text(json_text(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
 import os
 import sys
 import time
@@ -36,6 +35,7 @@ from weight_formats import layer_replacement
 from work_count import Work, count_block_work
 
 from streamblocks.memory.cleanup import release_cached_memory
+from streamblocks.memory.json_text import json_text
 from streamblocks.stream.settings import StreamSettings
 
 
@@ -207,7 +207,7 @@ class Benchmark:
         target: Path = self.options.json
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
-        part.write_text(json.dumps(self.report, indent=1), encoding="utf-8")
+        part.write_text(json_text(self.report, indent=1), encoding="utf-8")
         part.replace(target)
 
 

@@ -18,7 +18,6 @@ pixels (`drawn_truth.py`). No seed was used in training.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from picture_differences import psnr_of
 from worker_processes import spread_work
 
 from streamblocks.families.kv_policies import KV_POLICIES, RECOMPUTE
+from streamblocks.memory.json_text import json_text
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.materialise import materialise
@@ -299,7 +299,7 @@ def main() -> None:
             found[name] = video_figures(list(spread_work(make_pictured_stream, jobs, options.workers)))
             _say(policy, name, found[name])
         if options.json:
-            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            options.json.write_text(json_text(figures, indent=1) + "\n")
 
 
 def _say(policy: str, name: str, figures: dict[str, float]) -> None:

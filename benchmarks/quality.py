@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -33,6 +32,7 @@ from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_stre
 from weight_formats import FORMATS, PLAIN
 
 from streamblocks.families.kv_policies import KV_FP8, KV_INT8, KV_PLAIN, KV_POLICIES
+from streamblocks.memory.json_text import json_text
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.scenes import COLORS, Scene, all_scenes
 
@@ -72,7 +72,7 @@ class Quality:
             parts[name]()
             print(f"({name}: {(time.perf_counter() - began) / 60:.1f} min)\n", flush=True)
             if self.options.json not in (None, _PRINT):
-                self.options.json.write_text(json.dumps(self.figures, indent=1) + "\n")
+                self.options.json.write_text(json_text(self.figures, indent=1) + "\n")
 
     def measure_prompts(self) -> None:
         """(a) Accuracy over captions and held-out seeds."""
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with contextlib.redirect_stdout(sys.stderr) if printed else contextlib.nullcontext():
         quality.run()
     if printed:
-        print(json.dumps(quality.figures))
+        print(json_text(quality.figures))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ reason.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from quantize_afterwards import make_fp8_linear
 from torch import nn
 from torch.nn import functional as F
 
+from streamblocks.memory.json_text import json_text
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.calibration import calibrating
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         "tokens": tokens,
         "shapes": [compare(*shape, tokens, device) for shape in (shapes if options.small else SHAPES)],
     }
-    print(json.dumps(result) if options.json else tables(result))
+    print(json_text(result) if options.json else tables(result))
     return 0
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import math
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from hollow_files import FOURTEEN_B, write_hollow_files
 from quantize_afterwards import quantize_model
 from safetensors.torch import load_file
 
+from streamblocks.memory.json_text import json_text
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.quantization import FORMATS, QuantizationSpec
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_transformer(Path(folder), options.megabytes * 10**6)
         result = compare(Path(folder), device)
         result["files"] = compare_files(Path(folder), device) if _STATUS.exists() else []
-    print(json.dumps(result) if options.json else table(result))
+    print(json_text(result) if options.json else table(result))
     return 0 if all(_holds(result, name) for name in FORMATS) else 1
 
 

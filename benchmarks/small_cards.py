@@ -13,7 +13,6 @@ those of everything resident with the same two settings. "Plain" is without both
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -36,6 +35,7 @@ from weight_formats import layer_replacement
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.memory.cleanup import release_cached_memory
+from streamblocks.memory.json_text import json_text
 from streamblocks.stream.host_memory import MARGIN
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         benchmark = Benchmark(Path(folder), options)
         benchmark.run()
     if options.json:
-        print(json.dumps(benchmark.summary()))
+        print(json_text(benchmark.summary()))
 
 
 class Benchmark:

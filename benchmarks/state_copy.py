@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 from deepcopied_tensors import count_deepcopied_tensors
 from diffusers.modular_pipelines import PipelineState
 
+from streamblocks.memory.json_text import json_text
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes
 from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.materialise import materialise
@@ -196,7 +196,7 @@ def main() -> None:
         result["growth_bytes"] = {name: measure_growth(loop, pipeline, settings) for name, loop in loops.items()}
         result["plain_state_bytes_by_key"] = state_by_key(pipeline, settings)
     if options.json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         print_table(result)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import InputImpl
 
+from ..memory.json_text import json_text
+from .file_names import check_name
+
 # `%date:yyyy-MM-dd%` in a file's prefix, which ComfyUI's page expands for some of ComfyUI's own nodes only.
 _DATE = re.compile(r"%date:([^%]*)%")
 _DATE_PARTS = re.compile(r"yyyy|yy|dd?|MM?|hh?|mm?|ss?")
 # What the page replaces in an expanded name, less the separators: they are sub-folders the user asked for.
 _NOT_IN_NAMES = re.compile(r'[?<>:*|"]')
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def temp_folder() -> Path:
@@ -51,7 +52,7 @@ def new_output_file(prefix: str, suffix: str, *, width: int, height: int) -> tup
         ValueError: the prefix has a control character or `..`.
     """
     prefix = expand_dates(prefix, time.localtime())
-    _check_prefix(prefix)
+    check_name("filename_prefix", prefix)
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), width, height
     )
@@ -78,14 +79,6 @@ def expand_dates(prefix: str, now: time.struct_time) -> str:
     return _DATE.sub(date, prefix)
 
 
-def _check_prefix(prefix: str) -> None:
-    if _CONTROL.search(prefix) or ".." in re.split(r"[/\\]", prefix):
-        raise ValueError(
-            f"filename_prefix is {prefix!r}: give a name, with sub-folders if you like, without '..' and without "
-            "control characters such as line breaks."
-        )
-
-
 def reserve_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     """As `new_output_file`, but the file exists and is empty, so nothing else gets or has its name."""
     while True:
@@ -100,9 +93,9 @@ def reserve_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]
 
 def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
     """The metadata ComfyUI writes into a file, so that dropping the file on the page restores the workflow."""
-    metadata = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    metadata = {} if prompt is None else {"prompt": json_text(prompt)}
     for key, value in (extra_pnginfo or {}).items():
-        metadata[key] = json.dumps(value)
+        metadata[key] = json_text(value)
     return metadata
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ..stream.live_control import LiveControl
 from ..stream.live_news import LiveNews
+from .frame_turns import FrameTurns
 
 MOST_ENDED = 8
 
@@ -19,7 +20,7 @@ class FrameInbox(Protocol):
     """Takes pictures that pages give."""
 
     def put(self, jpeg: bytes) -> None:
-        """Take one JPEG, without waiting; raises ValueError with a sentence for one that cannot be used."""
+        """Take one JPEG; called outside of the server's loop. Raises ValueError with a sentence for a bad one."""
 
 
 @dataclass
@@ -33,6 +34,8 @@ class LiveStream:
         news: what pages are told.
         control: None once the stream has ended.
         inbox: None where the stream takes no frames, or has ended.
+        frames_from: the execution id of the node whose page gives the frames; None where any page's may.
+        turns: whose frame is decoded; only the server's loop uses them.
         token: who has it may steer.
         waiting: requests that wait for news; only the server's loop counts them.
     """
@@ -43,6 +46,8 @@ class LiveStream:
     news: LiveNews
     control: LiveControl | None
     inbox: FrameInbox | None = None
+    frames_from: str | None = None
+    turns: FrameTurns = field(default_factory=FrameTurns, repr=False)
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     waiting: int = 0
 

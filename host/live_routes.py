@@ -47,11 +47,7 @@ def add_routes(routes: web.RouteTableDef, app: web.Application) -> None:
 
 async def list_streams(request: web.Request) -> web.Response:
     """Which streams there are, without their tokens."""
-    listed = [
-        {"prompt_id": one.prompt_id, "node": one.node, "workflow": one.workflow, "running": one.control is not None}
-        for one in _streams(request).listed()
-    ]
-    return web.json_response({"streams": listed})
+    return web.json_response({"streams": [_listed(stream) for stream in _streams(request).listed()]})
 
 
 async def control_schema(request: web.Request) -> web.Response:
@@ -89,7 +85,7 @@ async def control(request: web.Request) -> web.Response:
 
 
 async def frames(request: web.Request) -> web.Response:
-    """Give a stream a picture of the page's."""
+    """Give a stream a picture of the page's; `dropped` is 1 where a newer one took its place."""
     stream = _stream(request)
     # Before two megabytes are read.
     _check_token(stream, request.headers.get(TOKEN_HEADER, ""))
@@ -103,10 +99,10 @@ async def frames(request: web.Request) -> web.Response:
     if not jpeg.startswith(b"\xff\xd8\xff"):
         raise RefusedRequestError(400, "The body is no JPEG: send one picture as JPEG.")
     try:
-        inbox.put(jpeg)
+        taken = await stream.turns.run(lambda: inbox.put(jpeg))
     except ValueError as error:
         raise RefusedRequestError(400, str(error)) from None
-    return web.json_response({"version": stream.news.version})
+    return web.json_response({"dropped": int(not taken), "fps": stream.news.fps})
 
 
 def _answered(handler: _Handler) -> _Handler:
@@ -133,6 +129,12 @@ def _steer(mailbox: LiveControl, asked: ControlRequest) -> None:
         mailbox.resume()
     else:
         mailbox.stop()
+
+
+def _listed(stream: LiveStream) -> dict[str, Any]:
+    ids = {"prompt_id": stream.prompt_id, "node": stream.node, "workflow": stream.workflow}
+    takes_frames = {"frames_from": stream.frames_from} if stream.inbox is not None else {}
+    return {**ids, "running": stream.control is not None, **takes_frames}
 
 
 def _streams(request: web.Request) -> LiveStreams:

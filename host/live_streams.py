@@ -23,6 +23,7 @@ def running(
     control: LiveControl,
     news: LiveNews,
     inbox: FrameInbox | None = None,
+    frames_from: str | None = None,
 ) -> Iterator[str]:
     """Pages may watch and steer a stream while this is open; behind it, they are told how it ended.
 
@@ -36,11 +37,12 @@ def running(
         control: where edits go.
         news: what pages are told; closed with "finished", or "failed" behind an error, where it does not say more.
         inbox: where pictures of pages go; None if the stream takes none.
+        frames_from: the execution id of the node that shows them in the page.
 
     Yields:
         The token.
     """
-    stream = LiveStream(prompt_id or "", node or "", workflow, news, control, inbox)
+    stream = LiveStream(prompt_id or "", node or "", workflow, news, control, inbox, frames_from)
     listed = None if prompt_id is None or node is None else _streams()
     streams = listed or LiveStreams()
     streams.begin(stream)

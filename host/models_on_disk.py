@@ -11,6 +11,7 @@ from pathlib import Path
 
 import folder_paths
 
+from .file_names import check_name
 from .pipeline_folders import PipelineFolder, find_pipeline_folders
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,10 @@ def new_transformer_file(name: str) -> Path:
     """The path of a new `.safetensors` file in `models/diffusion_models`.
 
     Raises:
-        ValueError: `name` leads out of that folder, which a workflow from elsewhere might try, or is there already.
+        ValueError: `name` leads out of that folder, which a workflow from elsewhere might try, has control characters,
+            or is there already.
     """
+    check_name("name", name)
     roots = [Path(root) for root in folder_paths.get_folder_paths(FILES)]
     # ComfyUI lists an older name of the folder first.
     root = next((root for root in roots if root.name == FILES), roots[0]).resolve()

@@ -38,6 +38,13 @@ def look_into_video(video: Any) -> GivenVideo:  # noqa: ANN401
     of_pictures = getattr(InputImpl, "VideoFromComponents", None)
     if of_pictures is not None and isinstance(video, of_pictures):
         parts = video.get_components()
-        return GivenVideo(images=parts.images, rate=Fraction(parts.frame_rate), audio=parts.audio)
+        return GivenVideo(images=parts.images, rate=_rate_of(parts.frame_rate), audio=parts.audio)
     window = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
     return GivenVideo(video.get_stream_source(), float(window[0]), float(window[1]))
+
+
+def _rate_of(value: Any) -> Fraction:  # noqa: ANN401
+    try:
+        return Fraction(value)
+    except (ValueError, OverflowError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"video has {value!r} pictures a second: give one with a rate above 0.") from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 
 from .compile_caches import CompileCaches
+from .json_text import json_text
 from .owners import Owner
 from .pipeline_facts import StateAdvice
 from .readings import MemoryReading
@@ -71,4 +71,4 @@ class Timeline:
 
     def to_json(self, indent: int | None = None) -> str:
         """As JSON text."""
-        return json.dumps({"version": FORMAT_VERSION} | asdict(self), indent=indent)
+        return json_text({"version": FORMAT_VERSION} | asdict(self), indent=indent)

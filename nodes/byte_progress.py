@@ -29,8 +29,13 @@ class ByteProgress:
         """Report `done` of `total` bytes of a component that is loaded or downloaded; see `LoadCallback`."""
         if component.startswith(DOWNLOAD_OF):
             component = component.removeprefix(DOWNLOAD_OF)
-            if self._has_moved("downloading", component, done, total):
+            if not self._has_moved("downloading", component, done, total):
+                return
+            if total:
                 self._progress.say("downloading", name=component, percent=_percent(done, total), gb=_gb(total))
+            else:
+                # Of what another machine has not answered about, no size is known.
+                self._progress.say("waiting_for_hub", name=component)
         elif self._has_moved("loading", component, done, total):
             self._progress.say("loading", component=component, percent=_percent(done, total), gb=_gb(total))
 

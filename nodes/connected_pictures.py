@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import host
+from ..stream.picture_rate import exact_rate
 
 if TYPE_CHECKING:
+    from ..stream.frame_inbox import FrameInbox
+    from ..stream.live_video import LiveVideo
     from ..stream.picture_sources import PictureSource
     from ..stream.sound_track import Sound
     from ..stream.start_pictures import StartPictures
@@ -19,6 +23,21 @@ if TYPE_CHECKING:
     from ..stream.video_input import VideoInput
 
 # Modules that need PyAV are imported inside functions: the pack must not slow ComfyUI's start.
+
+
+@dataclass(frozen=True)
+class LiveFrames:
+    """The pictures that pages push.
+
+    Attributes:
+        inbox: where they come in.
+        node: the execution id of the node whose page gives them; None outside of a prompt.
+        look: called several times a second while the first one is waited for; raises to give up.
+    """
+
+    inbox: FrameInbox
+    node: str | None
+    look: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,7 @@ class ConnectedPictures:
         strength: of video to video, 0..1.
         fit: see `PictureFit`.
         video_end: see `VideoInput.at_end`.
+        live: pictures of pages, in place of a video; None where nothing is connected.
     """
 
     start_source: PictureSource | None
@@ -40,18 +60,28 @@ class ConnectedPictures:
     strength: float
     fit: str
     video_end: str
+    live: LiveFrames | None = None
 
     @classmethod
-    def read(cls, start: Any, video: Any, *, strength: float, fit: str, video_end: str) -> ConnectedPictures:  # noqa: ANN401
+    def read(
+        cls,
+        start: Any,  # noqa: ANN401
+        video: Any,  # noqa: ANN401
+        *,
+        strength: float,
+        fit: str,
+        video_end: str,
+        live: LiveFrames | None = None,
+    ) -> ConnectedPictures:
         """Look at what is connected, an IMAGE or a VIDEO, before anything heavy.
 
         Raises:
             ValueError: one sentence, where there are no pictures that can be read, or a choice is not possible.
         """
-        start_source = None if start is None else _source_of("start", start)
-        video_source = None if video is None else _source_of("video", video)
-        sound = None if video_source is None else _sound_of(video, video_source)
-        given = cls(start_source, video_source, sound, float(strength), fit, video_end)
+        start_source = None if start is None else source_of("start", start)
+        video_source = None if video is None else source_of("video", video)
+        sound = None if video_source is None else sound_of(video, video_source)
+        given = cls(start_source, video_source, sound, float(strength), fit, video_end, live)
         given.start(1.0)
         given.video(1.0)
         return given
@@ -62,18 +92,24 @@ class ConnectedPictures:
 
         return None if self.start_source is None else StartPictures(self.start_source, exact_rate(fps), self.fit)
 
-    def video(self, fps: float) -> VideoInput | None:
+    def video(self, fps: float) -> VideoInput | LiveVideo | None:
         """What a stream of that many pictures a second is made from."""
+        from ..stream.live_video import LiveVideo
         from ..stream.video_input import VideoInput
 
+        if self.live is not None:
+            return LiveVideo(self.live.inbox, exact_rate(fps), self.strength, self.live.look, self.fit)
         if self.video_source is None:
             return None
         return VideoInput(self.video_source, exact_rate(fps), self.strength, self.fit, self.video_end)
 
     def applied(self) -> dict[str, Any]:
         """What was applied, as JSON values."""
-        of_video = {"strength": self.strength, "video_end": self.video_end} if self.video_source else {}
-        return of_video | ({"fit": self.fit} if self.video_source or self.start_source else {})
+        has_video = self.video_source is not None or self.live is not None
+        applied: dict[str, Any] = {"strength": self.strength} if has_video else {}
+        if self.video_source is not None:
+            applied["video_end"] = self.video_end
+        return applied | ({"fit": self.fit} if has_video or self.start_source else {})
 
     def carry_sound(self, path: Path, report: StreamReport, fps: float, *, goes_on: bool) -> list[str]:
         """Write the video's sound into the finished file; sentences where that failed.
@@ -119,12 +155,8 @@ def carry_earlier_sound(path: Path, earlier: Path, pictures: int, fps: float) ->
     return [notice] if notice else []
 
 
-def exact_rate(fps: float) -> Fraction:
-    """As the file has it."""
-    return Fraction(fps).limit_denominator(1001)
-
-
-def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+def source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
+    """The pictures of an IMAGE or a VIDEO; raises ValueError, in one sentence, where there are none."""
     from ..stream.picture_sources import PictureBatch, VideoFile
 
     source: PictureSource
@@ -141,7 +173,8 @@ def _source_of(name: str, given: Any) -> PictureSource:  # noqa: ANN401
     return source
 
 
-def _sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+def sound_of(given: Any, source: PictureSource) -> Sound | None:  # noqa: ANN401
+    """The sound of a VIDEO whose pictures are `source`; None where it has none."""
     from ..stream.picture_sources import VideoFile
     from ..stream.sound_track import FileSound, SoundBatch
 

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .. import host
 from .convert import ConvertCheckpoint
+from .live_input import StreamLiveInput
 from .loader import LoadStreamingPipeline
 from .lora import StreamLora
 from .memory_nodes import FreeStreamMemory, StreamMemoryReport
@@ -30,6 +31,7 @@ class StreamBlocksExtension(ComfyExtension):
             QuantizePipeline,
             StreamPromptTrack,
             StreamPromptThen,
+            StreamLiveInput,
             StreamingBlockSampler,
             SaveStream,
             SaveQuantizedModel,

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
     from ..stream.settings import StreamSettings
     from ..stream.stream_pipeline import StreamPipeline
+    from .connected_pictures import LiveFrames
 
 _NO_PROMPTS = "A conditioning is connected, and it is the prompt: disconnect it to change the prompt of a stream."
 _NO_VIDEO = "No video is connected, so strength has no effect: connect one to 'video' for the next stream."
+_NOTHING_CAME = (
+    "live: the stream was stopped before a picture came, so there is nothing to keep: press start on Stream Live Input."
+)
 _OVER = "The stream has made its last block: start another one."
 # Any bias below 1 needs a mask.
 _A_BIAS = 0.5
@@ -35,15 +39,19 @@ class LiveRun:
         node: the node's execution id; None outside of a prompt.
         workflow: the page's id of the workflow; None outside of a page.
         look: called while the stream is paused; raises when the user cancels.
+        frames: the pictures that pages push; None where the stream takes none.
 
     Attributes:
         news: what pages are told.
     """
 
-    def __init__(self, node: str | None, workflow: str | None, look: Callable[[], None]) -> None:
+    def __init__(
+        self, node: str | None, workflow: str | None, look: Callable[[], None], frames: LiveFrames | None = None
+    ) -> None:
         self.news = LiveNews()
         self._control = LiveControl()
         self._node, self._workflow, self._look = node, workflow, look
+        self._frames = frames
         self._steering = Steering(self._control, self._wait, self._tell)
         self._attention_bias = 1.0
         self._fps = 1.0
@@ -53,7 +61,17 @@ class LiveRun:
 
     def open(self) -> AbstractContextManager[str]:
         """Pages may watch and steer the stream while this is open."""
-        return host.running(host.running_prompt(), self._node, self._workflow, self._control, self.news)
+        inbox, frames_from = (None, None) if self._frames is None else (self._frames.inbox, self._frames.node)
+        return host.running(
+            host.running_prompt(), self._node, self._workflow, self._control, self.news, inbox, frames_from
+        )
+
+    def wait_for_frames(self) -> None:
+        """Say that the first picture is waited for; raise ValueError where somebody stops the stream."""
+        if self.news.state == "running":
+            self.news.update(state="loading")
+        if self._control.is_stopped:
+            raise ValueError(_NOTHING_CAME)
 
     def say(self, message: str, values: Mapping[str, Any]) -> None:
         """Tell pages the line that is said on the node."""
@@ -96,12 +114,14 @@ class LiveRun:
         self._control.allowed = Allowed(_OVER, _OVER, _OVER)
 
     def say_how_it_ended(self, error: BaseException | None) -> None:
-        """Tell whether the stream came to its end, was stopped by hand, or failed."""
+        """Tell whether the stream came to its end, was stopped by hand or cancelled, or failed."""
         if error is None:
             self.news.update(state="stopped" if self._steering.stopped else "finished")
         else:
-            self.news.update(state="stopped" if host.is_cancel(error) else "failed")
-        if self._node is not None and (self._steering.stopped or self._steering.edited):
+            self.news.update(state="cancelled" if host.is_cancel(error) else "failed")
+        # What pages give is no input of the node's either.
+        changed = self._steering.stopped or self._steering.edited or self._frames is not None
+        if self._node is not None and changed:
             host.note_changed_by_hand(self._node)
 
     def _wait(self) -> None:

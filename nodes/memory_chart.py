@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class MemoryChart:
         send: takes a point as JSON values.
     """
 
-    def __init__(self, blocks: int | None, device: torch.device, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, blocks: int | None, device: torch.device, send: Callable[[Mapping[str, Any]], object]) -> None:
         self._blocks = blocks
         self._card = card_bytes(device)
         self._send = send

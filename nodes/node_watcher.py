@@ -23,7 +23,7 @@ class NodeWatcher:
         self._settings = StreamSettings()
         self._progress = progress
         self._blocks_done = 0
-        self._begun = self._loads = self.kept_is_said = False
+        self._begun = self._loads = self._waits = self.kept_is_said = False
         self._loading = ByteProgress(progress)
 
     def begin(self, settings: StreamSettings) -> None:
@@ -39,6 +39,15 @@ class NodeWatcher:
         self._loads = done < total
         if not self._loads:
             self._say_block()
+
+    def while_waiting(self) -> None:
+        """Say that the stream waits for a page's first picture."""
+        host.throw_if_cancelled()
+        if not self._waits:
+            self._waits = True
+            self._progress.say("waiting_for_frames")
+            # The next pass says what is made, in place of this.
+            self._loads = True
 
     def before_pass(self, index: int) -> None:
         """See `StreamWatcher`."""

@@ -1,10 +1,11 @@
-"""The sampler's inputs for pictures: a start, and a video that each block is made from."""
+"""The sampler's inputs for pictures: a start, and a video, or live pictures, that each block is made from."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
+from .live_input import LiveType
 
 
 def picture_inputs() -> list[io.Input]:
@@ -36,7 +37,8 @@ def picture_inputs() -> list[io.Input]:
             optional=True,
             tooltip=(
                 "How much of 'video' is replaced. 0 gives the video back, 1 leaves nothing of it; in between, the "
-                "prompt decides on colours first, then on shapes and movement. Without a video it has no effect."
+                "prompt decides on colours first, then on shapes and movement. So, too, with 'live'; without either it "
+                "has no effect."
             ),
         ),
         io.Combo.Input(
@@ -59,6 +61,20 @@ def picture_inputs() -> list[io.Input]:
             tooltip=(
                 "What follows where 'video' is shorter than the stream: loop begins it again, hold repeats its last "
                 "picture, stop ends the stream."
+            ),
+        ),
+    ]
+
+
+def live_inputs() -> list[io.Input]:
+    """What came after the others: saved workflows know inputs by their order."""
+    return [
+        LiveType.Input(
+            "live",
+            optional=True,
+            tooltip=(
+                "From Stream Live Input: each block is made from the newest pictures of your camera, as from 'video', "
+                "with 'strength' and 'fit'. They have no end, so switch on 'endless', or say how long."
             ),
         ),
     ]

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..families.kv_policies import KV_AUTO, KV_FORMATS, KV_POLICIES, PROMPT_CHANGES
 from ..stream.known_families import FAMILIES, preset_names
 from .loader import RecipeType
-from .picture_inputs import picture_inputs
+from .picture_inputs import live_inputs, picture_inputs
 from .prompt_track import TrackType
 from .run_inputs import run_inputs
 from .stream_socket import going_on_inputs
@@ -31,6 +31,7 @@ def sampler_inputs() -> list[io.Input]:
         *going_on_inputs(),
         *picture_inputs(),
         *_length_inputs(),
+        *live_inputs(),
     ]
 
 

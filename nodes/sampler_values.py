@@ -13,6 +13,7 @@ from ..stream.foreign_limits import refuse_mixes, refuse_what_blocks_do_not_take
 from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
 from ..stream.prompt_track import PromptTrack
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
+from .live_input import LiveSource
 from .run_inputs import TIMELINE_ON
 from .sampler_inputs import FROM_MODEL, SIZE_STEP, UNSET, UNSET_SINK
 
@@ -60,6 +61,7 @@ class SamplerValues:
     video_end: str = VIDEO_ENDS[0]
     seconds: float = UNSET
     endless: bool = False
+    live: LiveSource | None = None
 
     def check(self) -> StreamChoices:
         """What is chosen for the stream, checked as far as that is possible before the model's files are read.
@@ -94,6 +96,7 @@ class SamplerValues:
         both = [
             ("conditioning", self.conditioning, "track", prompts, "the prompt"),
             ("start", self.start, "go_on_from", self.go_on_from, "the stream's past"),
+            ("video", self.video, "live", self.live, "what the blocks are made from"),
         ]
         for one, given, other, other_given, what in both:
             if given is not None and other_given is not None:
@@ -124,7 +127,7 @@ class SamplerValues:
             on_prompt_change=_or_preset(self.on_prompt_change),
             embeds_given=self.conditioning is not None,
             start_given=self.start is not None,
-            video_given=self.video is not None,
+            video_given=self.video is not None or self.live is not None,
             endless=self.endless,
         )
 

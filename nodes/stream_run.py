@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +9,14 @@ from comfy_api.latest import io
 
 from .. import host
 from ..families.stream_preset import StreamPreset
+from ..memory.json_text import json_text
 from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.block_clock import BlockClock
 from ..stream.choices import StreamChoices
 from ..stream.conditioning import read_conditioning
 from ..stream.direction import Direction
+from ..stream.frame_inbox import FrameInbox
 from ..stream.frames import to_image_batch
 from ..stream.going_on import check_recipe, seed_notice, settings_to_go_on, video_to_go_on
 from ..stream.keep_frames import KeepFrames
@@ -27,7 +28,7 @@ from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
 from ..stream.stream_report import StreamReport
-from .connected_pictures import ConnectedPictures, carry_earlier_sound
+from .connected_pictures import ConnectedPictures, LiveFrames, carry_earlier_sound
 from .live_run import LiveRun
 from .memory_chart import MemoryChart
 from .node_watcher import NodeWatcher
@@ -67,11 +68,16 @@ class StreamRun:
                 self._earlier = video_to_go_on(values.go_on_from, self._fps)
         self._embeds = None if values.conditioning is None else read_conditioning(values.conditioning)
         self._pictures = ConnectedPictures.read(
-            values.start, values.video, strength=values.strength, fit=values.fit, video_end=values.video_end
+            values.start,
+            values.video,
+            strength=values.strength,
+            fit=values.fit,
+            video_end=values.video_end,
+            live=None if values.live is None else LiveFrames(FrameInbox(), values.live.node, self._while_waiting),
         )
         node = None if hidden is None else hidden.unique_id
         workflow = host.workflow_id(None if hidden is None else hidden.extra_pnginfo)
-        self._live = LiveRun(node, workflow, host.throw_if_cancelled)
+        self._live = LiveRun(node, workflow, host.throw_if_cancelled, self._pictures.live)
         self._progress = host.StreamProgress(1, hidden, self._live.say)
         self._unfinished = UnfinishedVideo(self._progress, hidden)
         self._watcher = NodeWatcher(self._progress, lambda: self._live.news.is_watched)
@@ -127,7 +133,7 @@ class StreamRun:
             return io.NodeOutput(
                 host.video_from_file(file.path),
                 _images(keeper),
-                json.dumps(applied, indent=2),
+                json_text(applied, indent=2),
                 None if recorder is None else recorder.timeline(),
                 self._stream(report, file, fps),
                 _track(report),
@@ -138,6 +144,10 @@ class StreamRun:
             keeper.drop()
             self._watcher.kept_is_said = self._unfinished.keep(file)
             raise
+
+    def _while_waiting(self) -> None:
+        self._watcher.while_waiting()
+        self._live.wait_for_frames()
 
     def _settings(
         self, pipeline: StreamPipeline, preset: StreamPreset, fps: float

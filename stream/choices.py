@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from ..families.step_list import StepList
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
+from .picture_rate import exact_rate
 from .settings import StreamSettings
 
 # As long a past as there is, so that no choice is refused for the context that another preset would bring.
@@ -59,8 +59,8 @@ class StreamChoices:
             size_step: width and height are multiples of it, whatever the family.
         """
         self.complete(_ANY_PRESET)
-        if self.fps is not None and not 0.0 < self.fps < math.inf:
-            raise ValueError(f"fps is {self.fps}: give pictures a second, or 0 for as many as the preset has.")
+        if self.fps is not None:
+            exact_rate(self.fps, otherwise=", or 0 for as many as the preset has")
         for name in ("width", "height"):
             check_side(name, getattr(self, name) or size_step, size_step)
 

@@ -11,6 +11,7 @@ import torch
 from .block_prompt import LINEAR, BlockPrompt
 from .conditioning import GIVEN_PROMPT
 from .live_control import Edit
+from .live_video import LiveVideo
 from .placed_track import PlacedTrack
 from .prompt_track import PromptTrack
 from .snapshot import StreamSnapshot
@@ -38,7 +39,7 @@ class Direction:
     track: PlacedTrack | None = None
     go_on: StreamSnapshot | None = None
     start: StartPictures | None = None
-    video: VideoInput | None = None
+    video: VideoInput | LiveVideo | None = None
 
     @classmethod
     def constant(cls, prompt: str) -> Direction:
@@ -53,7 +54,7 @@ class Direction:
         track: PlacedTrack | None = None,
         go_on: StreamSnapshot | None = None,
         start: StartPictures | None = None,
-        video: VideoInput | None = None,
+        video: VideoInput | LiveVideo | None = None,
     ) -> Direction:
         """The prompts of a track, if it has any, or else embeddings, or else the same prompt for every block."""
         if track is not None and track.has_prompts:

@@ -20,9 +20,10 @@ from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from .carried_state import carried_by_unknown_blocks
 from .component_store import LoadCallback, all_on_device, ignore_load
 from .foreign_limits import refuse_what_blocks_do_not_take
-from .hub import fetch_file, refuse_folder_as_hub_id
+from .hub import Check, fetch_file, never_cancelled, refuse_folder_as_hub_id
 from .known_families import FAMILIES
 from .looks import Look, look_away
+from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe, is_hub_id
 from .remote_code import check_remote_code_allowed
@@ -87,7 +88,7 @@ class ForeignPipeline:
 
     def make_generator(self, seed: int) -> torch.Generator:
         """A generator on the pipeline's device, which foreign blocks may require."""
-        return torch.Generator(self.device).manual_seed(seed)
+        return make_noise_generator(seed, self.device)
 
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
         """Return the settings: what foreign blocks allocate is unknown."""
@@ -150,8 +151,16 @@ class ForeignPipeline:
         return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}
 
 
-def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torch.dtype) -> ModularPipeline:
+def load_foreign_pipeline(
+    recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torch.dtype, check: Check = never_cancelled
+) -> ModularPipeline:
     """Blocks from the repository's code (if the user ticked it), weights from safetensors only.
+
+    Args:
+        recipe: of the pipeline.
+        dtype: of its components.
+        vae_dtype: of its VAE.
+        check: called while the hub is asked for the repository; raises to give up.
 
     Raises:
         CheckpointError: remote code is needed and the user did not allow it, or a component did not load.
@@ -161,8 +170,9 @@ def load_foreign_pipeline(recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torc
         refuse_folder_as_hub_id(recipe.model)
     if recipe.trust_remote_code:
         check_remote_code_allowed(recipe.model)
-    else:
-        _refuse_unasked_code(recipe)
+    config = _config_of(recipe, check)
+    if not recipe.trust_remote_code:
+        _refuse_unasked_code(recipe, config)
     try:
         pipe = ModularPipeline.from_pretrained(
             recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision
@@ -201,12 +211,18 @@ def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
         refuse_folder_as_hub_id(str(place))
 
 
-def _refuse_unasked_code(recipe: Recipe) -> None:
-    """Refuse before diffusers does: diffusers may ask on a terminal, which a server does not have."""
+def _config_of(recipe: Recipe, check: Check) -> Path | None:
+    """The repository's modular config, None where a hub repository has none; asks the hub before diffusers does.
+
+    diffusers' own calls wait minutes for a hub that does not answer, and cannot be cancelled.
+    """
     if recipe.is_hub_id:
-        config = fetch_file(recipe.model, recipe.revision, _MODULAR_CONFIG)
-    else:
-        config = Path(recipe.model) / _MODULAR_CONFIG
+        return fetch_file(recipe.model, recipe.revision, _MODULAR_CONFIG, check)
+    return Path(recipe.model) / _MODULAR_CONFIG
+
+
+def _refuse_unasked_code(recipe: Recipe, config: Path | None) -> None:
+    """Refuse before diffusers does: diffusers may ask on a terminal, which a server does not have."""
     if config is not None and config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
         raise CheckpointError(
             f"model {recipe.model!r} has its own Python code, which runs only if you allow it: read it, then tick "

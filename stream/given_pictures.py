@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .direction import Direction
+from .live_video import LiveReader
 from .settings import StreamSettings
 from .snapshot import InputVideo
 from .start_pictures import GivenStart
@@ -16,7 +17,7 @@ from .video_input import VideoReader, VideoUse, check_strength
 
 
 class GivenPictures:
-    """The pictures of one stream: its start, read at once, and its video, read block after block.
+    """The pictures of one stream: its start, read at once, and its video, read block after block, or pushed by pages.
 
     Args:
         direction: of the stream.
@@ -43,13 +44,13 @@ class GivenPictures:
         self._settings = settings
         self._direction = direction
         self._start = self._read_start()
-        self._video: VideoReader | None = None
+        self._video: VideoReader | LiveReader | None = None
         # Asked now: at the stream's end the file may be gone.
         self._named = ""
         self.made = made
         if direction.video is not None:
             self._video = direction.video.open(settings.width, settings.height)
-            self._named = direction.video.source.identity()
+            self._named = direction.video.identity()
         self._skipped = self._skip_what_was_taken()
         # A video behind a past is encoded as what follows it.
         self._has_past = self._start is not None or direction.go_on is not None

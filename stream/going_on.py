@@ -70,7 +70,7 @@ def video_to_go_on(snapshot: StreamSnapshot, fps: float) -> Path:
     """The file that the stream before is in, for a file that is to begin with it.
 
     Raises:
-        ValueError: there was none, or its pictures have another rate.
+        ValueError: there was none, or its pictures have another rate or the colours of an earlier version.
         FileNotFoundError: it is gone.
         OSError: it cannot be read any more, or has changed.
     """

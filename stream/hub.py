@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -21,6 +22,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..checkpoints.checkpoint_files import CheckpointError
+from .abandoned_work import Abandoned
+from .hub_patience import HubPatience, HubSilentError
 
 BUILT_IN_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 
@@ -33,8 +36,19 @@ _HUB_ERRORS = (
     OSError,
 )
 
+# Of the causes of a failed call.
+_NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ConnectionError"})
+# From one byte of an answer to the next; the library's own default for files.
+_BYTE_SECONDS = 10.0
+
 # Bytes downloaded so far, and bytes in all.
 OnBytes = Callable[[int, int], None]
+# Called some times a second while the hub is waited for; what it raises ends the wait.
+Check = Callable[[], None]
+
+
+def never_cancelled() -> None:
+    """A `Check` of who cannot cancel."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +76,14 @@ class HubRepository:
     commit: str
     files: tuple[HubFile, ...]
 
-    def elements(self, component: str) -> int:
+    def elements(self, component: str, check: Check = never_cancelled) -> int:
         """How many numbers the weights of `component` have, from the headers of its files, some kilobytes each."""
         count = 0
         for file in self.files:
             if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors"):
+                look = partial(HfApi().parse_safetensors_file_metadata, self.name, file.path, revision=self.commit)
                 with _explained(self.name):
-                    header = HfApi().parse_safetensors_file_metadata(self.name, file.path, revision=self.commit)
+                    header = HubPatience(check).run(look)
                 count += sum(tensor.parameter_count for tensor in header.tensors.values())
         return count
 
@@ -76,13 +91,13 @@ class HubRepository:
         """Download (or find in the hub's cache) all files, one after another.
 
         Args:
-            on_bytes: called as bytes arrive; if it raises, the download stops, and resumes there next time.
+            on_bytes: called some times a second; if it raises, the download stops, and resumes there next time.
 
         Returns:
             The folder they are in.
 
         Raises:
-            CheckpointError: no network, no permission, or the repository changed meanwhile.
+            CheckpointError: no network, no answer, no permission, or the repository changed meanwhile.
         """
         folders: set[Path] = set()
         total, done = sum(file.size for file in self.files), 0
@@ -98,27 +113,27 @@ class HubRepository:
         return folders.pop()
 
     def _fetch_file(self, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
-        progress = _FileProgress(on_count)
-        try:
-            with _explained(self.name):
-                local = hf_hub_download(self.name, path, revision=revision, tqdm_class=progress.bar_class())
-        finally:
-            if progress.error is not None:
-                raise progress.error
-        return Path(local)
+        with _explained(self.name):
+            return _download(self.name, path, revision, on_count)
 
 
 def find_repository(
-    repository: str, revision: str | None, components: Collection[str] = BUILT_IN_COMPONENTS
+    repository: str,
+    revision: str | None,
+    components: Collection[str] = BUILT_IN_COMPONENTS,
+    check: Check = never_cancelled,
 ) -> HubRepository:
     """Ask the hub which files the named components have.
 
     Raises:
-        CheckpointError: no such repository, no network, no permission, or no file of these components.
+        CheckpointError: no such repository, no network, no answer, no permission, or no file of these components.
     """
     refuse_folder_as_hub_id(repository)
     with _explained(repository):
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        info = HubPatience(check).run(
+            # A limit of the call's own, so that an abandoned one ends, too.
+            partial(HfApi().model_info, repository, revision=revision, files_metadata=True, timeout=_BYTE_SECONDS)
+        )
     found = [HubFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
     files = [file for component in components for file in _files_of(component, found)]
     if not files or info.sha is None:
@@ -145,16 +160,16 @@ def find_cached_folder(repository: str, revision: str | None) -> Path | None:
         return None
 
 
-def fetch_file(repository: str, revision: str | None, name: str) -> Path | None:
+def fetch_file(repository: str, revision: str | None, name: str, check: Check = never_cancelled) -> Path | None:
     """Download (or find in the hub's cache) one file; None when the repository has none of that name.
 
     Raises:
-        CheckpointError: no such repository, no network, or no permission.
+        CheckpointError: no such repository, no network, no answer, or no permission.
     """
     refuse_folder_as_hub_id(repository)
     with _explained(repository):
         try:
-            return Path(hf_hub_download(repository, name, revision=revision))
+            return _download(repository, name, revision, lambda _: check())
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
@@ -185,10 +200,49 @@ def _explained(repository: str) -> Iterator[None]:
         yield
     except _HUB_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, HubSilentError) and _is_of_network(error):
+            reason = f"no connection to {constants.ENDPOINT}, so there is no network or the hub is down"
         raise CheckpointError(
             f"hub repository {repository!r} could not be fetched ({reason}): check its name, your network and "
             "whether it asks for a login, or download it into models/diffusers and choose the folder."
         ) from error
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether no connection is behind an error; by names, as the hub's library has changed its HTTP library twice."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if any(kind.__name__ in _NO_CONNECTION for kind in type(chain).__mro__):
+            return True
+        chain = chain.__cause__
+    return False
+
+
+def _download(repository: str, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
+    """One file of a repository, in the hub's cache.
+
+    Args:
+        repository: owner/name.
+        path: of the file in it.
+        revision: None for the default branch.
+        on_count: called some times a second with the bytes of the file so far; what it raises ends the download.
+    """
+    progress = _FileProgress()
+    patience = HubPatience(lambda: on_count(progress.count))
+    progress.on_begin = patience.hear
+    call = partial(
+        hf_hub_download,
+        repository,
+        path,
+        revision=revision,
+        etag_timeout=_BYTE_SECONDS,
+        tqdm_class=progress.bar_class(),
+    )
+    try:
+        return Path(patience.run(call))
+    except BaseException:
+        progress.stop()
+        raise
 
 
 @dataclass
@@ -196,26 +250,27 @@ class _FileProgress:
     """How far the download of one file is, whichever of the hub's transfers makes it.
 
     Attributes:
-        on_count: called with the bytes of the file that have arrived; what it raises stops the download.
-        count: the most that a bar has said. The hub's Xet transfer has two bars for a file.
-        error: what `on_count` raised. Xet calls from a thread of its own, where it would be printed and forgotten.
+        count: bytes that have arrived: the most that a bar has said. The hub's Xet transfer has two bars for a file.
+        stopped: whether nobody waits for the file any more.
+        on_begin: called when the first bytes are to come.
     """
 
-    on_count: Callable[[int], None]
     count: int = 0
-    error: BaseException | None = None
+    stopped: bool = False
+    on_begin: Callable[[], None] = never_cancelled
 
     def advance(self, count: int) -> None:
-        """A bar has reached `count` bytes."""
-        if self.error is not None or count <= self.count:
-            return
-        self.count = count
-        try:
-            self.on_count(count)
-        except BaseException as error:
-            self.error = error
+        """A bar has reached `count` bytes; raises `Abandoned` after `stop`."""
+        if self.stopped:
+            raise Abandoned
+        self.count = max(self.count, count)
+
+    def stop(self) -> None:
+        """End the transfer."""
+        if not self.stopped:
+            self.stopped = True
+            # Xet calls from a thread of its own, where an exception would be printed and forgotten.
             _abort_xet_transfers()
-            raise
 
     def bar_class(self) -> type[Any]:
         """A silent progress bar, as `hf_hub_download` takes one."""
@@ -225,6 +280,7 @@ class _FileProgress:
             def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
                 self._count = int(options.get("initial") or 0)
                 super().__init__(*args, **{**options, "disable": True})
+                progress.on_begin()
 
             def update(self, n: float | None = 1) -> bool | None:
                 self._count += int(n or 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 
 from .growing_mp4 import GrowingMp4
+from .video_colours import BT709_TAGS, colour_tags
 
 # Packets that are in memory at a time, at least.
 _PACKETS = 240
@@ -39,17 +40,33 @@ def copy_pictures(source: Path, file: GrowingMp4, encoder: av.VideoStream) -> in
 
 
 def check_earlier(source: Path, pictures: int) -> None:
-    """Raise OSError, one sentence, unless `source` is still the video of so many pictures that it was."""
+    """Look at a video that pictures will be joined to, before they are made.
+
+    Raises:
+        OSError: one sentence, unless `source` is still the video of so many pictures that it was.
+        ValueError: one sentence, if its colours are those of an earlier version.
+    """
     what = f"same_video is on and the video before, {source}, "
     then = "run the sampler before this one again, or switch same_video off."
     try:
         with av.open(str(source)) as reader:
             # A file that stayed in fragments says no number.
-            found = reader.streams.video[0].frames or pictures
+            video = reader.streams.video[0]
+            found, tags = video.frames or pictures, colour_tags(video)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise OSError(f"{what}cannot be read as a video ({error}): {then}") from error
     if found != pictures:
         raise OSError(f"{what}has {found} pictures and had {pictures}: {then}")
+    if tags != BT709_TAGS:
+        raise ValueError(f"same_video is on and {_of_earlier_version(source)}")
+
+
+def _of_earlier_version(source: Path) -> str:
+    return (
+        f"the video before, {source}, has the colours of an earlier version or another program (not tagged as BT.709), "
+        "which one file cannot hold beside this stream's: run the sampler before this one again, or switch same_video "
+        "off."
+    )
 
 
 def _groups(reader: av.container.InputContainer, video: av.VideoStream) -> Iterator[list[av.Packet]]:
@@ -75,6 +92,8 @@ def check_alike(source: Path, video: av.VideoStream, encoder: av.VideoStream) ->
             f"{source} has pictures of {sizes[0]} and the stream makes {sizes[1]}: one file cannot hold both; switch "
             "same_video off."
         )
+    if colour_tags(video) != BT709_TAGS:
+        raise ValueError(_of_earlier_version(source))
     known, wanted = (_parameter_sets(stream.codec_context.extradata or b"") for stream in (video, encoder))
     if known != wanted:
         raise ValueError(

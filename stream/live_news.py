@@ -17,7 +17,7 @@ from .picture_encoding import BlockPictures
 
 # A page asks again within 20 seconds, whatever happens.
 _SECONDS_WATCHED = 60.0
-ENDED = ("finished", "stopped", "failed")
+ENDED = ("finished", "stopped", "cancelled", "failed")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class NewsFields:
     """What is told; JSON values that nobody changes afterwards.
 
     Attributes:
-        state: loading, running, pausing, paused, stopping, finished, stopped or failed.
+        state: loading, running, pausing, paused, stopping, finished, stopped, cancelled or failed.
         says: the line on the node, {"id", "values"}.
         blocks_made: blocks that are done.
         blocks: of the whole stream; None where it is endless.
@@ -113,6 +113,11 @@ class LiveNews:
     def has_ended(self) -> bool:
         """Whether nothing more will come."""
         return self._fields.state in ENDED
+
+    @property
+    def fps(self) -> float:
+        """Pictures a second of the video; 0 before it is known."""
+        return self._fields.fps
 
     def follow(self, control: LiveControl | None) -> None:
         """Tell what was asked of `control` as it is when a page is told: `pending`, `allowed`, and in `state`.

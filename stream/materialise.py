@@ -101,7 +101,9 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
     check_attention_backend(recipe.attention_backend, device)
     check_compile(recipe.compile, device)
     if recipe.blocks != BUILT_IN_BLOCKS:
-        pipe = load_foreign_pipeline(recipe, dtype=dtype, vae_dtype=vae_dtype)
+        pipe = load_foreign_pipeline(
+            recipe, dtype=dtype, vae_dtype=vae_dtype, check=partial(on_load, f"{DOWNLOAD_OF}{recipe.model}", 0, 0)
+        )
         return ForeignPipeline(recipe, pipe, device, residency)
     averaged = recipe.weights == AVERAGED_WEIGHTS
     options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras, averaged)
@@ -206,8 +208,11 @@ def _fetch(
     on_load: LoadCallback,
 ) -> Path:
     """Download components of a hub repository, unless its transformer alone exceeds the device's memory."""
+    download = partial(on_load, f"{DOWNLOAD_OF}{name}")
+    # Nothing has come yet: who watches may only cancel.
+    check = partial(download, 0, 0)
     try:
-        repository = find_repository(name, revision, components)
+        repository = find_repository(name, revision, components, check)
     except CheckpointError:
         # Without a network, use what an earlier run has downloaded.
         folder = find_cached_folder(name, revision)
@@ -215,11 +220,11 @@ def _fetch(
             raise
         return folder
     quantized = options.quantization is not None and "transformer" in options.quantization.components
-    elements = repository.elements("transformer") if available is not None else 0
+    elements = repository.elements("transformer", check) if available is not None else 0
     least = elements * (1 if quantized else options.dtype.itemsize)
     if available is not None and least > available:
         raise MemoryError(
             f"the transformer of {name!r} alone needs {format_gb(least)} and {format_gb(available)} are free: "
             "choose a smaller model, or quantize it; nothing was downloaded."
         )
-    return repository.fetch(partial(on_load, f"{DOWNLOAD_OF}{name}"))
+    return repository.fetch(download)

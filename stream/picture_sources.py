@@ -17,6 +17,8 @@ import torch
 from av.container import InputContainer
 
 from .fit_pictures import check_pictures
+from .picture_rate import FASTEST, exact_rate
+from .video_colours import RgbPictures
 
 # Of a file that says nothing about its rate.
 _UNKNOWN_RATE = Fraction(25)
@@ -87,8 +89,8 @@ class PictureBatch:
     def facts(self) -> SourceFacts:
         """See `PictureSource`."""
         check_pictures(self.name, self.images)
-        if self.rate is not None and self.rate <= 0:
-            raise ValueError(f"{self.name} has {self.rate} pictures a second: give a video with a rate above 0.")
+        if self.rate is not None:
+            exact_rate(self.rate, f"the pictures a second of {self.name}")
         return SourceFacts(self.images.shape[1], self.images.shape[2], self.rate)
 
     def pictures(self) -> Iterator[ShownPicture]:
@@ -112,7 +114,7 @@ class PictureBatch:
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video in a file; FFmpeg converts 10 bits, other colour formats and alpha to RGB of 8 bits.
+    """A video in a file; FFmpeg converts 10 bits, other colour formats and alpha to RGB of 8 bits (`RgbPictures`).
 
     Attributes:
         name: of the input, for messages.
@@ -175,6 +177,9 @@ class VideoFile:
         """
         if isinstance(self.file, io.BytesIO):
             self.file.seek(0)
+        elif "\0" in self.file:
+            # FFmpeg takes it for a path that ends there.
+            raise ValueError(f"{self.name} is {self.file!r}: give a path without NUL characters.")
         try:
             with av.open(self.file, mode="r") as container:
                 if not container.streams.video:
@@ -191,7 +196,7 @@ class VideoFile:
         """Pictures with the times that the file gives them; each is held back until the next one's time is known."""
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        usual = 1 / _rate_of(stream)
+        usual, colours = 1 / _rate_of(stream), RgbPictures()
         begin = start_of(stream) + Fraction(self.begin).limit_denominator(90_000)
         end = begin + Fraction(self.duration).limit_denominator(90_000) if self.duration else None
         first: Fraction | None = None
@@ -209,7 +214,7 @@ class VideoFile:
                 # A time that goes backwards is that of a damaged file: such a picture follows the one before.
                 time = max(time, waiting[0])
                 yield ShownPicture(waiting[0] - first, time - first, waiting[1])
-            waiting = time, _to_rgb(frame)
+            waiting = time, colours.convert(frame)
         if waiting is not None and first is not None:
             yield ShownPicture(waiting[0] - first, waiting[0] + usual - first, waiting[1])
 
@@ -259,7 +264,8 @@ class Resampled:
 
 def _rate_of(stream: av.VideoStream) -> Fraction:
     rate = stream.average_rate or stream.guessed_rate
-    return Fraction(rate) if rate else _UNKNOWN_RATE
+    # A file without steady times may claim as many pictures a second as its clock has ticks.
+    return Fraction(rate) if rate and rate <= FASTEST else _UNKNOWN_RATE
 
 
 def start_of(stream: av.VideoStream) -> Fraction:
@@ -270,10 +276,3 @@ def start_of(stream: av.VideoStream) -> Fraction:
 def time_of(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
     """The time of a picture or a piece of sound, in seconds of the file; None where it does not say."""
     return None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
-
-
-def _to_rgb(frame: av.VideoFrame) -> torch.Tensor:
-    """uint8 [height, width, 3], turned as the file says (phones film sideways)."""
-    picture = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return torch.rot90(picture, turns).contiguous() if turns else picture

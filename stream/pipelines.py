@@ -23,6 +23,7 @@ from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
 from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
 from .looks import Look, look_away, looking
+from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
 from .recipe import COMPILE_NOTHING, Recipe
 from .residency import Residency
@@ -134,7 +135,7 @@ class BuiltInPipeline:
 
     def make_generator(self, seed: int) -> torch.Generator:
         """A CPU generator, so that a seed gives the same noise on every device."""
-        return torch.Generator().manual_seed(seed)
+        return make_noise_generator(seed)
 
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
         """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.

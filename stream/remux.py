@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,15 +10,19 @@ import av
 
 
 def open_plain_mp4(target: Path) -> av.container.OutputContainer:
-    """A new mp4, overwriting another, that is written with its index in front and any entries of metadata."""
+    """A new mp4, overwriting another, that is written with its index in front and any entries of metadata.
+
+    Raises ValueError for a path with NUL: FFmpeg takes it for one that ends there, and would overwrite another file.
+    """
+    _refuse_nul(target)
     return av.open(str(target), mode="w", format="mp4", options={"movflags": "faststart+use_metadata_tags"})
 
 
-def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = None) -> None:
+def remux_mp4(source: Path | io.BytesIO, target: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Copy the video and audio streams of `source` into a plain mp4 with its index in front.
 
     Args:
-        source: any mp4, fragmented or not.
+        source: any mp4, fragmented or not, or the content of one.
         target: overwritten; deleted again when the copy fails.
         metadata: entries of the container; ComfyUI reads a workflow from "prompt" and "workflow".
 
@@ -25,8 +30,14 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
         OSError: `source` cannot be read or `target` cannot be written.
         ValueError: `source` is not a video.
     """
+    _refuse_nul(target)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     try:
-        with av.open(str(source)) as reader, open_plain_mp4(target) as writer:
+        with (
+            av.open(source if isinstance(source, io.BytesIO) else str(source), mode="r") as reader,
+            open_plain_mp4(target) as writer,
+        ):
             for key, value in (metadata or {}).items():
                 writer.metadata[key] = value
             kept = [stream for stream in reader.streams if stream.type in ("video", "audio")]
@@ -40,3 +51,8 @@ def remux_mp4(source: Path, target: Path, metadata: Mapping[str, str] | None = N
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def _refuse_nul(target: Path) -> None:
+    if "\0" in str(target):
+        raise ValueError(f"the new file is {str(target)!r}: give a path without NUL characters.")

@@ -19,6 +19,7 @@ from ..families.kv_policies import (
 from ..families.step_list import StepList
 from ..memory.cleanup import CleanupPolicy
 from .known_families import FAMILIES
+from .noise_generator import check_seed
 
 # A recipe's own preset is known once its files are read; these are what a stream starts from until then.
 _DEFAULTS = FAMILIES[0].presets[0]
@@ -118,6 +119,7 @@ class StreamSettings:
         for name in ("width", "height", "blocks", "steps", "context_frames", "frames_per_block", "decode_bands"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        check_seed(self.seed)
         if self.timesteps is not None and len(self.timesteps) != self.steps:
             raise ValueError(
                 f"steps is {self.steps} and timesteps are {self.timesteps}: give as many steps as the list has, or no "

@@ -17,8 +17,10 @@ from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4, cut_fragments
 from .joined_mp4 import check_alike, copy_pictures
 from .keep_frames import KeepFrames
+from .picture_rate import exact_rate
 from .remux import remux_mp4
 from .run_point import VideoMark
+from .video_colours import Bt709Pictures, tag_bt709
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Mp4Sink:
         self,
         path: Path,
         *,
-        fps: float = 16.0,
+        fps: float | Fraction = 16.0,
         crf: int = DEFAULT_CRF,
         begin_with: Path | None = None,
         finish_at: Path | None = None,
@@ -73,8 +75,8 @@ class Mp4Sink:
         self._finish_at = finish_at
         self._resume = resume
         self.frames_written = 0 if resume is None else resume.pictures
-        self.fps = fps
-        self._fps = Fraction(fps).limit_denominator(1001)
+        self._fps = exact_rate(fps)
+        self.fps = float(fps)
         self._crf = crf
         self._encoder: _Encoder | None = None
         self._file: GrowingMp4 | None = None
@@ -83,13 +85,17 @@ class Mp4Sink:
     def write(self, frames: torch.Tensor) -> None:
         """Append one block of pictures, uint8 [F, height, width, 3]; they are in the file when this returns.
 
+        H.264 with chroma at half the size has even widths and heights: of others, the last column or row is left out.
+
         Raises:
-            ValueError: the sink is closed; its file is finished and stays as it is.
+            ValueError: the sink is closed, and its file is finished and stays as it is; or the pictures have another
+                size than those before, or none that H.264 can have.
             OSError: the disk is full or the folder cannot be written, and the blocks before are in the file; or the
                 file was deleted or changed.
         """
         if self._closed:
             raise ValueError(f"{self.path} is finished: make a new sink, with a path of its own, for more pictures.")
+        frames = self._with_even_sides(frames)
         if self._encoder is None or self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
@@ -122,6 +128,20 @@ class Mp4Sink:
             check_alike(self.path, reader.streams.video[0], encoder.stream)
         encoder.pictures = mark.pictures
         return GrowingMp4.reopen(self.path, encoder.stream, mark.fragments, mark.bytes)
+
+    def _with_even_sides(self, frames: torch.Tensor) -> torch.Tensor:
+        height, width = (side - side % 2 for side in frames.shape[1:3])
+        stream = None if self._encoder is None else self._encoder.stream
+        if not height or not width:
+            raise ValueError(
+                f"the pictures are {frames.shape[2]}x{frames.shape[1]}: an mp4 has at least 2x2; choose a larger size."
+            )
+        if stream is not None and (stream.width, stream.height) != (width, height):
+            raise ValueError(
+                f"the pictures are {width}x{height} and those before were {stream.width}x{stream.height}: all pictures "
+                "of a stream must have one size."
+            )
+        return frames[:, :height, :width].contiguous()
 
     def _copy_earlier(self, encoder: _Encoder, file: GrowingMp4) -> None:
         if self._begin_with is None:
@@ -181,7 +201,7 @@ class Mp4Sink:
 
 
 class _Encoder:
-    """libx264, without buffering pictures.
+    """libx264, without buffering pictures; BT.709 of limited range, which the file says.
 
     Attributes:
         pictures: before the next one, which is the place in time that it gets.
@@ -194,6 +214,8 @@ class _Encoder:
         self._container = av.open(io.BytesIO(), mode="w", format="mp4")
         self.stream = self._container.add_stream("libx264", rate=fps)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        tag_bt709(self.stream)
+        self._pictures = Bt709Pictures()
         # zerolatency: no picture waits for a later one, so all packets of a block are returned with it.
         self.stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
         # Opens the encoder: a block is muxed by a copy of this stream, which needs its headers.
@@ -202,7 +224,7 @@ class _Encoder:
     def encode(self, frames: torch.Tensor) -> list[av.Packet]:
         packets = []
         for index, picture in enumerate(frames.numpy()):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = self._pictures.convert(av.VideoFrame.from_ndarray(picture, format="rgb24"))
             frame.pts, frame.time_base = self.pictures, 1 / self._fps
             self.pictures += 1
             if index == 0:

@@ -7,6 +7,7 @@ What a state holds are tensors in lists, deques and dicts, numbers, strings, gen
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -53,13 +54,16 @@ class TreeWriter:
             CannotSnapshotError: a value is of a type that cannot be taken apart.
             MemoryError: there is too little RAM for copies; nothing was copied.
         """
-        written = json.dumps({key: self._node(value, key) for key, value in values.items()})
+        written = json.dumps({key: self._node(value, key) for key, value in values.items()}, allow_nan=False)
         check_room(sum(tensor.nbytes for tensor in self._found.values()))
         self.tensors = {path: tensor.detach().to("cpu", copy=True) for path, tensor in self._found.items()}
         self._found, self._paths = {}, {}
         return written
 
     def _node(self, value: Any, path: str) -> Any:  # noqa: ANN401
+        if isinstance(value, float) and not math.isfinite(value):
+            # JSON has no such numbers.
+            return {"float": repr(value)}
         if value is None or type(value) in _PLAIN:
             return value
         if isinstance(value, torch.Tensor):
@@ -141,6 +145,8 @@ class TreeReader:
             return self._tensor(node["tensor"], on_device=node["on_device"], lent=lent)
         if "generator" in node:
             return self._generator(node["generator"], node["device"])
+        if "float" in node:
+            return float(node["float"])
         if "kind" in node:
             return self._object(node["kind"], node["parts"])
         if "dict" in node:
@@ -208,6 +214,8 @@ def _below(node: Any, tensors: Mapping[str, torch.Tensor]) -> list[Any]:  # noqa
     if node is None or type(node) in _PLAIN:
         return []
     keys = set(node) if isinstance(node, dict) else set()
+    if keys == {"float"} and node["float"] in ("nan", "inf", "-inf"):
+        return []
     if keys == {"tensor", "on_device"} and type(node["on_device"]) is bool and _named(node["tensor"], tensors):
         return []
     if keys == {"generator", "device"} and isinstance(node["device"], str) and _named(node["generator"], tensors):

@@ -11,6 +11,7 @@ import torch
 
 from .fit_pictures import PictureFit, check_fit_choice
 from .picture_choices import CROP
+from .picture_rate import exact_rate
 from .picture_sources import PictureSource, ShownPicture
 
 
@@ -45,6 +46,7 @@ class StartPictures:
     fit: str = CROP
 
     def __post_init__(self) -> None:
+        exact_rate(self.fps)
         check_fit_choice(self.fit)
 
     def read(self, width: int, height: int, most: int) -> GivenStart:

@@ -63,7 +63,7 @@ class StreamPipeline(Protocol):
         """How many pictures of an input video a block is made from, the first of the video or another."""
 
     def make_generator(self, seed: int) -> torch.Generator:
-        """The stream's noise generator."""
+        """The stream's noise generator; seeds that differ give different noise (`make_noise_generator`)."""
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Encode the prompt before the call, if the text encoder can then be offloaded before the rest is loaded."""

@@ -9,6 +9,7 @@ import torch
 
 from .fit_pictures import PictureFit, check_fit_choice
 from .picture_choices import CROP, HOLD, LOOP, STOP, VIDEO_ENDS
+from .picture_rate import exact_rate
 from .picture_sources import PictureSource, Resampled
 
 
@@ -43,9 +44,12 @@ class VideoInput:
         check_fit_choice(self.fit)
         if self.at_end not in VIDEO_ENDS:
             raise ValueError(f"video_end is {self.at_end!r}: choose from {', '.join(map(repr, VIDEO_ENDS))}.")
-        if self.fps <= 0:
-            raise ValueError(f"fps is {self.fps}: choose a value above 0.")
+        exact_rate(self.fps)
         check_strength(self.strength)
+
+    def identity(self) -> str:
+        """See `PictureSource`."""
+        return self.source.identity()
 
     def open(self, width: int, height: int) -> VideoReader:
         """Its pictures at the stream's size, from the first one; raises ValueError where there are none."""

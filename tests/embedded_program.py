@@ -30,6 +30,7 @@ NODES = (
     "StreamBlocksLora",
     "StreamBlocksPromptTrack",
     "StreamBlocksPromptThen",
+    "StreamBlocksLiveInput",
 )
 
 PRELUDE = f"""

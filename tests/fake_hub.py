@@ -1,9 +1,11 @@
-"""A Hugging Face hub of one repository, on this machine: what `huggingface_hub` asks of the real one."""
+"""A Hugging Face hub of one repository, on this machine: what `huggingface_hub` asks of one. And worse ones."""
 
 import hashlib
 import json
+import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,9 +13,10 @@ COMMIT = "c" * 40
 
 
 @contextmanager
-def fake_hub(repository: str, folder: Path):
+def fake_hub(repository: str, folder: Path, *, dripping: float = 0.0):
     """Serve `folder` as `repository`; gives the address and the list of what was asked for, such as `GET vae/x`.
 
+    With `dripping`, files come one byte in so many seconds, until whoever asks hangs up, which the list says: `GONE`.
     Whoever asks for `/mark/NAME` puts `MARK NAME` into the list.
     """
     asked: list[str] = []
@@ -61,8 +64,19 @@ def fake_hub(repository: str, folder: Path):
             for name, value in (headers | {"Content-Length": str(len(content)), "Accept-Ranges": "bytes"}).items():
                 self.send_header(name, value)
             self.end_headers()
-            if with_body:
+            if with_body and dripping and "ETag" in headers:
+                self.drip(content)
+            elif with_body:
                 self.wfile.write(content)
+
+        def drip(self, content):
+            for position in range(len(content)):
+                try:
+                    self.wfile.write(content[position : position + 1])
+                except OSError:
+                    asked.append("GONE")
+                    return
+                time.sleep(dripping)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -71,3 +85,29 @@ def fake_hub(repository: str, folder: Path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def silent_hub():
+    """A hub that takes connections and never answers; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def no_hub():
+    """An address at which connections are refused."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+@contextmanager
+def unreachable_hub():
+    """An address to which no connection is made and none is refused, as behind a firewall: its queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as waiting:
+        for _ in range(8):
+            connection = waiting.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -15,7 +15,17 @@ EXPANDED = {
     "%width%": "%width%",
     "%date:yyyy": "%date:yyyy",
 }
-REFUSED = ("../out", "a/../b", "a\\..\\b", "%date:../%x", "line\nbreak", "nul\0", "%date:yyyy\r%")
+REFUSED = (
+    "../out",
+    "a/../b",
+    "a\\..\\b",
+    "%date:../%x",
+    "line\nbreak",
+    "nul\0",
+    "%date:yyyy\r%",
+    "c1\x85",
+    "\u202egpm.4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +45,14 @@ for text in {list(REFUSED)!r}:
         refused[text] = str(files.new_output_file(text, ".mp4", width=1, height=1)[0])
     except ValueError as error:
         refused[text] = str(error)
-report(expanded=expanded, path=str(path.relative_to(host.output)), shown=shown, refused=refused,
+on_disk = importlib.import_module(PACK + ".host.models_on_disk")
+models = {{}}
+for text in {list(REFUSED)!r}:
+    try:
+        models[text] = str(on_disk.new_transformer_file(text))
+    except ValueError as error:
+        models[text] = str(error)
+report(models=models, expanded=expanded, path=str(path.relative_to(host.output)), shown=shown, refused=refused,
        made=sorted(path.name for path in host.output.rglob("*")))
 """,
     )
@@ -52,4 +69,7 @@ def test_dates_are_expanded_as_the_page_does(facts):
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_names_are_refused_in_one_sentence(facts, name):
     assert facts["refused"][name].startswith("filename_prefix is ") and "\n" not in facts["refused"][name]
+    # Dates are expanded in prefixes only.
+    assert "%date" in name or facts["models"][name].startswith("name is ")
+    assert "\n" not in facts["models"][name]
     assert facts["made"] == ["d"]

@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 
 import pytest
 
+from streamblocks.stream.abandoned_work import Abandoned
 from streamblocks.stream.hub import _FileProgress
 
 from fake_hub import fake_hub
@@ -113,7 +113,7 @@ def downloaded(scene):
 def test_what_cannot_fit_is_not_downloaded(scenes):
     scene = scenes["too_large"]
     assert scene["made"].startswith("MemoryError: the transformer of 'owner/model' alone needs")
-    assert scene["seen"] == [] and downloaded(scene) == set()
+    assert all(done == total == 0 for _, done, total in scene["seen"]) and downloaded(scene) == set()
     # Only the header was looked at.
     assert scene["asked"] and all(line.startswith("GET part of transformer/") for line in scene["asked"])
 
@@ -141,29 +141,26 @@ def test_the_whole_pipeline_comes_and_is_found_again_without_a_network(scenes):
     assert scenes["offline_unknown"]["made"].startswith("CheckpointError: hub repository 'owner/model' could not be")
 
 
-def test_a_cancel_in_a_thread_of_the_transfer_is_not_lost():
-    """As the hub's Xet transfer calls: from a thread of its own, by two bars, and what is raised there goes nowhere."""
-    seen = []
-
-    def on_count(count):
-        seen.append(count)
-        if count >= 30:
-            raise KeyboardInterrupt
-
-    progress = _FileProgress(on_count)
+def test_a_transfer_that_was_stopped_is_told_so_in_its_own_thread():
+    """As the hub's Xet transfer calls: from a thread of its own, by two bars."""
+    progress = _FileProgress()
     bars = [progress.bar_class()(total=100) for _ in range(2)]
+    ended = []
 
     def transfer():
         for _ in range(4):
             for bar in bars:
-                with suppress(KeyboardInterrupt):
+                try:
                     bar.update(10)
+                except Abandoned:
+                    ended.append(progress.count)
+            if progress.count == 30:
+                progress.stop()
 
     thread = threading.Thread(target=transfer)
     thread.start()
     thread.join()
-    assert seen == [10, 20, 30]
-    assert isinstance(progress.error, KeyboardInterrupt)
+    assert ended == [30, 30] and progress.count == 30
 
 
 def test_a_repository_without_the_components_is_named(scenes):

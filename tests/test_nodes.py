@@ -30,9 +30,10 @@ track_of = get_node_class("StreamBlocksPromptTrack").execute
 sampler = importlib.import_module(PACK + ".nodes.sampler_values")
 recipe = importlib.import_module(PACK + ".stream.recipe").Recipe("owner/name")
 numbers = dict.fromkeys(["seed", "width", "height", "steps", "shift", "context_frames", "sink_frames", "fps"], 0)
-def both(text):
+live = get_node_class("StreamBlocksLiveInput").execute(source="camera").result[0]
+def both(text, **more):
     given = sampler.SamplerValues(recipe, "", blocks=6, kv_policy=sampler.FROM_MODEL, attention_bias=0, **numbers,
-        cleanup="when it pays", keep_frames="none", conditioning=[], track=track_of(text, "linear").result[0])
+        cleanup="when it pays", keep_frames="none", conditioning=[], track=track_of(text, "linear").result[0], **more)
     try:
         return str(given.check().blocks)
     except ValueError as error:
@@ -42,7 +43,7 @@ found_by = importlib.import_module(PACK + ".nodes.found_by")
 class OldSchema:
     __dataclass_fields__ = {}
 found_by.io = type("io", (), {"Schema": OldSchema})
-report(both=[both("3 bias 0.3:"), both("0: a"), both("6 bias 0.3:")],
+report(both=[both("3 bias 0.3:"), both("0: a"), both("6 bias 0.3:"), both("3 bias 0.3:", live=live, video=[])],
        aliases=aliases, on_old=found_by.search_aliases("krea"),
        chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
        names=[n for n in info if n.startswith("StreamBlocks")])
@@ -58,6 +59,7 @@ report(both=[both("3 bias 0.3:"), both("0: a"), both("6 bias 0.3:")],
     assert facts["both"][0] == "6"
     assert facts["both"][1].startswith("conditioning and track are both connected")
     assert "names block 6, and the stream has 6" in facts["both"][2]
+    assert facts["both"][3].startswith("video and live are both connected, and each is what the blocks are made from")
     assert sorted(facts["names"]) == sorted(NODES)
 
 

@@ -105,7 +105,7 @@ def test_an_edit_holds_until_the_tracks_next_line_and_ends_a_transition(pipeline
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_pause_changes_nothing_and_cancel_is_seen_in_it(pipeline, policy):
-    looks = []
+    looks: list[int] = []
 
     def look_three_times(control):
         def look():
@@ -121,7 +121,8 @@ def test_a_pause_changes_nothing_and_cancel_is_seen_in_it(pipeline, policy):
     report = run_stream(pipeline, settings, Direction.of(CAT), [keeper], Nobody(), steering=steering)
     assert looks == [0, 1, 2] and not report.by_hand
     _, plain = stream(pipeline, policy, 3)
-    assert torch.equal(keeper.frames(), plain)
+    paused = keeper.frames()
+    assert paused is not None and torch.equal(paused, plain)
 
     def cancel():
         raise CancelledError

@@ -70,8 +70,7 @@ def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -
         opened.fit()
         with page.expect_response("**/prompt"):
             opened.evaluate("() => { app.queuePrompt(0, 1) }")
-        chart = ".streamblocks-memory-chart[aria-label*='block 2 of']"
-        page.wait_for_selector(chart, timeout=120_000)
+        page.locator(".streamblocks-progress", has_text="block 3 of").wait_for(timeout=120_000)
         comfyui_server.interrupt()
         line.wait_for(timeout=60_000)
         (video,) = set(folder.glob("*.mp4")) - before

@@ -1,14 +1,20 @@
 /** Language -> kind ("page" or "says") -> id -> template, as `locales/<language>/main.json` has them. */
 let templates = {}
 let localeNow = () => 'en'
+/** @type {Promise<void> | null} */
+let reading = null
 
 /**
- * Read the pack's texts in all languages.
+ * Read the pack's texts in all languages, once for all that ask.
  * @param {(route: string) => Promise<Response>} fetchApi ComfyUI's own
  * @param {() => string} locale the page's language, which may change at any time
  */
-export async function loadMessages(fetchApi, locale) {
+export function loadMessages(fetchApi, locale) {
   localeNow = locale
+  return (reading ??= readMessages(fetchApi))
+}
+
+async function readMessages(fetchApi) {
   const answer = await fetchApi('/i18n')
   if (!answer.ok) return
   const all = await answer.json()

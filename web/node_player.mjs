@@ -40,6 +40,23 @@ export class NodePlayer {
       this.update()
     })
     this.observer.observe(this.view.element)
+    this.leaveToCanvas()
+  }
+
+  /** Turning the wheel zooms and the middle button moves the canvas, here as beside a classic node. */
+  leaveToCanvas() {
+    const { element } = this.view
+    const isClassic = () => !globalThis.LiteGraph?.vueNodesMode
+    const { app } = this.page
+    const forward = {
+      wheel: (event) => app.canvas.processMouseWheel(event),
+      pointerdown: (event) => event.button === 1 && app.canvas.processMouseDown(event),
+      pointermove: (event) => (event.buttons & 4) === 4 && app.canvas.processMouseMove(event),
+      pointerup: (event) => event.button === 1 && app.canvas.processMouseUp(event)
+    }
+    for (const [name, hand] of Object.entries(forward)) {
+      element.addEventListener(name, (event) => isClassic() && hand(event), { passive: false })
+    }
   }
 
   addWidget() {
@@ -134,7 +151,7 @@ export class NodePlayer {
     const isEnding = stage === 'stopping' || state.isCancelled
     const hasEdits = Object.keys(editsOf(state, this.node)).length > 0
     const steering = { pause: !isPaused && !isEnding, resume: isPaused, stop: !isEnding, apply: hasEdits && !isEnding }
-    return { ...offers, ...steering, share: true }
+    return { ...offers, ...steering, share: !isEnding }
   }
 
   /** Have the node grow and shrink with what the player shows. */

@@ -16,7 +16,7 @@ export function readNews(buffer) {
   return { header, pictures }
 }
 
-const ENDED = new Set(['finished', 'stopped', 'failed'])
+const ENDED = new Set(['finished', 'stopped', 'cancelled', 'failed'])
 
 /** Whether nothing new will come. */
 export function isEnded(header) {

@@ -16,9 +16,9 @@ const fetchApi = (route, options) => api.fetchApi(route, options)
 const rootGraph = () => app.rootGraph ?? app.graph
 const tokens = new StreamTokens(localStorage)
 const store = new StreamStore()
-const streams = new Streams(fetchApi, store, tokens, () => rootGraph()?.id)
 /** By node; the entry of a removed node is collected with it. */
 const players = new Map()
+const streams = new Streams(fetchApi, store, tokens, () => (players.size ? rootGraph()?.id : null))
 
 // Before the page takes it for a place of its own.
 takeSharedToken(location, history, tokens)

@@ -55,8 +55,9 @@ export class StreamState {
     return clip && clip.width / clip.height
   }
 
-  /** Its track where people changed something: text, interpolation and how many blocks it is for. */
+  /** Once it has ended, its track where people changed something: text, interpolation and how many blocks it is for. */
   get track() {
+    if (this.isLive) return null
     const known = this.header?.track ? { ...this.header, blocks: this.header.blocks_made } : this.result
     return known?.edited ? { text: known.track, interpolation: known.interpolation, blocks: known.blocks } : null
   }

@@ -59,8 +59,17 @@ export function shareLink(page, promptId, node, token) {
  */
 export function takeSharedToken(location, history, tokens) {
   if (!location.hash.startsWith(HASH)) return
-  const parts = location.hash.slice(HASH.length).split('/').map(decodeURIComponent)
+  const parts = location.hash.slice(HASH.length).split('/').map(decode)
   // Neither seen, nor copied on with the address, nor taken for the page's own place in a subgraph.
   history.replaceState(history.state, '', location.pathname + location.search)
   if (parts.length === 3 && parts.every(Boolean)) tokens.keep(...parts)
+}
+
+/** "" where somebody cut the link within a character. */
+function decode(part) {
+  try {
+    return decodeURIComponent(part)
+  } catch {
+    return ''
+  }
 }

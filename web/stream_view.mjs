@@ -19,7 +19,7 @@ export class StreamView {
   constructor(actions) {
     this.element = make('div', 'streamblocks-player', {
       ...{ display: 'flex', flexDirection: 'column', gap: `${GAP}px`, boxSizing: 'border-box', width: '100%' },
-      ...{ overflow: 'hidden', fontSize: '12px', color: 'var(--input-text, #ddd)', pointerEvents: 'none' }
+      ...{ overflow: 'hidden', fontSize: '12px', color: 'var(--input-text, #ddd)' }
     })
     this.canvas = make('canvas', 'streamblocks-pictures', {
       ...{ position: 'absolute', inset: '0', width: '100%', height: '100%', objectFit: 'contain' }
@@ -29,6 +29,7 @@ export class StreamView {
     })
     this.screen.append(this.canvas)
     this.progress = makeLine('streamblocks-progress')
+    this.progress.setAttribute('role', 'status')
     this.foldPictures = makeButton('fold-pictures', actions.foldPictures, FOLD)
     this.foldChart = makeButton('fold-chart', actions.foldChart, FOLD)
     const head = make('div', '', { display: 'flex', gap: '8px', flex: 'none', height: `${LINE}px` })
@@ -59,9 +60,9 @@ export class StreamView {
     show(this.screen, this.ratio !== null && state.shows.pictures)
     renderFold(this.foldPictures, 'page.video', this.ratio !== null, state?.shows.pictures)
     if (this.ratio) this.screen.style.aspectRatio = String(Math.max(this.ratio, LOWEST_RATIO))
-    write(this.progress, progressLine(state))
-    write(this.prompt, state ? promptLine(state) : '')
-    write(this.coming, state ? state.problem || comingLine(state) : '')
+    writeLine(this.progress, progressLine(state))
+    writeLine(this.prompt, state ? promptLine(state) : '')
+    writeLine(this.coming, state ? state.problem || comingLine(state, Boolean(offers.stop)) : '')
     this.coming.style.color = state?.problem ? 'var(--error-text, #ff6e6e)' : 'var(--descrip-text, #999)'
     // Their room stays while a stream runs, so that nothing jumps.
     show(this.prompt, live || this.prompt.textContent !== '')
@@ -133,7 +134,7 @@ function makeLine(name) {
 
 function makeButton(name, onClick, style = {}) {
   const button = make('button', `streamblocks-${name}`, {
-    ...{ pointerEvents: 'auto', cursor: 'pointer', padding: '0 8px', fontSize: '12px', whiteSpace: 'nowrap' },
+    ...{ cursor: 'pointer', padding: '0 8px', fontSize: '12px', whiteSpace: 'nowrap' },
     ...{ color: 'inherit', background: 'var(--comfy-input-bg, #222)', borderRadius: '6px' },
     ...{ border: '1px solid var(--border-color, #4e4e4e)', ...style }
   })
@@ -143,6 +144,12 @@ function makeButton(name, onClick, style = {}) {
     onClick()
   })
   return button
+}
+
+/** All of a line that is cut short is in its title. */
+function writeLine(line, words) {
+  write(line, words)
+  if (line.title !== words) line.title = words
 }
 
 function renderFold(button, id, isThere, isOpen) {

@@ -18,9 +18,9 @@ export function progressLine(state) {
 
 function stageWords(header) {
   const { state, blocks, blocks_made: made, says } = header
-  if (state === 'loading' || state === 'failed') {
-    return says && knows(`says.${says.id}`) ? text(`says.${says.id}`, says.values) : text(`page.${state}`, { made })
-  }
+  // How far loading is, or where the pictures of a stream that was cancelled or failed lie.
+  const tells = says && knows(`says.${says.id}`) && (state === 'loading' || says.id.startsWith('stopped'))
+  if (tells && ['loading', 'cancelled', 'failed'].includes(state)) return text(`says.${says.id}`, says.values)
   // The block being made; people count from 1.
   const number = blocks === null ? made + 1 : Math.min(made + 1, blocks)
   const place = text(blocks === null ? 'page.block_endless' : 'page.block', { number, blocks })
@@ -32,13 +32,17 @@ export function promptLine({ header, isLive }) {
   return isLive && header.prompt ? text('page.prompt_now', { prompt: header.prompt }) : ''
 }
 
-/** What comes: an edit that waits, else the track's next prompt; "" where nothing does. */
-export function comingLine(state) {
+/**
+ * What comes: an edit that waits, else the track's next prompt, else how to change something; "" where nothing does.
+ * @param {import('./stream_state.mjs').StreamState} state
+ * @param {boolean} canSteer
+ */
+export function comingLine(state, canSteer) {
   const { header } = state
   if (!state.isLive) return ''
   if (header.pending) return text('page.pending', { values: valuesLine(header.pending) })
-  if (!header.next) return ''
-  return text('page.prompt_next', { number: header.next.block + 1, prompt: header.next.prompt })
+  if (header.next) return text('page.prompt_next', { number: header.next.block + 1, prompt: header.next.prompt })
+  return canSteer && header.allowed?.prompt === '' ? text('page.hint') : ''
 }
 
 /** @param {{prompt?: string, strength?: number, attention_bias?: number}} values */

@@ -9,7 +9,7 @@ export class Streams {
    * @param {(route: string, options?: object) => Promise<Response>} fetchApi
    * @param {import('./stream_state.mjs').StreamStore} store
    * @param {import('./stream_tokens.mjs').StreamTokens} tokens
-   * @param {() => string | undefined} workflowNow
+   * @param {() => string | null | undefined} workflowNow null where it has no node that streams
    */
   constructor(fetchApi, store, tokens, workflowNow) {
     Object.assign(this, { fetchApi, store, tokens, workflowNow })
@@ -80,7 +80,8 @@ export class Streams {
   }
 
   lookAgain() {
-    if (this.timer || !(this.isQueueBusy || this.store.all().some(isAsleep))) return
+    const mayBegin = this.isQueueBusy && this.workflowNow()
+    if (this.timer || !(mayBegin || this.store.all().some(isAsleep))) return
     this.timer = setTimeout(() => this.look(), MS_BETWEEN_LOOKS)
   }
 
@@ -91,6 +92,7 @@ export class Streams {
       if (isAsleep(state)) this.wakeAtEnd(state, byPrompt.get(nameOf(state.promptId, state.node)))
     }
     const workflow = this.workflowNow()
+    if (!workflow) return
     const newest = new Map()
     for (const stream of list) {
       if (stream.workflow === workflow && !(newest.get(stream.node)?.running && !stream.running)) newest.set(stream.node, stream)

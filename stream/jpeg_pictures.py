@@ -1,0 +1,47 @@
+"""JPEGs from strangers become pictures: looked at before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL.JpegImagePlugin import JpegImageFile
+
+LEAST_SIDE, MOST_SIDE = 16, 4096
+MOST_PIXELS = 16_000_000
+# A progressive JPEG decodes all of its picture again for each scan; encoders write about ten.
+MOST_SCANS = 64
+_SCAN = b"\xff\xda"
+_NO_JPEG = (SyntaxError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError)
+
+
+def decode_jpeg(jpeg: bytes) -> torch.Tensor:
+    """One picture, uint8 [height, width, 3]; grey and CMYK become RGB.
+
+    Raises:
+        ValueError: one sentence: no JPEG, broken off, or too large; sizes are read from the header.
+    """
+    if jpeg.count(_SCAN) > MOST_SCANS:
+        raise ValueError(f"The picture has more than {MOST_SCANS} scans: send an ordinary JPEG.")
+    try:
+        # Not Image.open: it warns of large pictures by itself, and tries other formats.
+        picture = JpegImageFile(io.BytesIO(jpeg))
+    except _NO_JPEG:
+        raise ValueError("The picture is no JPEG that can be read: send one picture as JPEG.") from None
+    with picture:
+        _check_size(*picture.size)
+        try:
+            pixels = np.array(picture.convert("RGB"))
+        except _NO_JPEG:
+            raise ValueError("The picture is broken off or damaged: send all of its JPEG.") from None
+    return torch.from_numpy(pixels)
+
+
+def _check_size(width: int, height: int) -> None:
+    sides_fit = min(width, height) >= LEAST_SIDE and max(width, height) <= MOST_SIDE
+    if not sides_fit or width * height > MOST_PIXELS:
+        raise ValueError(
+            f"The picture is {width}x{height}: send {LEAST_SIDE} to {MOST_SIDE} pixels a side, and at most "
+            f"{MOST_PIXELS // 1_000_000} megapixels."
+        )
