@@ -48,6 +48,7 @@ class GivenPictures:
         # Asked now: at the stream's end the file may be gone.
         self._named = ""
         self.made = made
+        self._resumed = made > 0
         if direction.video is not None:
             self._video = direction.video.open(settings.width, settings.height)
             self._named = direction.video.identity()
@@ -108,7 +109,20 @@ class GivenPictures:
     def _skip_what_was_taken(self) -> int:
         """Leave out what the stream before took of the same video; returns how many pictures that were."""
         before = None if self._direction.go_on is None else self._direction.go_on.input_video
-        if self._video is None or before is None or before.source != self._named:
+        if self._resumed and (before is None) != (self._video is None):
+            raise ValueError(
+                "resume: the unfinished stream was made "
+                + ("without a video: disconnect it" if before is None else "from a video: connect it")
+                + " or choose 'new stream'."
+            )
+        if self._video is None or before is None:
+            return 0
+        if before.source != self._named:
+            if self._resumed and self._video.has_rate:
+                raise ValueError(
+                    "resume: the video is another one than the unfinished stream was made from: connect that one, or "
+                    "choose 'new stream'."
+                )
             return 0
         skipped = before.pictures
         if self._video.has_rate:

@@ -21,8 +21,8 @@ from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
 from .looks import Look, look_away
 from .recipe import Recipe
-from .run_point import RunPoint
 from .run_notices import cut_prompt, ignored_settings
+from .run_point import RunPoint
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
 from .sinks import FrameSink, close_sinks
@@ -114,7 +114,9 @@ def run_stream(
     failed = True
     try:
         settings = _complete(pipeline, settings, direction)
-        pictures_given = GivenPictures(direction, pipeline, settings, made=0 if resume is None else resume.block_pictures)
+        pictures_given = GivenPictures(
+            direction, pipeline, settings, made=0 if resume is None else resume.block_pictures
+        )
         given = None if direction.embeds is None else pipeline.start_from_embeds(direction.embeds)
         made.prompt_given = None if given is None else given["encoded_prompt"]
         settings = pipeline.check_fit(settings)
@@ -139,7 +141,9 @@ def run_stream(
                 if saver is not None:
                     saver.stream_failed(session, made.direction, edited=steering.edited)
                 raise
-            if keep_stream and session.has_made_blocks:
+            if keep_stream and not session.has_made_blocks:
+                made.snapshot = direction.go_on
+            elif keep_stream:
                 _leave_last_bias(session, made)
                 made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
         failed = False

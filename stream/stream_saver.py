@@ -17,6 +17,9 @@ from .session import Session
 from .sinks import Mp4Sink
 from .snapshot import InputVideo, StreamSnapshot
 
+# Saves that take longer than this, in seconds, may take a twentieth of the time.
+_SLOW, _WAIT = 0.5, 20
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,6 +54,7 @@ class StreamSaver:
         self._node, self._workflow = node, workflow
         self._noted: _Noted | None = None
         self._saved_blocks = 0
+        self._not_before = 0.0
 
     def block_made(
         self, session: Session, given: GivenPictures, direction: Direction, *, blocks: int, pictures: int, edited: bool
@@ -68,8 +72,9 @@ class StreamSaver:
         bias = direction.bias_of(blocks - 1, session.settings.attention_bias)
         self._noted = _Noted(self._point(session, given, direction, blocks, pictures, edited), given.taken(), bias)
         session.note_block()
-        if blocks % self._every == 0:
-            self._try(lambda: session.snapshot(lean=True), self._noted)
+        # The first one at once: what cannot be saved is said early.
+        if blocks % self._every == 0 or self._saved_blocks == 0:
+            self._save_unless_slow(lambda: session.snapshot(lean=True), self._noted)
 
     def stream_failed(self, session: Session, direction: Direction, *, edited: bool) -> None:
         """The stream ends early: save what its last block left. Raises nothing of its own.
@@ -85,6 +90,14 @@ class StreamSaver:
         track = direction.as_track()
         point = replace(noted.point, track=track.written(), interpolation=track.interpolation, edited=edited)
         self._try(session.snapshot_of_noted, replace(noted, point=point), quietly=True)
+
+    def _save_unless_slow(self, take: Callable[[], StreamSnapshot], noted: _Noted) -> None:
+        began = time.monotonic()
+        if began < self._not_before:
+            return
+        self._try(take, noted)
+        took = time.monotonic() - began
+        self._not_before = began + took * _WAIT if took > _SLOW else 0.0
 
     def _try(self, take: Callable[[], StreamSnapshot], noted: _Noted, *, quietly: bool = False) -> None:
         try:
@@ -112,7 +125,7 @@ class StreamSaver:
         direction: Direction,
         blocks: int,
         pictures: int,
-        edited: bool,  # noqa: FBT001
+        edited: bool,
     ) -> RunPoint:
         track: Any = direction.as_track()
         return RunPoint(
