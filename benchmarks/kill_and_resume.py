@@ -3,10 +3,10 @@
 python benchmarks/kill_and_resume.py --runs 10 --json
 
 Each run is a stream of 20 blocks of the small random model, in the embedded host, on the CPU: with `recompute` or
-`rolling`, with or without an input video, in turn. It is killed up to `--kills` times, each time at a random moment between
-its beginning and its end, and resumed by the sampler's own input. A run is equal when every block that any of its
-processes has made has the pictures of the stream that was never stopped, when none is missing, when the finished video has
-as many pictures, and when nothing is left in the folder of unfinished streams.
+`rolling`, with or without an input video, in turn. It is killed up to `--kills` times, each time at a random moment
+between its beginning and its end, and resumed by the sampler's own input. A run is equal when every block that any of
+its processes has made has the pictures of the stream that was never stopped, when none is missing, when the finished
+video has as many pictures, and when no stream to resume is left.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ HERE = Path(__file__).resolve().parent
 SCENARIOS = [(policy, video) for video in (False, True) for policy in ("recompute", "rolling")]
 NEW, RESUMED = "new stream", "this node's unfinished stream, if there is one"
 BLOCKS, SEED = 20, 5
+# Of the kills.
+_WHILE_LOADING = 0.1
 
 
 @dataclass
@@ -96,9 +99,17 @@ class Log:
     blocks: list[tuple[int, int, str]] = field(default_factory=list)
     video: str = ""
 
+    def await_blocks(self, count: int) -> None:
+        """Wait until so many blocks are noted, or the stream must have failed."""
+        end = time.monotonic() + 120
+        while len(self.read().blocks) < count and time.monotonic() < end:
+            time.sleep(0.01)
+
     def read(self) -> Log:
         """Read it."""
         self.blocks, self.video = [], ""
+        if not self.path.exists():
+            return self
         for line in self.path.read_text().splitlines():
             kind, _, rest = line.partition(" ")
             if kind == "video":
@@ -112,9 +123,9 @@ class Log:
 def pictures_of(video: str) -> int:
     """How many a file shows, by decoding it."""
     with av.open(video) as container:
-        times = [frame.pts for frame in container.decode(video=0)]
+        times = [frame.pts or 0 for frame in container.decode(video=0)]
     # A block that is in it twice, or a gap, shows in the times.
-    steps = {later - earlier for earlier, later in zip(times, times[1:], strict=False)}
+    steps = {later - earlier for earlier, later in pairwise(times)}
     return len(times) if len(steps) == 1 else -1
 
 
@@ -161,10 +172,12 @@ class Trial:
         """The stream that is never stopped, made once, without saves; and how many seconds it takes."""
         if scenario not in self._whole:
             name = f"whole_{scenario[0]}_{scenario[1]}"
-            began = time.monotonic()
+            log = Log(self.base / f"{name}.log")
             self.nursery.begin(self.request(name, scenario, NEW, 0))
+            log.await_blocks(1)
+            began = time.monotonic()
             status = self.nursery.ended()
-            log = Log(self.base / f"{name}.log").read()
+            log.read()
             if status or len(log.blocks) != BLOCKS:
                 raise RuntimeError(f"the stream itself failed: {(self.base / 'errors.txt').read_text()[-3000:]}")
             self._whole[scenario] = log, time.monotonic() - began
@@ -178,8 +191,13 @@ class Trial:
         log = Log(self.base / f"{name}.log")
         resume = NEW
         for _ in range(self.kills):
+            there = len(log.read().blocks)
             pid = self.nursery.begin(self.request(name, scenario, resume, self.save_every))
-            time.sleep(self.random.uniform(0.1, 1.0) * seconds)
+            if self.random.random() < _WHILE_LOADING:
+                time.sleep(self.random.uniform(0.0, 0.2))
+            else:
+                log.await_blocks(there + 1)
+                time.sleep(self.random.uniform(0.0, 1.0) * seconds * (1 - len({one[0] for one in log.blocks}) / BLOCKS))
             # Its parent has not waited for it yet, so that no other process can have its pid.
             os.kill(pid, signal.SIGKILL)
             was_killed = os.WIFSIGNALED(self.nursery.ended())
@@ -204,7 +222,8 @@ class Trial:
         found = pictures_of(log.video) if log.video else 0
         if found != wanted:
             yield f"{name}: the video has {found} pictures and should have {wanted}"
-        left = [path.name for path in (self.base / "output/streamblocks/unfinished").glob("*")]
+        # A video without a snapshot is of a process that was killed between the two.
+        left = [str(path) for path in (self.base / "output/streamblocks/unfinished").glob("*/*.safetensors")]
         if left:
             yield f"{name}: left behind: {left}"
 
@@ -223,8 +242,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), arguments)
         for index in range(arguments.runs):
+            began = time.monotonic()
             wrong = list(trial.run(index))
             equal += not wrong
+            if not arguments.json:
+                print(f"run {index}: {'equal' if not wrong else 'wrong'}, {time.monotonic() - began:.0f} s", flush=True)
             for sentence in wrong:
                 print(sentence, file=sys.stderr)
         trial.nursery.stop()

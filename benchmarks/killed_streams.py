@@ -73,10 +73,11 @@ def defaults(class_type: str) -> dict[str, Any]:
 def graph(request: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt of a request."""
     sampler = {
-        "pipeline": ["1", 0], "prompt": "a red circle", "seed": request["seed"], "blocks": request["blocks"], "width": 32,
-        "height": 32, "steps": 2, "shift": 0, "kv_policy": request["policy"], "context_frames": 0, "sink_frames": -1,
-        "attention_bias": 0, "fps": 0, "cleanup": "never", "keep_frames": "none", "memory_timeline": "off",
-        "keep_stream": False, "save_every": request["save_every"], "resume": request["resume"], "strength": 0.7,
+        "pipeline": ["1", 0], "prompt": "a red circle", "seed": request["seed"], "blocks": request["blocks"],
+        "width": 32, "height": 32, "steps": 2, "shift": 0, "kv_policy": request["policy"], "context_frames": 0,
+        "sink_frames": -1, "attention_bias": 0, "fps": 0, "cleanup": "never", "keep_frames": "none",
+        "memory_timeline": "off", "keep_stream": False, "save_every": request["save_every"],
+        "resume": request["resume"], "strength": 0.7,
     }  # fmt: skip
     made = {
         "1": {

@@ -5,7 +5,6 @@ from .execution import blocked_output, is_cancel, running_prompt, throw_if_cance
 from .files_made import (
     is_trimmed,
     new_output_file,
-    new_output_folder,
     new_temp_file,
     output_folder,
     reserve_output_file,
@@ -55,7 +54,6 @@ __all__ = [
     "look_into_video",
     "lora_files",
     "new_output_file",
-    "new_output_folder",
     "new_temp_file",
     "new_transformer_file",
     "note_changed_by_hand",

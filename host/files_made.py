@@ -96,25 +96,6 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 
 
-def new_output_folder(place: str, name: str) -> Path:
-    """A new folder in `place` of the output folder, named `name`, or with a number behind it.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    place_there = output_folder() / place
-    place_there.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = place_there / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        return folder
-
-
 def shown_in_output(path: Path) -> dict[str, str]:
     """The entry of a node's `ui` output that shows a file of the output folder."""
     subfolder = path.parent.relative_to(output_folder()).as_posix()

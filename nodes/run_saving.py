@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from .. import host
@@ -21,12 +21,12 @@ from ..stream.settings import StreamSettings
 from ..stream.sinks import Mp4Sink
 from ..stream.snapshot import StreamSnapshot
 from ..stream.stream_saver import StreamSaver
+from .saved_streams import PLACE, UNFINISHED
 
 logger = logging.getLogger(__name__)
 
 # In ComfyUI's output folder, which outlasts a restart.
-UNFINISHED_STREAMS = "streamblocks/unfinished"
-_WORKFLOW = "workflow.json"
+UNFINISHED_STREAMS = f"{PLACE}/{UNFINISHED}"
 # Chosen by the memory that was free: another choice gives the same pictures but for rounding.
 _BY_MEMORY = ("fuse_context", "decode_bands", "decoder_cache_in_ram")
 
@@ -53,7 +53,14 @@ class RunSaving:
     """
 
     def __init__(
-        self, every: int, recipe: Recipe, *, resume: bool, node: str | None, workflow: str | None, extra: Any
+        self,
+        every: int,
+        recipe: Recipe,
+        *,
+        resume: bool,
+        node: str | None,
+        workflow: str | None,
+        extra: Any,  # noqa: ANN401
     ) -> None:
         self.notices: list[str] = []
         self.point: RunPoint | None = None
@@ -94,8 +101,8 @@ class RunSaving:
         if self._folder is not None and self.point is not None:
             self._growing = self._folder.video
             return Mp4Sink(self._growing, fps=fps, finish_at=finished, resume=self.point.video)
-        if self._every and self._open():
-            assert self._folder is not None
+        self._folder = self._new_folder() if self._every else None
+        if self._folder is not None:
             self._growing = self._folder.video
             return Mp4Sink(self._growing, fps=fps, finish_at=finished, begin_with=earlier)
         return Mp4Sink(finished, fps=fps, begin_with=earlier)
@@ -125,20 +132,19 @@ class RunSaving:
         if self._folder is not None and not self.is_growing(video) and self._folder.point() is None:
             self._folder.discard()
 
-    def _open(self) -> bool:
+    def _new_folder(self) -> SavedFolder | None:
+        """A folder that the first block makes: a stream that made none leaves nothing."""
+        workflow = (self._extra or {}).get("workflow")
         try:
-            self._folder = SavedFolder(host.new_output_folder(UNFINISHED_STREAMS, time.strftime("%Y-%m-%d_%H-%M-%S")))
-            workflow = (self._extra or {}).get("workflow")
-            if workflow is not None:
-                # As the page saves it: dropped there, it opens.
-                (self._folder.path / _WORKFLOW).write_text(json.dumps(workflow), encoding="utf-8")
+            # Two servers may have one output folder.
+            name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{token_hex(2)}"
+            folder = SavedFolder(host.output_folder() / UNFINISHED_STREAMS / name, workflow)
+            folder.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             logger.warning("the stream is not saved: %s", error)
             self.notices.append(f"The stream was not saved while it ran, because no folder could be made ({error}).")
-            if self._folder is not None:
-                self._folder.discard()
-            self._folder = None
-        return self._folder is not None
+            return None
+        return folder
 
     def _find(self, recipe: Recipe) -> None:
         for folder in saved_folders(host.output_folder() / UNFINISHED_STREAMS):
@@ -167,6 +173,6 @@ class RunSaving:
         )
         if point.recipe != repr(recipe):
             self.notices.append(
-                "The pipeline has other LoRAs, quantization or loading options than when the stream began, so its pictures "
-                "are others than those of a stream that never stopped."
+                "The pipeline has other LoRAs, quantization or loading options than when the stream began, so its "
+                "pictures are others than those of a stream that never stopped."
             )

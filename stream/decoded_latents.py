@@ -29,7 +29,7 @@ class DecodedLatents:
         self._from_the_start = latents is not None
 
     def add(self, latents: torch.Tensor, reach: int) -> None:
-        """The decoder has decoded `latents` [1, channels, frames, height, width]; its cache depends on `reach` frames."""
+        """The decoder has decoded `latents` [1, channels, frames, height, width]; its cache depends on `reach`."""
         self._reach = reach
         self._kept.append(latents.detach().to("cpu", torch.float32, copy=True))
         while self._frames - self._kept[0].shape[2] >= reach:

@@ -82,12 +82,12 @@ class GrowingMp4:
             size = self.path.stat().st_size
         except OSError as error:
             raise FileNotFoundError(
-                f"{self.path} was deleted while the stream went on: the pictures in it are lost; start the stream again."
+                f"{self.path} was deleted while the stream went on: its pictures are lost; start the stream again."
             ) from error
         if size != self.bytes:
             raise OSError(
-                f"{self.path} has {size} bytes and the stream wrote {self.bytes}: another program has changed it; start "
-                "the stream again."
+                f"{self.path} has {size} bytes and the stream wrote {self.bytes}: another program has changed it; "
+                "start the stream again."
             )
 
     def sync(self) -> None:
@@ -135,20 +135,20 @@ def check_fragments(path: Path, blocks: int, size: int) -> None:
                 position += max(8, length)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{path}, the video of the stream so far, is gone: go on from the saved stream by Load Saved Stream, or start "
-            "a new stream."
+            f"{path}, the video of the stream so far, is gone: go on from the saved stream by Load Saved Stream, or "
+            "start a new stream."
         ) from error
     except struct.error:
         found = -1
     if there < size:
         raise OSError(
-            f"{path}, the video of the stream so far, has {there} bytes and had {size} when the stream was saved: go on "
-            "from the saved stream by Load Saved Stream, or start a new stream."
+            f"{path}, the video of the stream so far, has {there} bytes and had {size} when the stream was saved: go "
+            "on from the saved stream by Load Saved Stream, or start a new stream."
         )
     if position != size or found != blocks:
         raise OSError(
-            f"{path}, the video of the stream so far, is another one than when the stream was saved: go on from the saved "
-            "stream by Load Saved Stream, or start a new stream."
+            f"{path}, the video of the stream so far, is another one than when the stream was saved: go on from the "
+            "saved stream by Load Saved Stream, or start a new stream."
         )
 
 

@@ -78,6 +78,7 @@ def read_point(path: Path, text: str) -> RunPoint | None:
 
 
 def parse_description(path: Path, text: str) -> dict[str, Any]:
+    """The description in `text`, of the file `path`; raises SnapshotFileError where it is none of this version."""
     try:
         described = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -91,6 +92,7 @@ def parse_description(path: Path, text: str) -> dict[str, Any]:
 
 
 def reading(path: Path, read: Callable[[], _Read]) -> _Read:
+    """What `read` makes of the description of the file `path`; its errors become a SnapshotFileError."""
     try:
         return read()
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -98,6 +100,7 @@ def reading(path: Path, read: Callable[[], _Read]) -> _Read:
 
 
 def point_of(values: Any) -> RunPoint | None:  # noqa: ANN401
+    """A `RunPoint` of JSON values; raises TypeError, KeyError or ValueError for others."""
     if values is None:
         return None
     given = dict(values)
@@ -137,18 +140,21 @@ def plain_record(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa
 
 
 def plain_text(value: Any) -> str:  # noqa: ANN401
+    """`value`, if it is a text; raises TypeError for others."""
     if not isinstance(value, str):
         raise TypeError(f"{str(value)[:40]!r} is no text")
     return value
 
 
 def plain_count(value: Any) -> int:  # noqa: ANN401
+    """`value`, if it is a whole number that things are counted by; raises TypeError for others."""
     if type(value) is not int or not 0 <= value < 1 << 60:
         raise TypeError(f"{str(value)[:40]!r} is no number of things")
     return value
 
 
 def plain_number(value: Any) -> float:  # noqa: ANN401
+    """`value`, if it is a number of 0 or more; raises TypeError for others."""
     if type(value) not in (int, float) or not 0 <= value < 1e18:
         raise TypeError(f"{str(value)[:40]!r} is no number")
     return float(value)

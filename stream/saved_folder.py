@@ -6,18 +6,20 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from ..memory.json_text import json_text
 from .file_removal import remove_file
 from .run_point import RunPoint, SnapshotFileError, read_point
 from .saved_names import NAME, names_of_saved
-from .saved_stream import SavedStream, describe_saved, read_saved
+from .saved_stream import VIDEO, SavedStream, describe_saved, read_saved
 from .snapshot_file import read_snapshot_file, read_text, write_snapshot_file
 
 logger = logging.getLogger(__name__)
 
 # The newest may be damaged: by a disk that lied, or by hand.
 KEPT = 2
-VIDEO = "video.mp4"
+_WORKFLOW = "workflow.json"
 
 
 class SavedFolder:
@@ -25,10 +27,12 @@ class SavedFolder:
 
     Args:
         path: of the folder; made by the first save.
+        workflow: ComfyUI's workflow that makes the stream, put beside its first snapshot; None for none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, workflow: Any = None) -> None:  # noqa: ANN401
         self.path = path
+        self._workflow = workflow
 
     @property
     def video(self) -> Path:
@@ -51,6 +55,10 @@ class SavedFolder:
         blocks = saved.snapshot.blocks_made if saved.point is None else saved.point.blocks
         path = self.path / f"block_{blocks:07}.safetensors"
         write_snapshot_file(path, saved.snapshot.tensors, describe_saved(saved))
+        if self._workflow is not None:
+            # As the page saves it: dropped there, it opens.
+            (self.path / _WORKFLOW).write_text(json_text(self._workflow), encoding="utf-8")
+            self._workflow = None
         for old in self.snapshots()[KEPT:]:
             remove_file(old)
         return path
@@ -84,9 +92,14 @@ class SavedFolder:
 
     def discard(self) -> None:
         """Remove all that was made here, and the folder; what cannot be removed stays, and the log says why."""
-        shutil.rmtree(
-            self.path, onerror=lambda _, path, error: logger.warning("%s was not removed: %s", path, error[1])
-        )
+        # Snapshots first: what is left of a removal that ends in between is no stream to resume.
+        self.discard_snapshots()
+        try:
+            shutil.rmtree(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            logger.warning("%s was not removed: %s", self.path, error)
 
     def discard_snapshots(self) -> None:
         """Remove the snapshots; the video stays."""

@@ -17,12 +17,12 @@ def names_of_saved(root: Path) -> list[str]:
     except OSError:
         # Nothing was saved yet.
         return []
-    newest = [(written, folder.name) for folder in folders if (written := _newest(folder))]
+    newest = [(written, folder.name) for folder in folders if (written := newest_written(folder))]
     return [name for _, name in sorted(newest, reverse=True)[:_MOST]]
 
 
-def _newest(folder: Path) -> float:
-    """When its newest snapshot was written, seconds since 1970; 0 where there is none."""
+def newest_written(folder: Path) -> float:
+    """When the newest snapshot of a folder was written, seconds since 1970; 0 where there is none."""
     try:
         return max((path.stat().st_mtime for path in folder.iterdir() if NAME.fullmatch(path.name)), default=0.0)
     except OSError:

@@ -27,8 +27,10 @@ from .run_point import (
 )
 from .settings import StreamSettings
 from .snapshot import InputVideo, StreamSnapshot, VideoSoFar
-from .snapshot_tree import check_layout
+from .snapshot_layout import check_layout
 
+# Beside its snapshots; a file says no path, which could be anybody's.
+VIDEO = "video.mp4"
 # What a stream that goes on is compared by, and nothing that loads: see `check_recipe`.
 _OF_RECIPE = (
     "model", "components", "revision", "blocks", "dtype", "device", "stamp", "vae", "text_encoder", "weights",
@@ -62,7 +64,7 @@ def describe_saved(saved: SavedStream) -> str:
             "scene_began": past.scene_began,
             "prompt": past.prompt,
             "layout": past.layout,
-            "video": None if past.video is None else asdict(past.video) | {"path": str(past.video.path)},
+            "video": None if past.video is None else {"fps": past.video.fps, "pictures": past.video.pictures},
             "input_video": None if past.input_video is None else asdict(past.input_video),
             "point": None if saved.point is None else asdict(saved.point),
         },
@@ -77,10 +79,12 @@ def read_saved(path: Path, text: str, tensors: Mapping[str, torch.Tensor]) -> Sa
         SnapshotFileError: `text` of the file `path` describes none.
     """
     described = parse_description(path, text)
-    return reading(path, lambda: SavedStream(_snapshot(described, tensors), point_of(described["point"])))
+    return reading(
+        path, lambda: SavedStream(_snapshot(described, tensors, path.parent / VIDEO), point_of(described["point"]))
+    )
 
 
-def _snapshot(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> StreamSnapshot:
+def _snapshot(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], file: Path) -> StreamSnapshot:
     layout = plain_text(described["layout"])
     check_layout(layout, tensors)
     video, input_video = described["video"], described["input_video"]
@@ -91,9 +95,7 @@ def _snapshot(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor])
         plain_text(described["prompt"]),
         layout,
         MappingProxyType(dict(tensors)),
-        None
-        if video is None
-        else VideoSoFar(Path(plain_text(video["path"])), plain_number(video["fps"]), plain_count(video["pictures"])),
+        None if video is None else VideoSoFar(file, plain_number(video["fps"]), plain_count(video["pictures"])),
         None
         if input_video is None
         else InputVideo(
@@ -105,7 +107,7 @@ def _snapshot(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor])
 
 def _settings(values: Mapping[str, Any]) -> StreamSettings:
     given = dict(values)
-    lists = {name: StepList.parse(name, plain_text(given.pop(name) or "")) for name in _STEP_LISTS}
+    lists: dict[str, Any] = {name: StepList.parse(name, plain_text(given.pop(name) or "")) for name in _STEP_LISTS}
     cleanup = CleanupPolicy(given.pop("cleanup"))
     plain = plain_record(StreamSettings, given)
     # As one: a list and the number of steps are checked together.

@@ -1,14 +1,13 @@
 """Named tensors and one text in a file with a checksum over all of it.
 
-The file is a safetensors file (https://github.com/huggingface/safetensors) whose header begins with the checksum: SHA-256
-of the whole file, with zeros in the checksum's own place. Any program that reads safetensors reads it. Nothing in it is
-believed: what is read is no larger than the file, and each error is one sentence.
+The file is a safetensors file (https://github.com/huggingface/safetensors) whose header begins with the checksum:
+SHA-256 of the whole file, with zeros in the checksum's own place. Any program that reads safetensors reads it. Nothing
+in it is believed: what is read is no larger than the file, and each error is one sentence.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import stat
@@ -57,7 +56,7 @@ def write_snapshot_file(path: Path, tensors: Mapping[str, torch.Tensor], text: s
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            for piece in itertools.chain((len(header).to_bytes(_LENGTH_BYTES, "little"), header), _bytes_of(ordered)):
+            for piece in _pieces(header, ordered):
                 digest.update(piece)
                 file.write(piece)
             file.seek(_LENGTH_BYTES + len(_BEFORE_SUM))
@@ -138,7 +137,10 @@ def _header(tensors: list[tuple[str, torch.Tensor]], text: str) -> bytes:
     return header
 
 
-def _bytes_of(tensors: list[tuple[str, torch.Tensor]]) -> Iterator[memoryview]:
+def _pieces(header: bytes, tensors: list[tuple[str, torch.Tensor]]) -> Iterator[bytes | memoryview]:
+    """The content of a file, some at a time."""
+    yield len(header).to_bytes(_LENGTH_BYTES, "little")
+    yield header
     for _, tensor in tensors:
         whole = tensor.contiguous().reshape(-1).view(torch.uint8)
         yield from (memoryview(piece.numpy().data) for piece in whole.split(_PIECE))
@@ -192,7 +194,7 @@ def _read_tensor(path: Path, file: BinaryIO, entry: _Entry, digest: Any) -> torc
     made = torch.empty(entry.shape, dtype=entry.dtype)
     rest = memoryview(made.reshape(-1).view(torch.uint8).numpy().data)
     while rest:
-        count = file.readinto(rest[:_PIECE])  # type: ignore[attr-defined]
+        count = file.readinto(rest[:_PIECE])
         if not count:
             raise SnapshotFileError(f"{path} is damaged: it ends too early.")
         digest.update(rest[:count])

@@ -16,12 +16,11 @@ import psutil
 import torch
 
 from ..memory.byte_text import format_gb
+from .snapshot_layout import PLAIN
 from .state import Snapshottable
 
 # From the name of a class to what makes its object of parts; see `Snapshottable.from_snapshot`.
 SnapshotKinds = Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]
-
-_PLAIN = (bool, int, float, str)
 
 
 class CannotSnapshotError(ValueError):
@@ -64,7 +63,7 @@ class TreeWriter:
         if isinstance(value, float) and not math.isfinite(value):
             # JSON has no such numbers.
             return {"float": repr(value)}
-        if value is None or type(value) in _PLAIN:
+        if value is None or type(value) in PLAIN:
             return value
         if isinstance(value, torch.Tensor):
             return {"tensor": self._take(value, path), "on_device": value.device.type == self._device.type}
@@ -82,7 +81,7 @@ class TreeWriter:
         raise CannotSnapshotError(_refusal(path, value))
 
     def _key(self, key: Any, path: str) -> Any:  # noqa: ANN401
-        if key is None or type(key) in _PLAIN:
+        if key is None or type(key) in PLAIN:
             return key
         raise CannotSnapshotError(_refusal(path, key))
 
@@ -171,7 +170,12 @@ class TreeReader:
                 f"{kind} in the loader, or start a new stream."
             )
         generator = torch.Generator(self._device if kind == self._device.type else kind)
-        generator.set_state(self._tensors[path].clone())
+        try:
+            generator.set_state(self._tensors[path].clone())
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"go_on_from has no state of a generator in {path} ({error}): start a new stream."
+            ) from error
         return generator
 
     def _object(self, kind: str, parts: Any) -> Any:  # noqa: ANN401
@@ -188,58 +192,3 @@ class TreeReader:
             raise ValueError(
                 f"go_on_from holds a {kind} of other parts than this version has ({error}): start a new stream."
             ) from error
-
-
-_MOST_NODES, _DEEPEST = 1_000_000, 40
-_SEQUENCES = ("list", "tuple", "deque")
-
-
-def check_layout(written: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError unless `written`, which may come from anywhere, can be read with these tensors."""
-    nodes = json.loads(written)
-    if not isinstance(nodes, dict):
-        raise ValueError("the layout is no table")
-    waiting: list[tuple[Any, int]] = [(node, 0) for node in nodes.values()]
-    looked_at = 0
-    while waiting:
-        node, depth = waiting.pop()
-        looked_at += 1
-        if depth > _DEEPEST or looked_at > _MOST_NODES:
-            raise ValueError("the layout is too large")
-        waiting += [(below, depth + 1) for below in _below(node, tensors)]
-
-
-def _below(node: Any, tensors: Mapping[str, torch.Tensor]) -> list[Any]:  # noqa: ANN401
-    """The nodes in a node of a layout; raises ValueError for what is none."""
-    if node is None or type(node) in _PLAIN:
-        return []
-    keys = set(node) if isinstance(node, dict) else set()
-    if keys == {"float"} and node["float"] in ("nan", "inf", "-inf"):
-        return []
-    if keys == {"tensor", "on_device"} and type(node["on_device"]) is bool and _named(node["tensor"], tensors):
-        return []
-    if keys == {"generator", "device"} and isinstance(node["device"], str) and _named(node["generator"], tensors):
-        return []
-    if keys == {"kind", "parts"} and isinstance(node["kind"], str) and isinstance(node["parts"], dict):
-        return [node["parts"]]
-    if keys == {"dict"} and isinstance(node["dict"], list):
-        pairs = node["dict"]
-        if all(isinstance(pair, list) and len(pair) == 2 and _is_key(pair[0]) for pair in pairs):
-            return [pair[1] for pair in pairs]
-    for kind in _SEQUENCES:
-        wanted = {kind, "length"} if kind == "deque" else {kind}
-        if keys == wanted and isinstance(node[kind], list) and _is_length(node.get("length")):
-            return list(node[kind])
-    raise ValueError(f"the layout has {str(node)[:40]!r} in it")
-
-
-def _is_key(key: Any) -> bool:  # noqa: ANN401
-    return key is None or type(key) in _PLAIN
-
-
-def _is_length(length: Any) -> bool:  # noqa: ANN401
-    return length is None or (type(length) is int and 0 <= length < 1 << 40)
-
-
-def _named(name: Any, tensors: Mapping[str, torch.Tensor]) -> bool:  # noqa: ANN401
-    return isinstance(name, str) and name in tensors

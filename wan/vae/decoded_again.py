@@ -43,7 +43,7 @@ def decode_again(vae: AutoencoderKLWan, latents: torch.Tensor, bounds: DecodeBou
 
     Args:
         vae: on its device.
-        latents: [1, z_dim, frames, height, width], as they were decoded: all of the stream, or the last `decoder_reach`.
+        latents: [1, z_dim, frames, height, width], as decoded: all of the stream, or the last `decoder_reach`.
         bounds: of the stream's decoder.
     """
     cache = DecoderCache.for_vae(vae)
