@@ -61,13 +61,12 @@ class Nursery:
 
     def begin(self, request: dict[str, Any]) -> int:
         """Have a stream begun; returns its pid."""
-        assert self.process is not None and self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        self._ask(json.dumps(request))
         return int(self._await("PID"))
 
     def ended(self) -> int:
         """Wait for the end of the stream; returns the status of `waitpid`."""
+        self._ask("wait")
         return int(self._await("ENDED"))
 
     def stop(self) -> None:
@@ -76,6 +75,11 @@ class Nursery:
             assert self.process.stdin is not None
             self.process.stdin.close()
             self.process.wait()
+
+    def _ask(self, line: str) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
 
     def _await(self, word: str) -> str:
         assert self.process is not None and self.process.stdout is not None
@@ -198,7 +202,7 @@ class Trial:
             else:
                 log.await_blocks(there + 1)
                 time.sleep(self.random.uniform(0.0, 1.0) * seconds * (1 - len({one[0] for one in log.blocks}) / BLOCKS))
-            # Its parent has not waited for it yet, so that no other process can have its pid.
+            # A zombie, if it has ended: its parent waits for it when it is asked to.
             os.kill(pid, signal.SIGKILL)
             was_killed = os.WIFSIGNALED(self.nursery.ended())
             self.killed += was_killed

@@ -147,7 +147,7 @@ def main() -> None:
     streams = Streams(Path(sys.argv[1]))
     # Told apart from what libraries print.
     print("READY", flush=True)
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
@@ -159,6 +159,8 @@ def main() -> None:
                 traceback.print_exc()
             os._exit(code)
         print(f"PID {pid}", flush=True)
+        # Until it is waited for, no other process gets its pid.
+        sys.stdin.readline()
         _, status = os.waitpid(pid, 0)
         print(f"ENDED {status}", flush=True)
 

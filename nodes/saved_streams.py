@@ -140,6 +140,6 @@ def _with_video(snapshot: StreamSnapshot, point: RunPoint | None) -> StreamSnaps
 def _track(point: RunPoint | None) -> Any:  # noqa: ANN401
     if point is None or not point.track:
         return host.blocked_output(
-            "There is no track: the stream was saved at its end, or a conditioning was its prompt."
+            "There is no track: the stream was saved at its end, or its prompt was a conditioning."
         )
     return PromptTrack.parse(point.track, point.interpolation)

@@ -25,7 +25,9 @@ class DecodedLatents:
 
     def begin_with(self, latents: torch.Tensor | None) -> None:
         """The decoder has decoded what leaves it as `latents` do; None for what nobody knows."""
-        self._kept = [] if latents is None else [latents.detach().to("cpu", torch.float32, copy=True)]
+        copied = None if latents is None else latents.detach().to("cpu", torch.float32, copy=True)
+        # By frames, so that each can be dropped.
+        self._kept = [] if copied is None else [frame.clone() for frame in copied.split(1, dim=2)]
         self._from_the_start = latents is not None
 
     def add(self, latents: torch.Tensor, reach: int) -> None:
@@ -44,7 +46,9 @@ class DecodedLatents:
 
     def joined(self) -> torch.Tensor | None:
         """All that is kept, float32 [1, channels, frames, height, width]; None where it is not whole."""
-        return torch.cat(self._kept, dim=2) if self._kept and self.is_whole else None
+        if not self._kept or not self.is_whole:
+            return None
+        return torch.cat(self._kept, dim=2)[:, :, -self._reach :].clone()
 
     @property
     def _frames(self) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from .file_removal import remove_file
 from .full_disk import explaining_full_disk
-from .growing_mp4 import GrowingMp4, cut_fragments
+from .growing_mp4 import GrowingMp4, check_fragments, cut_fragments
 from .joined_mp4 import check_alike, copy_pictures
 from .keep_frames import KeepFrames
 from .picture_rate import exact_rate
@@ -124,6 +124,7 @@ class Mp4Sink:
             self._copy_earlier(encoder, file)
             return file
         mark = self._resume
+        check_fragments(self.path, mark.fragments, mark.bytes)
         with av.open(str(self.path)) as reader:
             check_alike(self.path, reader.streams.video[0], encoder.stream)
         encoder.pictures = mark.pictures
