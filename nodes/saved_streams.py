@@ -85,8 +85,8 @@ class SaveStreamState(io.ComfyNode):
             category="StreamBlocks",
             **search_aliases("save snapshot", "checkpoint stream", "continue later"),
             description=(
-                "Writes what a sampler needs to go on with a stream to the output folder's streamblocks/saved, for Load "
-                "Saved Stream on another day. The video itself is not in it."
+                "Writes what a sampler needs to go on with a stream to the output folder's streamblocks/saved, for "
+                "Load Saved Stream on another day. The video itself is not in it."
             ),
             inputs=[
                 StreamType.Input("stream", tooltip="The stream output of a sampler."),
@@ -140,6 +140,6 @@ def _with_video(snapshot: StreamSnapshot, point: RunPoint | None) -> StreamSnaps
 def _track(point: RunPoint | None) -> Any:  # noqa: ANN401
     if point is None or not point.track:
         return host.blocked_output(
-            "There is no track: the stream was saved at its end, or its prompt was a conditioning."
+            "There is no track: the stream was saved at its end, or a conditioning was its prompt."
         )
     return PromptTrack.parse(point.track, point.interpolation)

@@ -19,11 +19,11 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .block_prompt import BlockPrompt
-from .carried_state import DECODED_LATENTS, DECODER_CACHE, INPUT_ENCODER
-from .decoded_latents import DecodedLatents
+from .block_result import BlockFailedError as BlockFailedError
+from .block_result import check_finite, take_frames
+from .carried_state import DECODER_CACHE, INPUT_ENCODER
 from .device_choice import check_attention_backend
-from .frames import to_uint8_frames
-from .last_block import LastBlock
+from .kept_past import KeptPast
 from .looks import PassCallback, looking, watching_passes
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
@@ -35,13 +35,6 @@ logger = logging.getLogger(__name__)
 
 # What a hard cut leaves in the state; see `PromptEncodings`.
 _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
-
-
-class BlockFailedError(RuntimeError):
-    """A block is unusable; the blocks before it are good."""
-
-    # Programs that show errors to users put the module before the name, unless it is this one.
-    __module__ = "builtins"
 
 
 @dataclass(frozen=True)
@@ -134,11 +127,7 @@ class Session:
         self._blocks_before = 0 if going_on is None else going_on.blocks_made - first_block
         self._last_prompt: str | None = None
         self._has_begun = False
-        self._decoded = DecodedLatents() if keeps_latents else None
-        if self._decoded is not None and start_from and DECODER_CACHE in start_from:
-            self._decoded.begin_with(None)
-        self._to_decode_again: torch.Tensor | None = None
-        self._noted: LastBlock | None = None
+        self._kept = KeptPast(pipeline, keeps=keeps_latents, begins=DECODER_CACHE not in (start_from or {}))
 
     @property
     def has_made_blocks(self) -> bool:
@@ -196,8 +185,8 @@ class Session:
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
-        self._check_finite()
-        frames = self._take_frames()
+        check_finite(self._state.values, self.next_block, self.pipeline.explain_not_finite)
+        frames = take_frames(self._state.values, self.next_block)
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
         self.recorder.end_block(self._state.values, frames)
@@ -210,20 +199,15 @@ class Session:
         )
         self.next_block += 1
         self._last_prompt = shown.name
-        self._keep_latents()
+        self._kept.block_made(self._state.values, self.settings.frames_per_block)
         return block
 
     def note_block(self) -> None:
         """Have `snapshot_of_noted` give the stream as it is now, also while the next block is made or fails."""
-        if self._decoded is None or self._last_prompt is None:
-            return
-        self._noted = LastBlock.note(
-            self.pipeline.carried_state(self._state.values | {"generator": self._generator}, self.settings),
-            self._decoded.joined(),
-            prompt=self._last_prompt,
-            blocks_made=self._blocks_made,
-            scene_began=self._first_of_scene,
-        )
+        if self._last_prompt is not None:
+            carried = self.pipeline.carried_state(self._state_with_generator(), self.settings)
+            scene = self._first_of_scene
+            self._kept.note(carried, prompt=self._last_prompt, blocks_made=self._blocks_made, scene_began=scene)
 
     def snapshot_of_noted(self) -> StreamSnapshot:
         """The stream as it was when it was noted; this session cannot go on if it is in the midst of a block.
@@ -233,17 +217,8 @@ class Session:
             CannotSnapshotError: the pipeline's state cannot be copied.
             MemoryError: there is too little RAM for the copy.
         """
-        noted = self._noted
-        if noted is None or self._closed:
-            raise ValueError("no block of the stream was noted")
-        return StreamSnapshot.take(
-            self.pipeline,
-            self.settings,
-            noted.restored(),
-            blocks_made=noted.blocks_made,
-            prompt=noted.prompt,
-            scene_began=noted.scene_began,
-        )
+        noted = self._kept.noted
+        return self._snapshot(noted.restored(), noted.prompt, noted.blocks_made, noted.scene_began)
 
     def snapshot(self, *, lean: bool = False) -> StreamSnapshot:
         """The stream after its last block, for sessions that go on from there; costs one copy to the CPU.
@@ -261,18 +236,16 @@ class Session:
         if self._closed or self._last_prompt is None:
             why = "the session is closed" if self._closed else "its last block is not complete"
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
-        state = self._state.values | {"generator": self._generator}
-        decoded = None if self._decoded is None else self._decoded.joined()
-        if decoded is not None:
-            state |= {DECODED_LATENTS: decoded} | ({DECODER_CACHE: None} if lean else {})
+        state = self._state_with_generator() | self._kept.entries(lean=lean)
+        return self._snapshot(state, self._last_prompt, self._blocks_made, self._first_of_scene)
+
+    def _snapshot(self, state: Mapping[str, Any], prompt: str, blocks_made: int, scene_began: int) -> StreamSnapshot:
         return StreamSnapshot.take(
-            self.pipeline,
-            self.settings,
-            state,
-            blocks_made=self._blocks_made,
-            prompt=self._last_prompt,
-            scene_began=self._first_of_scene,
+            self.pipeline, self.settings, state, blocks_made=blocks_made, prompt=prompt, scene_began=scene_began
         )
+
+    def _state_with_generator(self) -> dict[str, Any]:
+        return {**self._state.values, "generator": self._generator}
 
     def _take_up_past(self) -> None:
         """Bring the stream to go on from to the device: not before the text encoder may have left."""
@@ -281,37 +254,20 @@ class Session:
             unused = () if self.settings.video_given else (INPUT_ENCODER,)
             self._state.values.update(past.start_entries(self.pipeline, without=unused))
             self._generator = self._state.values["generator"]
-            decoded = self._state.values.pop(DECODED_LATENTS, None)
-            if DECODER_CACHE not in self._state.values:
-                self._to_decode_again = decoded
-            if self._decoded is not None:
-                self._decoded.begin_with(decoded)
+            self._kept.take_up(self._state.values)
 
     def _make_past(self) -> None:
         """Make what the first block needs of its past and nobody kept, with the components on the device."""
-        if self._start_pictures is not None:
-            with self._looking():
+        with self._looking():
+            if self._start_pictures is not None:
                 self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
-            self._start_pictures = None
-            self.recorder.add("start pictures")
-            if self._decoded is not None:
-                self._decoded.begin_with(self._state.get("current_denoised_latents"))
-        if self._to_decode_again is not None:
-            with self._looking():
-                self._state.values.update(self.pipeline.decode_again(self._to_decode_again, self.settings))
-            self._to_decode_again = None
+                self._start_pictures = None
+                self._kept.begin_with(self._state.get("current_denoised_latents"))
+                self.recorder.add("start pictures")
+            made = self._kept.make_decoder(self.settings)
+        if made:
+            self._state.values.update(made)
             self.recorder.add("decode again")
-
-    def _keep_latents(self) -> None:
-        reach = None if self._decoded is None else self.pipeline.decoder_reach()
-        latents = self._state.get("current_denoised_latents")
-        if self._decoded is None:
-            return
-        if reach is None or not isinstance(latents, torch.Tensor):
-            # Blocks of a repository: what they decode is unknown.
-            self._decoded = None
-        else:
-            self._decoded.add(latents[:, :, -self.settings.frames_per_block :], reach)
 
     def _call_pipeline(self, prompt: str) -> StreamState:
         """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
@@ -337,6 +293,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
+        self._kept.drop()
         self._state.clear()
         self.recorder.close()
         if self.settings.reset_compile:
@@ -358,8 +315,7 @@ class Session:
         self._state.clear()
         self._state = self._new_state(kept)
         self._first_of_scene = self._blocks_made
-        self._decoded = None if self._decoded is None else DecodedLatents()
-        self._noted = None
+        self._kept.begin_afresh()
 
     def _encode(self, prompt: BlockPrompt) -> None:
         # Embeddings may be given to a stream whose past had a prompt.
@@ -391,30 +347,3 @@ class Session:
     def _looking(self) -> AbstractContextManager[None]:
         """Look for a cancel while the pipeline's modules compute."""
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
-
-    def _check_finite(self) -> None:
-        latents = self._state.get("current_denoised_latents")
-        pictures_finite = self._state.get("pictures_finite")
-        if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
-            what = "latents"
-        elif pictures_finite is not None and not pictures_finite:
-            what = "pictures"
-        else:
-            return
-        why = self.pipeline.explain_not_finite() or "try dtype bfloat16 or float32, or another attention backend"
-        raise BlockFailedError(
-            f"block {self.next_block + 1} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
-            f"{why}."
-        )
-
-    def _take_frames(self) -> torch.Tensor:
-        videos = self._state.values.pop("videos", None)
-        if videos is None:
-            raise BlockFailedError(
-                f"block {self.next_block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
-                "of a streaming pipeline."
-            )
-        try:
-            return to_uint8_frames(videos)
-        except ValueError as error:
-            raise BlockFailedError(f"block {self.next_block + 1}: {error}") from error

@@ -92,7 +92,7 @@ def test_all_of_a_stream_comes_back(tmp_path):
     assert same(safetensors.torch.load_file(file), TENSORS)
     # No program's objects are in it.
     assert b"torch" not in file.read_bytes()
-    assert os.listdir(folder.path) == [file.name]
+    assert list(folder.path.iterdir()) == [file]
 
 
 def test_each_byte_of_a_file_counts(tmp_path):
@@ -120,9 +120,9 @@ def test_half_written_files_are_named(tmp_path):
     whole = newest.read_bytes()
     for length in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
         newest.write_bytes(whole[:length])
-        with pytest.raises(SnapshotFileError, match="no saved stream, or damaged|is damaged"):
+        with pytest.raises(SnapshotFileError, match=r"no saved stream, or damaged|is damaged"):
             read_snapshot_file(newest)
-    with pytest.raises(SnapshotFileError, match="has no snapshot to go on from: .* is damaged"):
+    with pytest.raises(SnapshotFileError, match=r"has no snapshot to go on from: .* is damaged"):
         folder.load()
     assert folder.point() is None or folder.point() == POINT
 
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         folder.save(saved(2))
-    assert os.listdir(tmp_path) == ["block_0000001.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["block_0000001.safetensors"]
     assert folder.load()[0].point.blocks == 1
 
 
@@ -240,9 +240,9 @@ def test_descriptions_of_strangers_are_one_sentence(tmp_path, keys, value):
 
 
 def test_what_a_file_cannot_hold_is_said(tmp_path):
-    with pytest.raises(ValueError, match="odd is torch.complex64, which a safetensors file cannot hold"):
+    with pytest.raises(ValueError, match=r"odd is torch\.complex64, which a safetensors file cannot hold"):
         write_snapshot_file(tmp_path / "a", {"odd": torch.zeros(1, dtype=torch.complex64)}, "")
     with pytest.raises(ValueError, match="and a snapshot has 2000000 for it"):
         write_snapshot_file(tmp_path / "a", {}, "x" * 2_000_000)
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
     assert asdict(POINT)["video"]["bytes"] == 1234
