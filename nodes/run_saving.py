@@ -38,6 +38,7 @@ class RunSaving:
         every: blocks between two saves; 0 saves nothing.
         resume: whether the last unfinished run of this node goes on.
         recipe: of the pipeline.
+        keep_all: whether all pictures are to be kept.
         node: the node's execution id; None outside of a prompt.
         workflow: the page's id of the workflow; None outside of a page.
         extra: the hidden input with the workflow; None outside of a prompt.
@@ -58,6 +59,7 @@ class RunSaving:
         recipe: Recipe,
         *,
         resume: bool,
+        keep_all: bool,
         node: str | None,
         workflow: str | None,
         extra: Any,  # noqa: ANN401
@@ -71,7 +73,7 @@ class RunSaving:
         self._folder: SavedFolder | None = None
         self._growing: Path | None = None
         if resume:
-            self._find(recipe)
+            self._find(recipe, keep_all)
 
     def settings(self, asked: StreamSettings) -> StreamSettings:
         """`asked` for the run that is resumed: what the memory decided then stays decided, as far as it fits."""
@@ -146,14 +148,14 @@ class RunSaving:
             return None
         return folder
 
-    def _find(self, recipe: Recipe) -> None:
+    def _find(self, recipe: Recipe, keep_all: bool) -> None:
         for folder in saved_folders(host.output_folder() / UNFINISHED_STREAMS):
             point = folder.point()
             if point is not None and (point.node, point.workflow) == (self._node, self._workflow):
-                self._take(folder, recipe)
+                self._take(folder, recipe, keep_all)
                 return
 
-    def _take(self, folder: SavedFolder, recipe: Recipe) -> None:
+    def _take(self, folder: SavedFolder, recipe: Recipe, keep_all: bool) -> None:
         saved, said = folder.load()
         self._folder, self.past, self.point = folder, saved.snapshot, saved.point
         point = saved.point
@@ -171,6 +173,8 @@ class RunSaving:
         self.notices.append(
             f"The stream went on behind block {point.blocks} from {folder.path}, with the prompts that it had."
         )
+        if keep_all:
+            self.notices.append("keep_frames is 'all', and the images are those since the stream went on only.")
         if point.recipe != repr(recipe):
             self.notices.append(
                 "The pipeline has other LoRAs, quantization or loading options than when the stream began, so its "

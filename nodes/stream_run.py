@@ -83,6 +83,7 @@ class StreamRun:
             values.save_every,
             values.pipeline,
             resume=values.resume == RESUME_LAST,
+            keep_all=KeepFrames(values.keep_frames) is KeepFrames.ALL,
             node=node,
             workflow=workflow,
             extra=None if hidden is None else hidden.extra_pnginfo,

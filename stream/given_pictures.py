@@ -118,7 +118,7 @@ class GivenPictures:
         if self._video is None or before is None:
             return 0
         if before.source != self._named:
-            if self._resumed and self._video.has_rate:
+            if self._resumed:
                 raise ValueError(
                     "resume: the video is another one than the unfinished stream was made from: connect that one, or "
                     "choose 'new stream'."

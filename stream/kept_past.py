@@ -76,7 +76,7 @@ class KeptPast:
         """Note what the last block left; see `LastBlock.note`."""
         if self._decoded is not None:
             self._noted = LastBlock.note(
-                carried, self._decoded.joined(), prompt=prompt, blocks_made=blocks_made, scene_began=scene_began
+                carried, self._decoded, prompt=prompt, blocks_made=blocks_made, scene_began=scene_began
             )
 
     @property

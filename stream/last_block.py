@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .carried_state import DECODED_LATENTS, DECODER_CACHE
+from .decoded_latents import DecodedLatents
 from .state import Rewindable, Snapshottable
 
 _KEYS = "kv_cache"
@@ -21,6 +22,7 @@ class LastBlock:
 
     Attributes:
         entries: of the state, as a lean snapshot has them, without keys and values.
+        decoded: the latents that stand for the decoder's cache.
         keys: the cache of keys and values, which the next block changes in place; None where none is carried.
         rewind: makes `keys` what it was; False where it cannot.
         is_known: False where an entry may have changed in place unnoticed.
@@ -30,6 +32,7 @@ class LastBlock:
     """
 
     entries: Mapping[str, Any]
+    decoded: DecodedLatents
     keys: Any
     rewind: Callable[[], bool]
     is_known: bool
@@ -41,7 +44,7 @@ class LastBlock:
     def note(
         cls,
         carried: Mapping[str, Any],
-        decoded: torch.Tensor | None,
+        decoded: DecodedLatents,
         *,
         prompt: str,
         blocks_made: int,
@@ -51,17 +54,17 @@ class LastBlock:
 
         Args:
             carried: entries of its state that the next block needs, the generator among them.
-            decoded: see `DecodedLatents.joined`; without them the decoder's cache would have to be copied.
+            decoded: where they are not whole, the decoder's cache would have to be copied.
             prompt: of the last block.
             blocks_made: see the class.
             scene_began: see the class.
         """
         keys = carried.get(_KEYS)
         left = {name: value for name, value in carried.items() if name not in (_KEYS, DECODER_CACHE, DECODED_LATENTS)}
-        known = decoded is not None and not any(isinstance(value, Snapshottable) for value in left.values())
+        known = decoded.is_whole and not any(isinstance(value, Snapshottable) for value in left.values())
         rewind = _undo(keys) if keys is not None else lambda: True
-        entries = {name: _held(value) for name, value in left.items()} | {DECODED_LATENTS: decoded}
-        return cls(entries, keys, rewind, known, prompt, blocks_made, scene_began)
+        entries = {name: _held(value) for name, value in left.items()}
+        return cls(entries, decoded.copy(), keys, rewind, known, prompt, blocks_made, scene_began)
 
     def restored(self) -> dict[str, Any]:
         """The entries of then.
@@ -71,7 +74,8 @@ class LastBlock:
         """
         if not self.is_known or not self.rewind():
             raise ValueError("the block that failed has changed what the one before it left")
-        return dict(self.entries) | ({} if self.keys is None else {_KEYS: self.keys})
+        keys = {} if self.keys is None else {_KEYS: self.keys}
+        return {**self.entries, **keys, DECODED_LATENTS: self.decoded.joined()}
 
 
 def _held(value: Any) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ import itertools
 import shutil
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import av
 import pytest
@@ -63,7 +64,7 @@ def recipe(tiny_folder):
 
 
 def small(policy, blocks):
-    window = {"sink_frames": 1, "context_frames": 4} if policy == "rolling" else {}
+    window: dict[str, Any] = {"sink_frames": 1, "context_frames": 4} if policy == "rolling" else {}
     return StreamSettings(width=32, height=32, steps=2, seed=7, blocks=blocks, kv_policy=policy, **window)
 
 
@@ -160,6 +161,7 @@ def test_a_long_stream_goes_on_bit_for_bit(recipe, tmp_path, policy):
         assert point.blocks == made and said == [] and equal(later, whole.blocks[made:blocks])
         assert is_whole(file, 9 + 12 * (blocks - 1)) and again.blocks_made == blocks
     assert again.pictures == report.pictures
+    assert report.snapshot is not None
     kept, wanted = again.snapshot.lean(), report.snapshot.lean()
     assert kept.layout == wanted.layout
     assert equal([kept.tensors[name] for name in wanted.tensors], list(wanted.tensors.values()))
@@ -172,7 +174,12 @@ def test_a_stream_from_a_video_with_edits_goes_on_bit_for_bit(recipe, tmp_path, 
 
     def steered():
         control = LiveControl()
-        return Steering(control, tell=lambda i, _: i == 0 and control.edit(Edit(prompt="a bird", strength=0.9)))
+
+        def after_block_0(index, _):
+            if index == 0:
+                control.edit(Edit(prompt="a bird", strength=0.9))
+
+        return Steering(control, tell=after_block_0)
 
     whole = Pictures()
     run_stream(materialise(recipe), settings, planned(video=True), [whole], Nobody(), steering=steered())
