@@ -185,7 +185,7 @@ class Session:
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
-        check_finite(self._state.values, self.next_block, self.pipeline.explain_not_finite)
+        self._check_finite()
         frames = take_frames(self._state.values, self.next_block)
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
@@ -205,7 +205,7 @@ class Session:
     def note_block(self) -> None:
         """Have `snapshot_of_noted` give the stream as it is now, also while the next block is made or fails."""
         if self._last_prompt is not None:
-            carried = self.pipeline.carried_state(self._state_with_generator(), self.settings)
+            carried = self.pipeline.carried_state(self._state.values | {"generator": self._generator}, self.settings)
             scene = self._first_of_scene
             self._kept.note(carried, prompt=self._last_prompt, blocks_made=self._blocks_made, scene_began=scene)
 
@@ -236,16 +236,13 @@ class Session:
         if self._closed or self._last_prompt is None:
             why = "the session is closed" if self._closed else "its last block is not complete"
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
-        state = self._state_with_generator() | self._kept.entries(lean=lean)
+        state = self._state.values | {"generator": self._generator} | self._kept.entries(lean=lean)
         return self._snapshot(state, self._last_prompt, self._blocks_made, self._first_of_scene)
 
     def _snapshot(self, state: Mapping[str, Any], prompt: str, blocks_made: int, scene_began: int) -> StreamSnapshot:
         return StreamSnapshot.take(
             self.pipeline, self.settings, state, blocks_made=blocks_made, prompt=prompt, scene_began=scene_began
         )
-
-    def _state_with_generator(self) -> dict[str, Any]:
-        return {**self._state.values, "generator": self._generator}
 
     def _take_up_past(self) -> None:
         """Bring the stream to go on from to the device: not before the text encoder may have left."""
@@ -347,3 +344,6 @@ class Session:
     def _looking(self) -> AbstractContextManager[None]:
         """Look for a cancel while the pipeline's modules compute."""
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
+
+    def _check_finite(self) -> None:
+        check_finite(self._state.values, self.next_block, self.pipeline.explain_not_finite)
