@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..stream.placed_track import PlacedTrack
+    from ..stream.run_point import RunPoint
     from ..stream.settings import StreamSettings
     from ..stream.stream_pipeline import StreamPipeline
     from .connected_pictures import LiveFrames
@@ -95,7 +96,14 @@ class LiveRun:
         """Tell pages the line that is said on the node."""
         self.news.update(says={"id": message, "values": dict(values)})
 
-    def steer(self, pipeline: StreamPipeline, settings: StreamSettings, direction: Direction, fps: float) -> Steering:
+    def steer(
+        self,
+        pipeline: StreamPipeline,
+        settings: StreamSettings,
+        direction: Direction,
+        fps: float,
+        resumed: RunPoint | None = None,
+    ) -> Steering:
         """Tell what is planned, and which edits have an effect.
 
         Args:
@@ -103,7 +111,10 @@ class LiveRun:
             settings: of the stream.
             direction: as planned.
             fps: pictures a second.
+            resumed: where the stream goes on; None for one that begins.
         """
+        if resumed is not None:
+            self._blocks, self._pictures = resumed.blocks, resumed.pictures
         self._attention_bias, self._fps = settings.attention_bias, fps
         self._allowed = Allowed(
             prompt="" if direction.embeds is None else _NO_PROMPTS,
