@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
-from ..stream.live_control import LiveControl
+from ..stream.live_control import EditRefusedError, LiveControl
 from ..stream.live_news import NewsPage
 from ..stream.picture_encoding import BlockPictures, EncodedPictures
 from .code_routes import add_code_routes
@@ -65,7 +65,7 @@ async def news(request: web.Request) -> web.Response:
     try:
         if not await wait_for_news(request, stream.news, version):
             return web.Response(status=204)
-        body = await _news_body(request, stream, stream.news.since(block, points))
+        body = await _news_body(request, stream, stream.news.since(block, points, version))
     finally:
         stream.waiting -= 1
     return web.Response(body=body, content_type="application/octet-stream", headers={"Cache-Control": "no-store"})
@@ -78,7 +78,7 @@ async def control(request: web.Request) -> web.Response:
     _check_token(stream, asked.token)
     mailbox = stream.control
     if mailbox is None:
-        raise RefusedRequestError(409, "The stream has ended: nothing of it can be changed any more.")
+        raise RefusedRequestError(409, "The stream has ended: nothing of it can be changed any more.", "refused_ended")
     _steer(mailbox, asked)
     # All pages are told what waits now, whoever asked for it.
     return web.json_response({"version": stream.news.update()})
@@ -91,17 +91,19 @@ async def frames(request: web.Request) -> web.Response:
     _check_token(stream, request.headers.get(TOKEN_HEADER, ""))
     if stream.inbox is None:
         ended = stream.control is None
-        raise RefusedRequestError(409, "The stream has ended." if ended else "This stream takes no frames.")
+        raise RefusedRequestError(
+            409, "The stream has ended." if ended else "This stream takes no frames.", "refused_ended" if ended else ""
+        )
     jpeg = await read_body(request, "image/jpeg", FRAME_BYTES)
     inbox = stream.inbox
     if inbox is None:
-        raise RefusedRequestError(409, "The stream has ended.")
+        raise RefusedRequestError(409, "The stream has ended.", "refused_ended")
     if not jpeg.startswith(b"\xff\xd8\xff"):
-        raise RefusedRequestError(400, "The body is no JPEG: send one picture as JPEG.")
+        raise RefusedRequestError(400, "The body is no JPEG: send one picture as JPEG.", "refused_picture")
     try:
         taken = await stream.turns.run(lambda: inbox.put(jpeg))
     except ValueError as error:
-        raise RefusedRequestError(400, str(error)) from None
+        raise RefusedRequestError(400, str(error), "refused_picture") from None
     return web.json_response({"dropped": int(not taken), "fps": stream.news.fps})
 
 
@@ -109,8 +111,8 @@ def _steer(mailbox: LiveControl, asked: ControlRequest) -> None:
     if asked.action == "edit":
         try:
             mailbox.edit(asked.edit())
-        except ValueError as error:
-            raise RefusedRequestError(409, str(error)) from None
+        except EditRefusedError as refusal:
+            raise RefusedRequestError(409, str(refusal), refusal.message) from None
     elif asked.action == "pause":
         mailbox.pause()
     elif asked.action == "resume":
@@ -132,13 +134,17 @@ def _streams(request: web.Request) -> LiveStreams:
 def _stream(request: web.Request) -> LiveStream:
     stream = _streams(request).find(request.match_info["prompt_id"], request.match_info["node"])
     if stream is None:
-        raise RefusedRequestError(404, "There is no stream of this prompt and node: ask for the list of streams.")
+        raise RefusedRequestError(
+            404, "There is no stream of this prompt and node: ask for the list of streams.", "gone"
+        )
     return stream
 
 
 def _check_token(stream: LiveStream, token: str) -> None:
     if not stream.admits(token):
-        raise RefusedRequestError(403, "The token is not this stream's: steer from the page that queued the prompt.")
+        raise RefusedRequestError(
+            403, "The token is not this stream's: steer from the page that queued the prompt.", "refused_token"
+        )
 
 
 def _number(request: web.Request, name: str, otherwise: int) -> int:

@@ -22,11 +22,17 @@ class RefusedRequestError(Exception):
     Args:
         status: of the answer, 4xx.
         sentence: for people.
+        message: the id under which pages have it in their language; "" for what no page of ours can cause.
     """
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, message: str = "") -> None:
         super().__init__(sentence)
         self.status = status
+        self.message = message
+
+    def answer(self) -> dict[str, str]:
+        """What is sent, as JSON values."""
+        return {"error": str(self)} | ({"id": self.message} if self.message else {})
 
 
 def answered(handler: Handler) -> Handler:
@@ -36,7 +42,7 @@ def answered(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except RefusedRequestError as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
+            return web.json_response(refusal.answer(), status=refusal.status)
 
     return answer
 
@@ -63,7 +69,7 @@ async def read_body(request: web.Request, content_type: str, limit: int) -> byte
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
-    too_long = RefusedRequestError(413, f"The body is longer than {limit:,} bytes: send less.")
+    too_long = RefusedRequestError(413, f"The body is longer than {limit:,} bytes: send less.", "refused_too_long")
     if (request.content_length or 0) > limit:
         raise too_long
     body = bytearray()
@@ -100,7 +106,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise RefusedRequestError(400, "The body names something twice: give each name once.")
     if any(isinstance(text, str) and _SURROGATE.search(text) for pair in pairs for text in pair):
-        raise RefusedRequestError(400, "A text of the body has half of a surrogate pair: send whole characters.")
+        raise RefusedRequestError(
+            400, "A text of the body has half of a surrogate pair: send whole characters.", "refused_half_character"
+        )
     return found
 
 

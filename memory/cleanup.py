@@ -42,6 +42,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     ),
     StateRule("crossattn_cache", Handling.SHARE, "the prompt's keys and values; refilled in place"),
     StateRule("decoder_cache", Handling.SHARE, "carries the VAE's temporal convolutions across the seam"),
+    StateRule("decoded_latents", Handling.SHARE, "of a snapshot: what the decoder is made anew of"),
     StateRule("frame_cache_context", Handling.SHARE, "pictures the first context latent is re-encoded from"),
     StateRule("current_denoised_latents", Handling.SHARE, "context latents of the next block"),
     StateRule("sink_latents", Handling.SHARE, "first frames of the stream, whose keys stay in a window"),

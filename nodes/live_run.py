@@ -11,7 +11,7 @@ from .. import host
 from ..stream.device_choice import check_attention_backend
 from ..stream.direction import Direction
 from ..stream.foreign_limits import refuse_bias
-from ..stream.live_control import Allowed, LiveControl
+from ..stream.live_control import Allowed, LiveControl, Refusal
 from ..stream.live_news import LiveNews
 from ..stream.prompt_track import MOST_LINES
 from ..stream.steering import Steering
@@ -20,18 +20,29 @@ if TYPE_CHECKING:
     import torch
 
     from ..stream.placed_track import PlacedTrack
+    from ..stream.run_point import RunPoint
     from ..stream.settings import StreamSettings
     from ..stream.stream_pipeline import StreamPipeline
     from .connected_pictures import LiveFrames
 
-_NO_PROMPTS = "A conditioning is connected, and it is the prompt: disconnect it to change the prompt of a stream."
-_NO_VIDEO = "No video is connected, so strength has no effect: connect one to 'video' for the next stream."
+_NO_PROMPTS = Refusal(
+    "A conditioning is connected, and it is the prompt: disconnect it to change the prompt of a stream.",
+    "refused_conditioning",
+)
+_NO_VIDEO = Refusal(
+    "No video is connected, so strength has no effect: connect one to 'video' for the next stream.", "refused_no_video"
+)
 _NOTHING_CAME = (
     "live: the stream was stopped before a picture came, so there is nothing to keep: press start on Stream Live Input."
 )
-_OVER = "The stream has made its last block: start another one."
-_LAST = "The stream is making its last block, so no block would follow the edit: start another one."
-_TOO_MANY = f"The stream's track has {MOST_LINES} lines, and a track can have no more: start another stream."
+_OVER = Refusal("The stream has made its last block: start another one.", "refused_ended")
+_LAST = Refusal(
+    "The stream is making its last block, so no block would follow the edit: start another one.", "refused_last_block"
+)
+_TOO_MANY = Refusal(
+    f"The stream's track has {MOST_LINES} lines, and a track can have no more: start another stream.",
+    "refused_track_full",
+)
 # One for the prompt, one for the values.
 _LINES_OF_AN_EDIT = 2
 # Any bias below 1 needs a mask.
@@ -85,7 +96,14 @@ class LiveRun:
         """Tell pages the line that is said on the node."""
         self.news.update(says={"id": message, "values": dict(values)})
 
-    def steer(self, pipeline: StreamPipeline, settings: StreamSettings, direction: Direction, fps: float) -> Steering:
+    def steer(
+        self,
+        pipeline: StreamPipeline,
+        settings: StreamSettings,
+        direction: Direction,
+        fps: float,
+        resumed: RunPoint | None = None,
+    ) -> Steering:
         """Tell what is planned, and which edits have an effect.
 
         Args:
@@ -93,7 +111,10 @@ class LiveRun:
             settings: of the stream.
             direction: as planned.
             fps: pictures a second.
+            resumed: where the stream goes on; None for one that begins.
         """
+        if resumed is not None:
+            self._blocks, self._pictures = resumed.blocks, resumed.pictures
         self._attention_bias, self._fps = settings.attention_bias, fps
         self._allowed = Allowed(
             prompt="" if direction.embeds is None else _NO_PROMPTS,
@@ -183,5 +204,5 @@ def _why_no_bias(pipeline: StreamPipeline) -> str:
         refuse_bias(pipeline.recipe, _A_BIAS, pipeline.pipe.blocks.input_names)
         check_attention_backend(pipeline.recipe.attention_backend, pipeline.device, _A_BIAS)
     except ValueError as error:
-        return str(error)
+        return Refusal(str(error), "refused_bias")
     return ""

@@ -142,6 +142,14 @@ class ForeignPipeline:
         """Everything that stays between blocks: which of it foreign blocks need is unknown."""
         return carried_by_unknown_blocks(state, handling_table(self.recipe.state_rules), self.pipe.blocks.input_names)
 
+    def decoder_reach(self) -> int | None:
+        """None: how foreign blocks decode is unknown."""
+        return None
+
+    def decode_again(self, latents: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """Nothing: see `decoder_reach`."""
+        return {}
+
     def snapshot_kinds(self) -> SnapshotKinds:
         """Return nothing: a repository's own classes are not put into snapshots."""
         return {}

@@ -8,7 +8,36 @@ from threading import Condition
 
 # How long a paused stream sleeps before it looks whether the prompt was cancelled.
 _SECONDS_BETWEEN_LOOKS = 0.2
-_STOPS = "The stream ends behind the block that is being made, so no block would follow the edit: start another one."
+
+
+class Refusal(str):
+    """Why something cannot be done: a sentence, and the id under which pages have it in their language; "" for none."""
+
+    message: str
+
+    def __new__(cls, sentence: str, message: str = "") -> Refusal:
+        """The sentence with its id."""
+        made = super().__new__(cls, sentence)
+        made.message = message
+        return made
+
+
+_STOPS = Refusal(
+    "The stream ends behind the block that is being made, so no block would follow the edit: start another one.",
+    "refused_stopping",
+)
+
+
+class EditRefusedError(ValueError):
+    """An edit that no block would follow.
+
+    Args:
+        refusal: says why.
+    """
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(refusal)
+        self.message = getattr(refusal, "message", "")
 
 
 @dataclass(frozen=True)
@@ -36,7 +65,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which edits take effect: "" where one does, else a sentence that says why not."""
+    """Which edits take effect: "" where one does, else a sentence that says why not, such as a `Refusal`."""
 
     prompt: str = ""
     strength: str = ""
@@ -77,12 +106,12 @@ class LiveControl:
         """Have values changed from the next block on; they replace those that wait.
 
         Raises:
-            ValueError: one of them would have no effect; none is taken.
+            EditRefusedError: one of them would have no effect; none is taken.
         """
         with self._changed:
             refusal = _STOPS if self._stopped else self._allowed.refusal(edit)
             if refusal:
-                raise ValueError(refusal)
+                raise EditRefusedError(refusal)
             self._edit = self._edit.then(edit)
 
     def pause(self) -> None:

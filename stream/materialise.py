@@ -17,11 +17,12 @@ from ..memory.cleanup import release_cached_memory
 from .code_consent import NOTHING_ALLOWED, AllowedCode
 from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
+from .estimate import attention_choice
 from .foreign import ForeignPipeline
 from .foreign_loading import load_foreign_pipeline
 from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
-from .pipelines import BuiltInPipeline, attention_choice
+from .pipelines import BuiltInPipeline
 from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, DOWNLOAD_OF, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
 from .stream_pipeline import StreamPipeline

@@ -11,7 +11,7 @@ from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
 from ..families.kv_policies import KEEP_KEYS, KV_AUTO, KV_INT8, KV_PLAIN
-from ..families.model_family import AttentionChoice, LatentGeometry, ModelFamily
+from ..families.model_family import LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import fp8_notice
@@ -20,12 +20,12 @@ from .carried_state import carried_by_built_in_blocks
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import fit_tokens, name_embeds
 from .decode_bounds import bound_decoding, decoder_ram_bytes, decoding_notice
-from .estimate import MemoryEstimate, check_it_fits, estimate_memory, requantized, smaller_choices
+from .estimate import MemoryEstimate, attention_choice, check_it_fits, estimate_memory, requantized, smaller_choices
 from .layer_streaming import streamer_of
 from .looks import Look, look_away, looking
 from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
-from .recipe import COMPILE_NOTHING, Recipe
+from .recipe import Recipe
 from .residency import Residency
 from .settings import StreamSettings
 from .snapshot_tree import SnapshotKinds
@@ -235,6 +235,14 @@ class BuiltInPipeline:
         """See `carried_by_built_in_blocks`."""
         return carried_by_built_in_blocks(state, settings)
 
+    def decoder_reach(self) -> int | None:
+        """The family's."""
+        return self.family.decoder_reach(self.pipe)
+
+    def decode_again(self, latents: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """See `ModelFamily.decode_again`."""
+        return self.family.decode_again(self.pipe, latents, settings.pipeline_inputs())
+
     def snapshot_kinds(self) -> SnapshotKinds:
         """The family's."""
         return self.family.snapshot_kinds()
@@ -338,8 +346,3 @@ class BuiltInPipeline:
                 estimate = estimate.without_streaming()
             self._estimates[key] = estimate
         return self._estimates[key]
-
-
-def attention_choice(recipe: Recipe) -> AttentionChoice:
-    """How attention is computed under a recipe."""
-    return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)

@@ -22,6 +22,7 @@ from .going_on import check_recipe, settings_to_go_on
 from .looks import Look, look_away
 from .recipe import Recipe
 from .run_notices import cut_prompt, ignored_settings
+from .run_point import RunPoint
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
 from .sinks import FrameSink, close_sinks
@@ -30,6 +31,7 @@ from .snapshot_tree import CannotSnapshotError
 from .steering import Steering
 from .stream_pipeline import StreamPipeline
 from .stream_report import StreamReport
+from .stream_saver import StreamSaver
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def run_stream(
     keep_stream: bool = False,
     steering: Steering | None = None,
     on_look: Look = look_away,
+    saver: StreamSaver | None = None,
+    resume: RunPoint | None = None,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks, or blocks without end.
 
@@ -88,6 +92,9 @@ def run_stream(
         keep_stream: whether the report gets a snapshot of the end, which costs one copy to the CPU.
         steering: what people change meanwhile; None leaves the direction as it is.
         on_look: called many times within a pass where the pipeline computes on a CPU; raising in it stops the stream.
+        saver: saves the stream every few blocks, and where it ends early; None does not.
+        resume: where the run stood whose snapshot is `direction.go_on`: it goes on, as if it had never ended. None
+            begins a run.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
@@ -101,10 +108,15 @@ def run_stream(
     recorder = recorder or NoRecording()
     steering = steering or Steering()
     made = _Made(direction)
+    if resume is not None:
+        made.blocks, made.pictures = resume.blocks, resume.pictures
+        steering.edited = resume.edited
     failed = True
     try:
         settings = _complete(pipeline, settings, direction)
-        pictures_given = GivenPictures(direction, pipeline, settings)
+        pictures_given = GivenPictures(
+            direction, pipeline, settings, made=0 if resume is None else resume.block_pictures
+        )
         given = None if direction.embeds is None else pipeline.start_from_embeds(direction.embeds)
         made.prompt_given = None if given is None else given["encoded_prompt"]
         settings = pipeline.check_fit(settings)
@@ -120,9 +132,18 @@ def run_stream(
             pictures_given.start,
             prompts_ahead=direction.prompts_ahead,
             going_on=direction.go_on,
+            first_block=made.blocks,
+            keeps_latents=saver is not None or keep_stream,
         ) as session:
-            _make_blocks(made, session, pictures_given, steering, sinks, watcher)
-            if keep_stream:
+            try:
+                _make_blocks(made, session, pictures_given, steering, sinks, watcher, saver)
+            except BaseException:
+                if saver is not None:
+                    saver.stream_failed(session, made.direction, edited=steering.edited)
+                raise
+            if keep_stream and not session.has_made_blocks:
+                made.snapshot = direction.go_on
+            elif keep_stream:
                 _leave_last_bias(session, made)
                 made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
         failed = False
@@ -145,6 +166,7 @@ def run_stream(
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
     notices = [*pipeline.recipe.notices, *described.pop("notices", []), *made.notices, *pictures_given.notices()]
+    notices += [] if saver is None else saver.notices
     return StreamReport(
         made.blocks,
         made.pictures,
@@ -187,9 +209,10 @@ def _make_blocks(
     steering: Steering,
     sinks: Sequence[FrameSink],
     watcher: StreamWatcher,
+    saver: StreamSaver | None,
 ) -> None:
     """Make the blocks of the stream into the sinks, and note what was made."""
-    for index in steering.blocks(session.settings.planned_blocks):
+    for index in steering.blocks(session.settings.planned_blocks, made.blocks):
         made.direction = direction = steering.direct(index, made.direction)
         prompt = BlockPrompt.of(made.prompt_given or direction.prompt_of(index))
         inputs = pictures.of_block(index, direction.strength_of(index), cut=prompt.cut)
@@ -202,6 +225,10 @@ def _make_blocks(
         made.blocks += 1
         made.pictures += len(shown)
         made.notices += [notice for notice in cut_prompt(block) if notice not in made.notices]
+        if saver is not None:
+            saver.block_made(
+                session, pictures, direction, blocks=made.blocks, pictures=made.pictures, edited=steering.edited
+            )
         watcher.after_block(block)
 
 

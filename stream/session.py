@@ -19,9 +19,11 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .block_prompt import BlockPrompt
-from .carried_state import INPUT_ENCODER
+from .block_result import BlockFailedError as BlockFailedError
+from .block_result import check_finite, take_frames
+from .carried_state import DECODER_CACHE, INPUT_ENCODER
 from .device_choice import check_attention_backend
-from .frames import to_uint8_frames
+from .kept_past import KeptPast
 from .looks import PassCallback, looking, watching_passes
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
@@ -33,13 +35,6 @@ logger = logging.getLogger(__name__)
 
 # What a hard cut leaves in the state; see `PromptEncodings`.
 _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
-
-
-class BlockFailedError(RuntimeError):
-    """A block is unusable; the blocks before it are good."""
-
-    # Programs that show errors to users put the module before the name, unless it is this one.
-    __module__ = "builtins"
 
 
 @dataclass(frozen=True)
@@ -80,6 +75,9 @@ class Session:
         start_pictures: torch.Tensor | None = None,
         prompts_ahead: Sequence[str] = (),
         going_on: StreamSnapshot | None = None,
+        *,
+        first_block: int = 0,
+        keeps_latents: bool = False,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
 
@@ -100,6 +98,9 @@ class Session:
             going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
                 `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
                 encoded, and replace those of `start_from`.
+            first_block: index of the first block, where `going_on` is of the very stream, which counts on.
+            keeps_latents: whether copies of the latents decoded last are kept on the CPU, so that snapshots can be
+                without the decoder's cache.
 
         Raises:
             ValueError: the pipeline's attention backend does not support the settings.
@@ -111,7 +112,7 @@ class Session:
         self.on_pass = on_pass
         self.recorder = recorder or NoRecording()
         self.recorder.hold(MASKS, pipeline.held_masks)
-        self.next_block = 0
+        self.next_block = first_block
         # Blocks before the last hard cut, over all sessions.
         self._first_of_scene = 0 if going_on is None else going_on.scene_began
         self._prompts = PromptEncodings(pipeline, prompts_ahead, settings.frames_per_block)
@@ -122,9 +123,16 @@ class Session:
         self._inputs: Mapping[str, Any] = {}
         self._closed = False
         self._going_on = going_on
-        # `next_block` counts this session's blocks; those before it are the pipeline's business only.
-        self._blocks_before = 0 if going_on is None else going_on.blocks_made
+        # `next_block` counts this stream's blocks; those before it are the pipeline's business only.
+        self._blocks_before = 0 if going_on is None else going_on.blocks_made - first_block
         self._last_prompt: str | None = None
+        self._has_begun = False
+        self._kept = KeptPast(pipeline, keeps=keeps_latents, begins=DECODER_CACHE not in (start_from or {}))
+
+    @property
+    def has_made_blocks(self) -> bool:
+        """Whether this session has made a block, and none that failed since."""
+        return self._last_prompt is not None
 
     @property
     def _blocks_made(self) -> int:
@@ -169,19 +177,16 @@ class Session:
         self._take_up_past()
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
-        if self.next_block == 0 or not self.pipeline.is_resident():
+        if not self._has_begun or not self.pipeline.is_resident():
             self.pipeline.bring_components(self.settings)
             self.recorder.add("bring components")
-        if self._start_pictures is not None:
-            with self._looking():
-                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
-            self._start_pictures = None
-            self.recorder.add("start pictures")
+        self._has_begun = True
+        self._make_past()
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
         self._check_finite()
-        frames = self._take_frames()
+        frames = take_frames(self._state.values, self.next_block)
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
         self.recorder.end_block(self._state.values, frames)
@@ -194,12 +199,34 @@ class Session:
         )
         self.next_block += 1
         self._last_prompt = shown.name
+        self._kept.block_made(self._state.values, self.settings.frames_per_block)
         return block
 
-    def snapshot(self) -> StreamSnapshot:
+    def note_block(self) -> None:
+        """Have `snapshot_of_noted` give the stream as it is now, also while the next block is made or fails."""
+        if self._last_prompt is not None:
+            carried = self.pipeline.carried_state(self._state.values | {"generator": self._generator}, self.settings)
+            scene = self._first_of_scene
+            self._kept.note(carried, prompt=self._last_prompt, blocks_made=self._blocks_made, scene_began=scene)
+
+    def snapshot_of_noted(self) -> StreamSnapshot:
+        """The stream as it was when it was noted; this session cannot go on if it is in the midst of a block.
+
+        Raises:
+            ValueError: it was not noted, or what the next block has changed cannot be undone.
+            CannotSnapshotError: the pipeline's state cannot be copied.
+            MemoryError: there is too little RAM for the copy.
+        """
+        noted = self._kept.noted
+        return self._snapshot(noted.restored(), noted.prompt, noted.blocks_made, noted.scene_began)
+
+    def snapshot(self, *, lean: bool = False) -> StreamSnapshot:
         """The stream after its last block, for sessions that go on from there; costs one copy to the CPU.
 
         May be taken after any block; this session goes on, too.
+
+        Args:
+            lean: take the latents decoded last in the place of the decoder's cache, where they are kept.
 
         Raises:
             ValueError: there is no block yet, the last one failed, or the session is closed.
@@ -209,14 +236,12 @@ class Session:
         if self._closed or self._last_prompt is None:
             why = "the session is closed" if self._closed else "its last block is not complete"
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
-        state = self._state.values | {"generator": self._generator}
+        state = self._state.values | {"generator": self._generator} | self._kept.entries(lean=lean)
+        return self._snapshot(state, self._last_prompt, self._blocks_made, self._first_of_scene)
+
+    def _snapshot(self, state: Mapping[str, Any], prompt: str, blocks_made: int, scene_began: int) -> StreamSnapshot:
         return StreamSnapshot.take(
-            self.pipeline,
-            self.settings,
-            state,
-            blocks_made=self._blocks_made,
-            prompt=self._last_prompt,
-            scene_began=self._first_of_scene,
+            self.pipeline, self.settings, state, blocks_made=blocks_made, prompt=prompt, scene_began=scene_began
         )
 
     def _take_up_past(self) -> None:
@@ -226,6 +251,20 @@ class Session:
             unused = () if self.settings.video_given else (INPUT_ENCODER,)
             self._state.values.update(past.start_entries(self.pipeline, without=unused))
             self._generator = self._state.values["generator"]
+            self._kept.take_up(self._state.values)
+
+    def _make_past(self) -> None:
+        """Make what the first block needs of its past and nobody kept, with the components on the device."""
+        with self._looking():
+            if self._start_pictures is not None:
+                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+                self._start_pictures = None
+                self._kept.begin_with(self._state.get("current_denoised_latents"))
+                self.recorder.add("start pictures")
+            made = self._kept.make_decoder(self.settings)
+        if made:
+            self._state.values.update(made)
+            self.recorder.add("decode again")
 
     def _call_pipeline(self, prompt: str) -> StreamState:
         """Call the pipeline; when the device runs out of memory, stream more layers and call it again."""
@@ -251,6 +290,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
+        self._kept.drop()
         self._state.clear()
         self.recorder.close()
         if self.settings.reset_compile:
@@ -272,6 +312,7 @@ class Session:
         self._state.clear()
         self._state = self._new_state(kept)
         self._first_of_scene = self._blocks_made
+        self._kept.begin_afresh()
 
     def _encode(self, prompt: BlockPrompt) -> None:
         # Embeddings may be given to a stream whose past had a prompt.
@@ -305,28 +346,4 @@ class Session:
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
 
     def _check_finite(self) -> None:
-        latents = self._state.get("current_denoised_latents")
-        pictures_finite = self._state.get("pictures_finite")
-        if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
-            what = "latents"
-        elif pictures_finite is not None and not pictures_finite:
-            what = "pictures"
-        else:
-            return
-        why = self.pipeline.explain_not_finite() or "try dtype bfloat16 or float32, or another attention backend"
-        raise BlockFailedError(
-            f"block {self.next_block + 1} has NaN or infinite {what}: the {self.next_block} blocks before it are kept; "
-            f"{why}."
-        )
-
-    def _take_frames(self) -> torch.Tensor:
-        videos = self._state.values.pop("videos", None)
-        if videos is None:
-            raise BlockFailedError(
-                f"block {self.next_block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
-                "of a streaming pipeline."
-            )
-        try:
-            return to_uint8_frames(videos)
-        except ValueError as error:
-            raise BlockFailedError(f"block {self.next_block + 1}: {error}") from error
+        check_finite(self._state.values, self.next_block, self.pipeline.explain_not_finite)

@@ -42,6 +42,20 @@ def test_each_change_is_a_version_and_unknown_fields_are_none():
     assert news.since().header["rate"] is None
 
 
+def test_a_page_is_told_a_long_track_once():
+    news = LiveNews()
+    news.update(track="0: a sea\n" * 10_000)
+    first = news.since().header
+    assert len(first["track"]) == 90_000
+    news.update(track="0: a sea\n" * 10_000, blocks_made=3)
+    second = news.since(version=first["version"]).header
+    assert second["track"] is None and second["blocks_made"] == 3
+    news.update(track="0: a storm")
+    assert news.since(version=second["version"]).header["track"] == "0: a storm"
+    # A page that was told of another stream's version knows nothing.
+    assert news.since(version=99).header["track"] == "0: a storm"
+
+
 def test_listeners_may_read_and_change_the_news():
     """They would wait for ever inside of its lock."""
     news, told = LiveNews(), []

@@ -38,14 +38,14 @@ bytes_before = live_tensor_bytes()
 folder = host.output / "streamblocks/unfinished"
 scenes = {}
 def play(name, **changes):
-    before, heard, seen_events = set(folder.glob("*")), len(said), len(events)
+    before, heard, seen_events = set(folder.glob("*.mp4")), len(said), len(events)
     try:
         run(**changes)
         kind = ""
     except BaseException as error:
         kind = type(error).__name__
     scenes[name] = {
-        "kind": kind, "new": sorted(map(str, set(folder.glob("*")) - before)),
+        "kind": kind, "new": sorted(map(str, set(folder.glob("*.mp4")) - before)),
         "temp": sorted(path.name for path in host.temp.rglob("*.mp4")),
         "said": said[heard:], "events": events[seen_events:], "stopped_at": seen[-1][0],
     }

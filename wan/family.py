@@ -155,6 +155,20 @@ class CausalWan(ModelFamily):
         kinds = (KVCache, PackedKVCache, DeferredBlock, DecoderCache, EncoderCache, VideoEncoder)
         return {kind.__name__: kind.from_snapshot for kind in kinds}
 
+    def decoder_reach(self, pipe: ModularPipeline) -> int:
+        """See `decoder_reach`."""
+        from .vae.decoded_again import decoder_reach
+
+        return decoder_reach(pipe.vae.decoder)
+
+    def decode_again(self, pipe: ModularPipeline, latents: torch.Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The decoder's cache."""
+        from .vae.banded_decoder import DecodeBounds
+        from .vae.decoded_again import decode_again
+
+        bounds = DecodeBounds(inputs["decode_bands"], inputs["decoder_cache_in_ram"])
+        return {"decoder_cache": decode_again(pipe.vae, latents, bounds)}
+
     def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """See `entries_of_pictures`."""
         from .steps.start_entries import entries_of_pictures

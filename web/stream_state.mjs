@@ -71,7 +71,8 @@ export class StreamState {
     for (const point of header.memory ?? []) this.points.add(point)
     if (pictures.length) this.player.add(makeClip(header, pictures))
     // What was taken out above would be kept alive by the header.
-    this.header = { ...header, memory: null, pictures: null }
+    // The track comes when it changes: it may be long.
+    this.header = { ...header, track: header.track ?? this.header?.track ?? '', memory: null, pictures: null }
     this.isSilent = false
     if (header.state === 'stopping') this.lastBlock ??= header.blocks_made + 1
     if (isEnded(header)) this.isCancelled = false

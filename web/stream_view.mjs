@@ -1,6 +1,6 @@
 import { MIN_HEIGHT as CHART_HEIGHT, MemoryChart } from './memory_chart_view.mjs'
 import { text } from './messages.mjs'
-import { comingLine, problemLine, progressLine, promptLine } from './stream_words.mjs'
+import { comingLine, endWords, problemLine, progressLine, promptLine } from './stream_words.mjs'
 
 /** In the node's own pixels. */
 const [LINE, BUTTONS, GAP] = [20, 26, 4]
@@ -60,7 +60,7 @@ export class StreamView {
     show(this.screen, this.ratio !== null && state.shows.pictures)
     renderFold(this.foldPictures, 'page.video', this.ratio !== null, state?.shows.pictures)
     if (this.ratio) this.screen.style.aspectRatio = String(Math.max(this.ratio, LOWEST_RATIO))
-    writeLine(this.progress, progressLine(state))
+    writeLine(this.progress, progressLine(state), state ? endWords(state) : '')
     writeLine(this.prompt, state ? promptLine(state) : '')
     const problem = state ? problemLine(state) : ''
     writeLine(this.coming, problem || (state ? comingLine(state, Boolean(offers.stop)) : ''))
@@ -155,9 +155,10 @@ function makeButton(name, onClick, style = {}) {
 }
 
 /** All of a line that is cut short is in its title. */
-function writeLine(line, words) {
+function writeLine(line, words, more = '') {
   write(line, words)
-  if (line.title !== words) line.title = words
+  const title = more || words
+  if (line.title !== title) line.title = title
 }
 
 function renderFold(button, id, isThere, isOpen) {

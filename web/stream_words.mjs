@@ -24,13 +24,20 @@ export function problemLine(state) {
 
 function stageWords({ header, lastBlock }) {
   const { state, blocks, blocks_made: made, says } = header
-  // How far loading is, or where the pictures of a stream that was cancelled or failed lie.
-  const tells = says && knows(`says.${says.id}`) && (state === 'loading' || says.id.startsWith('stopped'))
-  if (tells && ['loading', 'cancelled', 'failed'].includes(state)) return text(`says.${says.id}`, says.values)
+  // How far loading is.
+  if (state === 'loading' && says && knows(`says.${says.id}`)) return text(`says.${says.id}`, says.values)
+  if (says?.id === 'stopped_empty') return text('says.stopped_empty')
   // The block being made; people count from 1.
   const number = Math.min(made + 1, blocks ?? Infinity, lastBlock ?? Infinity)
   const place = text(blocks === null ? 'page.block_endless' : 'page.block', { number, blocks })
   return text(`page.${state}`, { place, made })
+}
+
+/** Where the pictures of a stream that was cancelled or failed lie; "" for other streams. The node has a link to them. */
+export function endWords({ header }) {
+  const { state, says } = header ?? {}
+  const tells = ['cancelled', 'failed'].includes(state) && says?.id.startsWith('stopped') && knows(`says.${says.id}`)
+  return tells ? text(`says.${says.id}`, says.values) : ''
 }
 
 /** What the stream shows, as a line; "" where it has no prompt to show, or shows nothing more. */
@@ -45,7 +52,8 @@ export function promptLine({ header, isLive }) {
  */
 export function comingLine(state, canSteer) {
   const { header } = state
-  if (!state.isLive) return ''
+  // Not where it belongs: more than the link can say.
+  if (!state.isLive) return ['stopped', 'stopped_empty'].includes(header?.says?.id) ? '' : endWords(state)
   if (header.pending) return text('page.pending', { values: valuesLine(header.pending) })
   if (header.next) return text('page.prompt_next', { number: header.next.block + 1, prompt: header.next.prompt })
   return canSteer && header.allowed?.prompt === '' ? text('page.hint') : ''

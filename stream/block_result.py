@@ -1,0 +1,53 @@
+"""What a call of the pipeline left for its caller: pictures, if the block is usable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+
+from .frames import to_uint8_frames
+
+
+class BlockFailedError(RuntimeError):
+    """A block is unusable; the blocks before it are good."""
+
+    # Programs that show errors to users put the module before the name, unless it is this one.
+    __module__ = "builtins"
+
+
+def check_finite(state: MutableMapping[str, Any], block: int, explain: Callable[[], str | None]) -> None:
+    """Raise BlockFailedError for latents or pictures that are not finite.
+
+    Args:
+        state: after the call.
+        block: its index, from 0.
+        explain: says why, and what to do, where it knows.
+    """
+    latents = state.get("current_denoised_latents")
+    pictures_finite = state.get("pictures_finite")
+    if isinstance(latents, torch.Tensor) and not torch.isfinite(latents).all():
+        what = "latents"
+    elif pictures_finite is not None and not pictures_finite:
+        what = "pictures"
+    else:
+        return
+    why = explain() or "try dtype bfloat16 or float32, or another attention backend"
+    raise BlockFailedError(
+        f"block {block + 1} has NaN or infinite {what}: the {block} blocks before it are kept; {why}."
+    )
+
+
+def take_frames(state: MutableMapping[str, Any], block: int) -> torch.Tensor:
+    """The pictures of the block, uint8 [F, height, width, 3], which leave the state; raises BlockFailedError."""
+    videos = state.pop("videos", None)
+    if videos is None:
+        raise BlockFailedError(
+            f"block {block + 1} returned no 'videos': the pipeline's blocks do not follow the contract "
+            "of a streaming pipeline."
+        )
+    try:
+        return to_uint8_frames(videos)
+    except ValueError as error:
+        raise BlockFailedError(f"block {block + 1}: {error}") from error
