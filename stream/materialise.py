@@ -98,7 +98,7 @@ def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on
     device = choose_device(recipe.device, default_device)
     dtype = choose_dtype(recipe.dtype, device)
     vae_dtype = choose_vae_dtype(dtype, device)
-    check_attention_backend(recipe.attention_backend, device)
+    check_attention_backend(recipe.attention_backend, device, dtype=dtype)
     check_compile(recipe.compile, device)
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe = load_foreign_pipeline(
