@@ -12,6 +12,7 @@ from diffusers.modular_pipelines import PipelineState
 from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
 
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
+from streamblocks.stream.looks import look_away
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.family import CAUSAL_WAN_21
@@ -54,6 +55,7 @@ class RandomPipeline:
     def __init__(self, size: ModelSize, options: PipelineOptions, replace_linear: ReplaceLinear | None = None) -> None:
         self.recipe = Recipe(model=f"random/{size.name}")
         self.device = options.device
+        self.on_look = look_away
         self.options = options
         self.text_dim: int = size.text["d_model"]
         self.vocabulary: int = size.text["vocab_size"]
