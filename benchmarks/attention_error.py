@@ -45,8 +45,8 @@ def measured_errors(every: int) -> Iterator[dict[str, list[float]]]:
         # The estimate of memory runs without data.
         calls += not query.is_meta
         if not query.is_meta and calls % every == 0:
-            by_head = (part.float().transpose(1, 2) for part in (query, key, value))
-            exact = F.scaled_dot_product_attention(*by_head).transpose(1, 2)
+            by_head = [part.float().transpose(1, 2) for part in (query, key, value)]
+            exact = F.scaled_dot_product_attention(by_head[0], by_head[1], by_head[2]).transpose(1, 2)
             for kind in _KINDS:
                 made = attend(kind, query, key, value).float()
                 errors[kind].append(float((made - exact).norm() / exact.norm()))

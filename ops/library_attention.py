@@ -168,7 +168,8 @@ def _try_out(name: str, device: torch.device, dtype: torch.dtype, head_dim: int)
         torch.randn((1, tokens, 2, head_dim), generator=drawn).to(device, dtype) for tokens in (queries, keys, keys)
     )
     made = attend(name, query, key, value).float()
-    exact = F.scaled_dot_product_attention(*(part.float().transpose(1, 2) for part in (query, key, value)))
+    by_head = [part.float().transpose(1, 2) for part in (query, key, value)]
+    exact = F.scaled_dot_product_attention(by_head[0], by_head[1], by_head[2])
     error = float((made - exact.transpose(1, 2)).norm() / exact.norm())
     if not error < _MOST_TRIAL_ERROR:
         raise ArithmeticError(f"its values are off by {100 * error:.0f} %")

@@ -204,12 +204,12 @@ def fresh_dynamo():
 def test_compiled_layers_have_no_graph_break(components):
     """The graphs are compiled with `fullgraph`."""
     made = []
-    for backend in (None, "aot_eager"):
+    for backend in (None, "eager"):
         pipe = make_pipeline(components, backend=backend)
         causal_attention_of(pipe.transformer).use_backend(FLASH3_FP8)
-        made += stream(pipe, blocks=2, last="remember_block")[0]
-    assert not counters["graph_break"]
-    assert torch.allclose(made[1], made[3], atol=1e-2)
+        made += stream(pipe, blocks=1, last="remember_block")[0]
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert torch.allclose(*made, atol=1e-2)
 
 
 def test_each_block_of_a_context_sees_those_before_it(components, emulated_calls):
