@@ -8,7 +8,6 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.modular_pipelines import PipelineState
 from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
 
@@ -79,9 +78,9 @@ class RandomPipeline:
         Raises:
             ValueError: it does not run here.
         """
-        check_attention_backend(backend, self.device)
+        check_attention_backend(backend, self.device, dtype=self.options.dtype)
         self.recipe = replace(self.recipe, attention_backend=backend)
-        causal_attention_of(self.pipe.transformer).use_backend(AttentionBackendName(backend))
+        causal_attention_of(self.pipe.transformer).use_backend(backend)
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Sizes must be multiples of the family's step."""

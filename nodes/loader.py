@@ -97,7 +97,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                     default="native",
                     tooltip=(
                         "How attention is computed. Native (PyTorch) runs everywhere; flash, sage and xformers "
-                        "need their packages."
+                        "need their packages, flash3 needs fa3-fwd and a Hopper card, comfy_int8 needs comfy-kitchen. "
+                        "8-bit: the fastest 8-bit attention that runs here."
                     ),
                 ),
                 io.Combo.Input(

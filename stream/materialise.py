@@ -111,7 +111,7 @@ def _make(
     device = choose_device(recipe.device, default_device)
     dtype = choose_dtype(recipe.dtype, device)
     vae_dtype = choose_vae_dtype(dtype, device)
-    check_attention_backend(recipe.attention_backend, device)
+    check_attention_backend(recipe.attention_backend, device, dtype=dtype)
     check_compile(recipe.compile, device)
     if recipe.blocks != BUILT_IN_BLOCKS:
         pipe, imported = load_foreign_pipeline(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoints.lora_choice import LoraChoice
 from ..memory.cleanup import StateRule
+from ..ops.attention_backends import LIBRARY_BACKENDS
 from ..ops.quantization import QuantizationSpec
 
 BUILT_IN_BLOCKS = "built-in"
@@ -16,7 +17,7 @@ BLOCK_SOURCES = (BUILT_IN_BLOCKS, REPOSITORY_BLOCKS)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 NATIVE_ATTENTION = "native"
-# Names of diffusers' attention backends that need no download at run time.
+# Names of diffusers' attention backends that need no download at run time, and of the pack's own.
 ATTENTION_BACKENDS = (
     NATIVE_ATTENTION,
     "_native_cudnn",
@@ -28,6 +29,7 @@ ATTENTION_BACKENDS = (
     "sage",
     "xformers",
     "flex",
+    *LIBRARY_BACKENDS,
 )
 
 # What a training checkpoint may hold both of: the moving average of the weights, and the weights as trained.
