@@ -10,8 +10,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import streamblocks_path  # noqa: F401
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+from streamblocks.ops.attention_backends import LIBRARY_BACKENDS
+from streamblocks.ops.library_attention import attend, explain, load
 
 Rates = dict[str, float]
 
@@ -164,10 +168,24 @@ def _attention_rate(backend: str, device: torch.device, shape: AttentionShape) -
         return torch.randn(1, tokens, shape.heads, shape.head_dim, device=device, dtype=torch.bfloat16)
 
     query, key, value = random_tokens(shape.queries), random_tokens(shape.keys), random_tokens(shape.keys)
-    name = AttentionBackendName(backend)
     with torch.no_grad():
-        seconds = time_call(lambda: dispatch_attention_fn(query, key, value, backend=name), device)
+        call = _library_call(backend, query) if backend in LIBRARY_BACKENDS else _dispatched_call(backend)
+        seconds = time_call(lambda: call(query, key, value), device)
     return 4.0 * shape.queries * shape.keys * shape.heads * shape.head_dim / seconds
+
+
+def _dispatched_call(backend: str) -> Callable[..., torch.Tensor]:
+    name = AttentionBackendName(backend)
+    return lambda query, key, value: dispatch_attention_fn(query, key, value, backend=name)
+
+
+def _library_call(backend: str, like: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """Compiled, because what 8 bits need beforehand is slow in eager code."""
+    kind = like.device, like.dtype, like.shape[-1]
+    loaded = load(backend, *kind)
+    if loaded is None:
+        raise ValueError(explain(backend, *kind))
+    return torch.compile(partial(attend, loaded), dynamic=False)
 
 
 def _copy_rate(device: torch.device, size: int) -> float:

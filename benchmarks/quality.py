@@ -33,6 +33,8 @@ from weight_formats import FORMATS, PLAIN
 
 from streamblocks.families.kv_policies import KV_FP8, KV_INT8, KV_PLAIN, KV_POLICIES
 from streamblocks.memory.json_text import json_text
+from streamblocks.ops.attention_backends import FLASH3_BACKENDS, FLASH3_FP8, FLASH3_FP8_SMOOTH
+from streamblocks.stream.recipe import NATIVE_ATTENTION
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.scenes import COLORS, Scene, all_scenes
 
@@ -46,7 +48,9 @@ _PRINT = Path("-")
 # Slow accumulation exists on FP8 units only.
 # Formats of this program: weights in bfloat16, keys and values of the past in 8 bits.
 KV_IN_8_BITS = {"kv-fp8": KV_FP8, "kv-int8": KV_INT8}
-ALL_FORMATS = (*FORMATS, *KV_IN_8_BITS)
+# Weights in bfloat16, self-attention in 8 bits as FlashAttention 3 computes it.
+ATTENTION_IN_8_BITS = {"attention-fp8": FLASH3_FP8, "attention-fp8-smooth": FLASH3_FP8_SMOOTH}
+ALL_FORMATS = (*FORMATS, *KV_IN_8_BITS, *ATTENTION_IN_8_BITS)
 _SHOWN_FORMATS = tuple(name for name in ALL_FORMATS if name != "fp8-slow")
 ASPECTS = ("color", "shape", "direction")
 
@@ -93,15 +97,17 @@ class Quality:
     def measure_long_streams(self) -> None:
         """(b) Early against late blocks, and (c) jumps at seams, for each KV policy."""
         blocks, scenes = self.options.blocks, spread(all_scenes(), self.options.long_captions)
-        kept = self.options.kv_format
-        print(f"Streams of {blocks} blocks, {len(scenes)} captions, KV in {kept}: first and last {WINDOW}; seams")
+        kept, weights = self.options.kv_format, self.options.attention
+        attention = {} if weights is None else {"weights": PLAIN, "attention": weights}
+        print(f"Streams of {blocks} blocks, {len(scenes)} captions, KV in {kept}, attention {weights or 'in float32'}:")
+        print(f"first and last {WINDOW}; seams")
         print_row(
             "policy", *(f"{aspect} %" for aspect in ASPECTS), "late:", *(f"{name} %" for name in ASPECTS), "seam x"
         )
         late, early, ratios = {}, {}, {}
         for policy in self.options.policies:
             jobs = [
-                replace(self._job((scene,) * blocks, 5_000 + i, policy=policy), kv_format=self.options.kv_format)
+                replace(self._job((scene,) * blocks, 5_000 + i, policy=policy), kv_format=kept, **attention)
                 for i, scene in enumerate(scenes)
             ]
             outcomes = self._make(jobs, f"long_{policy}")
@@ -153,6 +159,8 @@ class Quality:
         for weights in (PLAIN, FLOAT32, *(name for name in self.options.formats if name != PLAIN)):
             kept = KV_IN_8_BITS.get(weights)
             stored = {"weights": weights} if kept is None else {"weights": PLAIN, "kv_format": kept}
+            if weights in ATTENTION_IN_8_BITS:
+                stored = {"weights": PLAIN, "attention": ATTENTION_IN_8_BITS[weights]}
             jobs = [
                 replace(self._job((scene,) * WINDOW, 20_000 + i), **stored, keep_frames=True)
                 for i, scene in enumerate(scenes)
@@ -245,6 +253,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--policies", type=names, default=KV_POLICIES, help=", ".join(KV_POLICIES))
     parser.add_argument("--formats", type=names, default=_SHOWN_FORMATS, help=", ".join(ALL_FORMATS))
     parser.add_argument("--kv-format", choices=(KV_PLAIN, KV_FP8, KV_INT8), default=KV_PLAIN, help="of long streams")
+    parser.add_argument(
+        "--attention", choices=(NATIVE_ATTENTION, *FLASH3_BACKENDS), help="of long streams, which are then in bfloat16"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: CPU cores")
     parser.add_argument(
         "--json",

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import streamblocks_path  # noqa: F401
 import torch
 from drawn_truth import Hits, compare, see
+from emulated_flash3 import emulated_flash3
 from fp8_activations import rounded_fp8_activations
 from picture_differences import jumps, seam_jumps
 from weight_formats import PLAIN, SPECS
 from worker_processes import spread_work
 
 from streamblocks.families.kv_policies import KV_PLAIN, RECOMPUTE
+from streamblocks.ops.attention_backends import FLASH3_BACKENDS
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.materialise import materialise
-from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.recipe import NATIVE_ATTENTION, Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.clips import SIZE
@@ -39,6 +42,7 @@ class StreamJob:
         policy: of the KV cache.
         kv_format: of the KV cache.
         keep_frames: also return the frames.
+        attention: backend; FlashAttention 3 is emulated, in bfloat16 weights only.
     """
 
     scenes: tuple[Scene, ...]
@@ -48,12 +52,13 @@ class StreamJob:
     policy: str = RECOMPUTE
     kv_format: str = KV_PLAIN
     keep_frames: bool = False
+    attention: str = NATIVE_ATTENTION
 
     def recipe(self) -> Recipe:
         """Of the pipeline."""
         if self.weights == FLOAT32:
             return Recipe(self.model, dtype="float32")
-        recipe = Recipe(self.model, dtype="bfloat16")
+        recipe = Recipe(self.model, dtype="bfloat16", attention_backend=self.attention)
         if self.weights == PLAIN:
             return recipe
         return replace(recipe, quantization=QuantizationSpec(**SPECS[self.weights]))
@@ -89,6 +94,11 @@ def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutc
 
 def make_stream(job: StreamJob) -> StreamOutcome:
     """Make one stream and look at it."""
+    with emulated_flash3() if job.attention in FLASH3_BACKENDS else nullcontext():
+        return _make_stream(job)
+
+
+def _make_stream(job: StreamJob) -> StreamOutcome:
     pipeline = materialise(job.recipe())
     settings = StreamSettings(
         width=SIZE,

@@ -8,11 +8,11 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.modular_pipelines import PipelineState
 from full_size_models import ModelSize, ReplaceLinear, build_text_encoder, build_transformer, build_vae
 
 from streamblocks.stream.device_choice import check_attention_backend, choose_vae_dtype
+from streamblocks.stream.looks import look_away
 from streamblocks.stream.memory_saving import OthersOnly
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.residency import PlainResidency
@@ -57,6 +57,7 @@ class RandomPipeline:
     def __init__(self, size: ModelSize, options: PipelineOptions, replace_linear: ReplaceLinear | None = None) -> None:
         self.recipe = Recipe(model=f"random/{size.name}")
         self.device = options.device
+        self.on_look = look_away
         self.options = options
         self.text_dim: int = size.text["d_model"]
         self.vocabulary: int = size.text["vocab_size"]
@@ -79,9 +80,9 @@ class RandomPipeline:
         Raises:
             ValueError: it does not run here.
         """
-        check_attention_backend(backend, self.device)
+        check_attention_backend(backend, self.device, dtype=self.options.dtype)
         self.recipe = replace(self.recipe, attention_backend=backend)
-        causal_attention_of(self.pipe.transformer).use_backend(AttentionBackendName(backend))
+        causal_attention_of(self.pipe.transformer).use_backend(backend)
 
     def check_settings(self, settings: StreamSettings) -> None:
         """Sizes must be multiples of the family's step."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from .checkpoint_error import CheckpointError as CheckpointError
+from .checkpoint_error import shown
+from .json_text import read_json
 
 PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 # Of a component's files, the first kind that is there counts.
@@ -14,25 +16,8 @@ _SUFFIXES = (".safetensors", ".bin")
 _INDEX = ".index.json"
 # What diffusers and transformers call a component's main files; other names are variants (`fp16`, `ema`).
 _MAIN_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_LONGEST_NAME = 255
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file or key and says what to do."""
-
-    # Programs that show errors to users put the module before the name, unless it is this one.
-    __module__ = "builtins"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises CheckpointError when the file is absent or not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}): download it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object: download it again.")
-    return content
 
 
 def list_component_files(folder: Path) -> list[Path]:
@@ -79,10 +64,15 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again.")
     files = []
-    for name in sorted({str(value) for value in weight_map.values()}):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, but shards must be in its folder: download it again.")
+    wrong = [name for name in weight_map.values() if not isinstance(name, str) or not _is_file_name(name)]
+    if wrong:
+        raise CheckpointError(f"{index} names {shown(wrong[0])}, but shards must be in its folder: download it again.")
+    for name in sorted(set(weight_map.values())):
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index.parent} lacks the shard {name}, which {index.name} names: download it.")
         files.append(index.parent / name)
     return files
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and name.isprintable() and len(name) <= _LONGEST_NAME

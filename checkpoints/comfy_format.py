@@ -9,14 +9,14 @@ precision.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checkpoint_files import CheckpointError
+from .checkpoint_error import CheckpointError, shown, shown_word
+from .json_text import parse_json
 from .row_sources import QuantizedRows, RowSource, ScaledRows, elements, read_whole
 from .safetensors_reading import FileHeader
 
@@ -29,6 +29,8 @@ LEGACY_MARK = "scaled_fp8"
 _SCALES = (".weight_scale", ".scale_weight")
 _INPUT_SCALES = (".input_scale", ".scale_input")
 _MARK = ".comfy_quant"
+# A mark has some 60 bytes.
+_LARGEST_MARK = 1024
 _EIGHT_BITS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.int8})
 
 
@@ -64,6 +66,11 @@ def gather_quantized(
         layer = name.removesuffix(".weight")
         if not name.endswith(".weight") or (source.dtype not in _EIGHT_BITS and layer not in marks):
             continue
+        if len(source.shape) < 2:
+            raise CheckpointError(
+                f"{path} has {name} of shape {list(source.shape)} in 8 bits, and only matrices are quantized: give "
+                "another file."
+            )
         scale = _first(tensors, layer, _SCALES)
         mark = marks.get(layer) or {"format": _format_of(source.dtype), "full_precision_matrix_mult": full_precision}
         _check_layer(path, layer, mark, source.dtype, scale is not None)
@@ -98,29 +105,33 @@ def _marks(path: Path, header: FileHeader, tensors: Mapping[str, RowSource], pre
     """What the file says about each quantized layer, by layer name without `prefix`."""
     marks: dict[str, dict[str, Any]] = {}
     text = header.metadata.get(METADATA_KEY)
-    try:
-        if text is not None:
-            layers = json.loads(text)["layers"]
-            marks |= {name.removeprefix(prefix): dict(mark) for name, mark in layers.items()}
-        for name, source in tensors.items():
-            if name.endswith(_MARK):
-                content = read_whole(source).numpy().tobytes()
-                marks[name.removesuffix(_MARK)] = dict(json.loads(content))
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} has quantization metadata that cannot be read ({error!r}): download it again."
-        ) from error
+    if text is not None:
+        place = f"the quantization metadata of {path}"
+        layers = parse_json(text, place).get("layers")
+        if not isinstance(layers, dict) or not all(isinstance(mark, dict) for mark in layers.values()):
+            raise CheckpointError(
+                f"{path} has quantization metadata that cannot be read (its layers are {shown(layers)}): download it "
+                "again."
+            )
+        marks |= {name.removeprefix(prefix): mark for name, mark in layers.items()}
+    for name, source in tensors.items():
+        if name.endswith(_MARK):
+            if source.dtype != torch.uint8 or elements(source) > _LARGEST_MARK:
+                raise CheckpointError(
+                    f"{path} has quantization metadata that cannot be read ({name} is {list(source.shape)} of "
+                    f"{source.dtype}, and such a mark has up to {_LARGEST_MARK} bytes): download it again."
+                )
+            content = read_whole(source).numpy().tobytes()
+            marks[name.removesuffix(_MARK)] = parse_json(content, f"{name} in {path}")
     return marks
 
 
 def _check_layer(path: Path, layer: str, mark: Mapping[str, Any], dtype: torch.dtype, has_scale: bool) -> None:
     format_ = mark.get("format")
-    if format_ not in _ALL_FORMATS:
+    if not isinstance(format_, str) or format_ not in _ALL_FORMATS:
         raise CheckpointError(
-            f"{path} stores {layer} as {format_}, allowed are {', '.join(_ALL_FORMATS)}: give a file in one of these "
-            "formats, or an unquantized one."
+            f"{path} stores {layer} as {shown_word(format_)}, allowed are {', '.join(_ALL_FORMATS)}: give a file in "
+            "one of these formats, or an unquantized one."
         )
     if mark.get("convrot") or (isinstance(mark.get("params"), dict) and mark["params"].get("convrot")):
         raise CheckpointError(

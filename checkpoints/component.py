@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from ..ops.layer_presets import LayerPreset
 from ..ops.quantization import QuantizationPlan, QuantizationSpec
 from ..ops.weight_filling import replace_layer
+from .checkpoint_error import CheckpointError, first_line
 from .module_loading import NOTHING_JOINED, OnTensor, check_sources, destination_dtype, load_weights
 from .quantization_plan import ComponentWeights, make_fillings, plan_component
 from .row_sources import elements
@@ -97,7 +99,7 @@ class Component:
         Raises:
             CheckpointError: they do not fit.
         """
-        with empty_weights():
+        with shapes_only(), explaining_config(self.weights.path):
             module = self.build(self.config)
         check_sources(module, self.weights.sources, self.joined_rows(module))
 
@@ -151,7 +153,7 @@ class Component:
             ValueError: a weight to be quantized holds inf or NaN.
         """
         plan = self.plan
-        with empty_weights():
+        with empty_weights(), explaining_config(self.weights.path):
             module = self.build(self.config)
         device = torch.device(device)
         away = tuple(f"{self.layers}.{index}." for index in off_device)
@@ -204,3 +206,26 @@ def empty_weights() -> Iterator[None]:
         init_empty_weights(include_buffers=False),
     ):
         yield
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build on the meta device, buffers too: nothing is allocated or drawn, whatever the sizes."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):
+        yield
+
+
+@contextmanager
+def explaining_config(path: Path) -> Iterator[None]:
+    """What a model's class raises while it is built of a config becomes a CheckpointError that names `path`.
+
+    Values were checked one by one; which of them go together only the class itself knows.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} has a config of which no model can be built ({first_line(error)}): download it again."
+        ) from error

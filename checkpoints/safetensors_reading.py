@@ -7,7 +7,9 @@ swap, and kills the process when a mapped file is truncated. The format (https:/
 
 from __future__ import annotations
 
-import json
+import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any
 import torch
 
 from ..ops.weight_filling import row_chunks
-from .checkpoint_files import CheckpointError
+from .checkpoint_error import CheckpointError, shown
 from .file_bytes import open_file, read_into
+from .json_text import LARGEST_TEXT, parse_json
 from .row_sources import RowChunk, RowSource
 
 DTYPES = {
@@ -36,8 +39,14 @@ DTYPES = {
 }
 _METADATA_KEY = "__metadata__"
 _LENGTH_BYTES = 8
-# The limit of safetensors' own reader.
-_LARGEST_HEADER = 100_000_000
+_MOST_TENSORS = 20_000
+_MOST_AXES = 8
+_DTYPE_NAME = re.compile(r"[A-Z0-9_]{1,20}")
+_LONGEST_NAME = 500
+# Of a tensor without elements, which no file size bounds; torch computes with 64 bits.
+_MOST_ELEMENTS = 2**48
+# The smallest numbers, of dtypes that are not read here, have 4 bits.
+_MOST_PER_BYTE = 2
 
 
 @dataclass(frozen=True)
@@ -102,33 +111,78 @@ def read_header(file: Path) -> FileHeader:
         CheckpointError: `file` is absent, not a safetensors file, or not complete.
     """
     with open_file(file) as opened:
-        size = file.stat().st_size
-        length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or length > min(_LARGEST_HEADER, size - _LENGTH_BYTES):
-            raise _incomplete(file, f"{size} bytes cannot hold its header")
-        text = opened.read(length)
-    start = _LENGTH_BYTES + length
+        try:
+            size = os.fstat(opened.fileno()).st_size
+            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+            if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+                raise _incomplete(file, f"{size} bytes cannot hold its header")
+            if length > LARGEST_TEXT:
+                raise _incomplete(file, f"its header has {length} bytes, and up to {LARGEST_TEXT} are read")
+            text = opened.read(length)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error}): download it again.") from error
+    if len(text) < length:
+        raise _incomplete(file, "it has become shorter")
+    entries = parse_json(text, f"the header of {file}")
     try:
-        entries = json.loads(text)
-        metadata = {str(name): str(value) for name, value in entries.pop(_METADATA_KEY, {}).items()}
-        tensors = {key: _stored_tensor(file, key, entry, start) for key, entry in entries.items()}
-        ends = [start + entry["data_offsets"][1] for entry in entries.values()]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise _incomplete(file, f"its header cannot be read: {type(error).__name__}: {error}") from error
-    if max(ends, default=start) != size:
-        raise _incomplete(file, f"it has {size} bytes and its tensors end at {max(ends, default=start)}")
+        metadata = _metadata(entries.pop(_METADATA_KEY, {}))
+        tensors = _stored_tensors(file, entries, _LENGTH_BYTES + length, size)
+    except ValueError as error:
+        raise _incomplete(file, f"its header cannot be read: {error}") from error
     return FileHeader(tensors, metadata)
 
 
-def _stored_tensor(file: Path, key: str, entry: Any, start: int) -> StoredTensor:  # noqa: ANN401
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
-        raise ValueError(f"{key} has the shape {list(shape)} at {begin} to {end}")
-    dtype = DTYPES.get(entry["dtype"])
-    if end < begin or (dtype is not None and end - begin != torch.Size(shape).numel() * dtype.itemsize):
-        raise ValueError(f"{key} has {end - begin} bytes, which is not {list(shape)} of {entry['dtype']}")
-    return StoredTensor(file, key, shape, str(entry["dtype"]), start + begin)
+def _metadata(fields: object) -> dict[str, str]:
+    if not isinstance(fields, dict):
+        raise ValueError(f"{_METADATA_KEY} is {shown(fields)}")
+    return {name: value if isinstance(value, str) else str(value) for name, value in fields.items()}
+
+
+def _stored_tensors(file: Path, entries: Mapping[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
+    """The tensors by name, which must fill the file from `start` to `size` one behind the other."""
+    if len(entries) > _MOST_TENSORS:
+        raise ValueError(f"it has {len(entries)} tensors, and up to {_MOST_TENSORS} are read")
+    tensors, places = {}, []
+    for key, entry in entries.items():
+        if not key.isprintable() or not 0 < len(key) <= _LONGEST_NAME:
+            raise ValueError(f"{shown(key)} is no name of a tensor")
+        if not isinstance(entry, dict):
+            raise ValueError(f"{key} is {shown(entry)}")
+        begin, end = _whole_numbers(key, entry, "data_offsets", count=2)
+        tensors[key] = _stored_tensor(file, key, entry, start + begin, end - begin)
+        places.append((begin, end))
+    reached = 0
+    for begin, end in sorted(places):
+        if begin != reached:
+            raise ValueError(f"its tensors overlap or leave a gap at byte {begin}")
+        reached = end
+    if start + reached != size:
+        raise ValueError(f"it has {size} bytes and its tensors end at {start + reached}")
+    return tensors
+
+
+def _stored_tensor(file: Path, key: str, entry: Mapping[str, Any], offset: int, nbytes: int) -> StoredTensor:
+    shape = _whole_numbers(key, entry, "shape")
+    name = entry.get("dtype")
+    if not isinstance(name, str) or _DTYPE_NAME.fullmatch(name) is None:
+        raise ValueError(f"{key} has the dtype {shown(name)}")
+    if len(shape) > _MOST_AXES or math.prod(number or 1 for number in shape) > _MOST_ELEMENTS:
+        raise ValueError(f"{key} has the shape {shown(list(shape))}")
+    dtype, elements = DTYPES.get(name), math.prod(shape)
+    fits = elements <= nbytes * _MOST_PER_BYTE if dtype is None else elements * dtype.itemsize == nbytes
+    if not fits:
+        raise ValueError(f"{key} has {nbytes} bytes, which is not {list(shape)} of {name}")
+    return StoredTensor(file, key, shape, name, offset)
+
+
+def _whole_numbers(key: str, entry: Mapping[str, Any], field: str, count: int | None = None) -> tuple[int, ...]:
+    """The list of whole numbers from 0 in a tensor's `field`, of `count` numbers if it is given."""
+    numbers = entry.get(field)
+    if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"{key} has the {field} {shown(numbers)}")
+    if count is not None and (len(numbers) != count or numbers != sorted(numbers)):
+        raise ValueError(f"{key} has the {field} {shown(numbers)}")
+    return tuple(numbers)
 
 
 def _incomplete(file: Path, why: str) -> CheckpointError:

@@ -9,9 +9,10 @@ truncated meanwhile kills the process. A PyTorch that does not say where storage
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,16 +22,19 @@ from typing import Any
 import torch
 
 from ..ops.weight_filling import row_chunks
-from .checkpoint_files import CheckpointError
+from .checkpoint_error import CheckpointError, first_line, shown, shown_word
 from .file_bytes import open_file, read_into
 from .row_sources import RowChunk, RowSource
 from .safetensors_reading import DTYPES, FileHeader, StoredTensor
+from .torch_structure import check_legacy_structure, check_zip_structure
 
 # Files from before PyTorch 1.6 hold their storages behind one another and can only be read whole.
 LARGEST_LEGACY_FILE = 2**30
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed global|Trying to (?:load|call) .*?GLOBAL (\S+)")
 _DEEPEST = 16
+_MOST_ENTRIES = 100_000
+_LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,7 @@ def read_torch_file(path: Path) -> FileHeader:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    _check_stored_plainly(path)
-    size = path.stat().st_size
+    size = check_zip_structure(path)
     found = _flatten(path, _load(path, FakeTensorMode(), mmap=False))
     if all(_storage_offset(tensor) is not None for tensor in found.values()):
         return FileHeader({key: _stored(path, key, tensor, size) for key, tensor in found.items()}, {})
@@ -126,12 +129,14 @@ def read_torch_file(path: Path) -> FileHeader:
 
 def read_legacy_torch_file(path: Path) -> FileHeader:
     """The same of a file from before PyTorch 1.6, which is read whole; raises CheckpointError for a large one too."""
-    size = path.stat().st_size
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
     if size > LARGEST_LEGACY_FILE:
         raise CheckpointError(
             f"{path} is in PyTorch's format from before 1.6 and has {size / 1e9:.1f} GB, up to "
             f"{LARGEST_LEGACY_FILE / 1e9:.1f} GB are read whole: save it again with a newer PyTorch."
         )
+    check_legacy_structure(path)
     return _held(path, _load(path, nullcontext(), mmap=False))
 
 
@@ -140,7 +145,7 @@ def _load(path: Path, mode: AbstractContextManager[Any], *, mmap: bool) -> objec
         if mmap:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         # Opened here: what torch.load does with a path depends on its suffix, which may be wrong.
-        with path.open("rb") as file, mode:
+        with io.BufferedReader(open_file(path)) as file, mode:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
@@ -154,8 +159,9 @@ def _load(path: Path, mode: AbstractContextManager[Any], *, mmap: bool) -> objec
             raise CheckpointError(
                 f"{path} is a TorchScript archive, which is code and not weights: give the model as .safetensors."
             ) from None
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is not a complete PyTorch file ({why}): download it again.") from error
+        raise CheckpointError(
+            f"{path} is not a complete PyTorch file ({first_line(error)}): download it again."
+        ) from error
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
@@ -167,41 +173,38 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
             "give a .safetensors file of the model."
         )
     return CheckpointError(
-        f"{path} asks for {named} when it is opened, which could run code, so it is not opened: give a "
+        f"{path} asks for {shown_word(named)} when it is opened, which could run code, so it is not opened: give a "
         ".safetensors file of the model, or a .pt that holds nothing but tensors."
     )
-
-
-def _check_stored_plainly(path: Path) -> None:
-    """Raise CheckpointError for a damaged zip, and for a compressed one, whose tensors have no place in the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            storages = [entry for entry in archive.infolist() if "/data/" in entry.filename]
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a complete PyTorch file ({error}): download it again.") from error
-    packed = [entry for entry in storages if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise CheckpointError(
-            f"{path} is a compressed zip file ({packed[0].filename}), as torch.save writes none: unpack it, and give "
-            "the checkpoint in it."
-        )
 
 
 def _flatten(path: Path, content: object) -> dict[str, torch.Tensor]:
     """Every tensor in nested dicts, by its dotted name; what else is in them is left out."""
     tensors: dict[str, torch.Tensor] = {}
     pending: list[tuple[str, object, int]] = [("", content, 0)]
+    visited = 0
     while pending:
         name, value, depth = pending.pop()
+        visited += 1
+        # Containers may hold one another many times over, and so stand for more entries than any memory holds.
+        if visited > _MOST_ENTRIES or len(name) > _LONGEST_NAME or len(pending) > _MOST_ENTRIES:
+            raise CheckpointError(f"{path} has more entries, or longer names, than any checkpoint: download it again.")
         if isinstance(value, torch.Tensor):
             if name in tensors:
                 raise CheckpointError(f"{path} holds {name} twice: give a file with one transformer.")
             tensors[name] = value.detach()
         elif isinstance(value, Mapping) and depth < _DEEPEST:
-            pending += [(f"{name}.{key}" if name else str(key), inner, depth + 1) for key, inner in value.items()]
+            pending += [
+                (f"{name}.{_word(key)}" if name else _word(key), inner, depth + 1) for key, inner in value.items()
+            ]
     if not tensors or "" in tensors:
         raise CheckpointError(f"{path} holds no dict of tensors: give a checkpoint with a model's weights.")
     return dict(sorted(tensors.items()))
+
+
+def _word(key: object) -> str:
+    """A key as a part of a name; those that no name has are shortened and made printable."""
+    return key if isinstance(key, str) and key.isprintable() else shown(key)
 
 
 def _held(path: Path, content: object) -> FileHeader:

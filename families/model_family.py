@@ -210,6 +210,20 @@ class ModelFamily(ABC):
         return {}
 
     @abstractmethod
+    def decoder_reach(self, pipe: ModularPipeline) -> int:
+        """How many latent frames, decoded again, leave the decoder of `pipe` as all before them would have."""
+
+    @abstractmethod
+    def decode_again(self, pipe: ModularPipeline, latents: torch.Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """State entries that decoding `latents` leaves in the place of those that a snapshot on disk lacks.
+
+        Args:
+            pipe: its VAE is on the device.
+            latents: float32 [1, channels, frames, height, width]: all of the stream, or the last `decoder_reach`.
+            inputs: of the pipeline's call; see `StreamSettings.pipeline_inputs`.
+        """
+
+    @abstractmethod
     def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """State entries of a stream that goes on after given pictures.
 

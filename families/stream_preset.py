@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.checkpoint_error import shown, shown_word
 from .kv_policies import KEEP_KEYS
 from .step_list import StepList
 
@@ -26,6 +27,11 @@ IN_FILES = (
     "attention_bias",
     "on_prompt_change",
 )
+
+
+# The settings say what each may be; no number that a stream computes with is larger, and NaN is none.
+_LARGEST = 1e6
+_LONGEST_WORD = 100
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,19 @@ class StreamPreset:
         """
         for name, value in values.items():
             known = getattr(self, name) if name in IN_FILES else None
+            if isinstance(value, (int, float)) and not -_LARGEST <= value <= _LARGEST:
+                raise ValueError(
+                    f"{place} has {shown_word(name)} = {shown(value)}: give a number up to {_LARGEST:.0f}."
+                )
             if isinstance(known, float) and type(value) is int:
                 continue
+            if isinstance(value, str) and not (value.isprintable() and len(value) <= _LONGEST_WORD):
+                raise ValueError(
+                    f"{place} has {shown_word(name)} = {shown(value)}: write up to {_LONGEST_WORD} printable letters."
+                )
             if type(value) is not type(known):
                 raise ValueError(
-                    f"{place} has {name} = {value!r}: it may have {', '.join(IN_FILES)}, each of its kind."
+                    f"{place} has {shown_word(name)} = {shown(value)}: it may have {', '.join(IN_FILES)}, each of its "
+                    "kind."
                 )
         return replace(self, **values)

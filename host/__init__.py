@@ -1,12 +1,15 @@
 """All that talks to ComfyUI, by subject; nothing else but the nodes' schemas imports it."""
 
+from .allowed_code import allowed_code, allowed_code_file, ask_about_code
 from .assets import list_as_asset
 from .execution import blocked_output, is_cancel, running_prompt, throw_if_cancelled
 from .files_made import (
     is_trimmed,
     new_output_file,
     new_temp_file,
+    output_folder,
     reserve_output_file,
+    shown_in_output,
     temp_folder,
     video_from_file,
     workflow_metadata,
@@ -42,6 +45,9 @@ __all__ = [
     "PipelineFolder",
     "StreamProgress",
     "WholeModelPatcher",
+    "allowed_code",
+    "allowed_code_file",
+    "ask_about_code",
     "blocked_output",
     "default_device",
     "device_names",
@@ -56,6 +62,7 @@ __all__ = [
     "new_transformer_file",
     "note_changed_by_hand",
     "other_models",
+    "output_folder",
     "pipeline_folders",
     "register_routes",
     "reserve_output_file",
@@ -63,6 +70,7 @@ __all__ = [
     "resolve_model",
     "running",
     "running_prompt",
+    "shown_in_output",
     "temp_folder",
     "text_encoder_files",
     "throw_if_cancelled",

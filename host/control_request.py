@@ -61,4 +61,5 @@ def read_control(value: Any) -> ControlRequest:  # noqa: ANN401
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = "".join(f"{str(part)[:40]}: " for part in first["loc"])
-        raise RefusedRequestError(400, f"{where}{first['msg'].removeprefix('Value error, ')}.") from None
+        message = "refused_too_long" if first["loc"] == ("prompt",) and first["type"] == "string_too_long" else ""
+        raise RefusedRequestError(400, f"{where}{first['msg'].removeprefix('Value error, ')}.", message) from None

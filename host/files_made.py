@@ -91,6 +91,17 @@ def reserve_output_file(prefix: str, suffix: str) -> tuple[Path, dict[str, str]]
         return path, shown
 
 
+def output_folder() -> Path:
+    """ComfyUI's output folder."""
+    return Path(folder_paths.get_output_directory())
+
+
+def shown_in_output(path: Path) -> dict[str, str]:
+    """The entry of a node's `ui` output that shows a file of the output folder."""
+    subfolder = path.parent.relative_to(output_folder()).as_posix()
+    return {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
 def workflow_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:  # noqa: ANN401
     """The metadata ComfyUI writes into a file, so that dropping the file on the page restores the workflow."""
     metadata = {} if prompt is None else {"prompt": json_text(prompt)}

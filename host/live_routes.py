@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
-from ..stream.live_control import LiveControl
+from ..stream.live_control import EditRefusedError, LiveControl
 from ..stream.live_news import NewsPage
 from ..stream.picture_encoding import BlockPictures, EncodedPictures
+from .code_routes import add_code_routes
 from .control_request import ControlRequest, read_control
 from .live_registry import LiveStream, LiveStreams
 from .live_waiting import wait_for_news
-from .request_bodies import RefusedRequestError, parse_json, read_body
+from .request_bodies import RefusedRequestError, answered, parse_json, read_body
 
 MOST_WAITING = 64
 CONTROL_BYTES = 64 * 2**10
@@ -28,7 +28,6 @@ STREAMS: web.AppKey[LiveStreams] = web.AppKey("streamblocks_streams", LiveStream
 # Pages that ask for one block's pictures together wait for one encoding.
 _ENCODINGS: web.AppKey[Any] = web.AppKey("streamblocks_encodings", WeakKeyDictionary)
 
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
 _ROOT = "/streamblocks"
 _ONE = f"{_ROOT}/streams/{{prompt_id}}/{{node}}"
 
@@ -38,11 +37,12 @@ def add_routes(routes: web.RouteTableDef, app: web.Application) -> None:
     if any(isinstance(route, web.RouteDef) and route.path.startswith(f"{_ROOT}/") for route in routes):
         return
     app[STREAMS], app[_ENCODINGS] = LiveStreams(), WeakKeyDictionary()
-    routes.get(f"{_ROOT}/streams")(_answered(list_streams))
-    routes.get(f"{_ROOT}/control-schema")(_answered(control_schema))
-    routes.get(f"{_ONE}/news")(_answered(news))
-    routes.post(f"{_ONE}/control")(_answered(control))
-    routes.post(f"{_ONE}/frames")(_answered(frames))
+    routes.get(f"{_ROOT}/streams")(answered(list_streams))
+    routes.get(f"{_ROOT}/control-schema")(answered(control_schema))
+    routes.get(f"{_ONE}/news")(answered(news))
+    routes.post(f"{_ONE}/control")(answered(control))
+    routes.post(f"{_ONE}/frames")(answered(frames))
+    add_code_routes(routes, app)
 
 
 async def list_streams(request: web.Request) -> web.Response:
@@ -65,7 +65,7 @@ async def news(request: web.Request) -> web.Response:
     try:
         if not await wait_for_news(request, stream.news, version):
             return web.Response(status=204)
-        body = await _news_body(request, stream, stream.news.since(block, points))
+        body = await _news_body(request, stream, stream.news.since(block, points, version))
     finally:
         stream.waiting -= 1
     return web.Response(body=body, content_type="application/octet-stream", headers={"Cache-Control": "no-store"})
@@ -78,7 +78,7 @@ async def control(request: web.Request) -> web.Response:
     _check_token(stream, asked.token)
     mailbox = stream.control
     if mailbox is None:
-        raise RefusedRequestError(409, "The stream has ended: nothing of it can be changed any more.")
+        raise RefusedRequestError(409, "The stream has ended: nothing of it can be changed any more.", "refused_ended")
     _steer(mailbox, asked)
     # All pages are told what waits now, whoever asked for it.
     return web.json_response({"version": stream.news.update()})
@@ -91,38 +91,28 @@ async def frames(request: web.Request) -> web.Response:
     _check_token(stream, request.headers.get(TOKEN_HEADER, ""))
     if stream.inbox is None:
         ended = stream.control is None
-        raise RefusedRequestError(409, "The stream has ended." if ended else "This stream takes no frames.")
+        raise RefusedRequestError(
+            409, "The stream has ended." if ended else "This stream takes no frames.", "refused_ended" if ended else ""
+        )
     jpeg = await read_body(request, "image/jpeg", FRAME_BYTES)
     inbox = stream.inbox
     if inbox is None:
-        raise RefusedRequestError(409, "The stream has ended.")
+        raise RefusedRequestError(409, "The stream has ended.", "refused_ended")
     if not jpeg.startswith(b"\xff\xd8\xff"):
-        raise RefusedRequestError(400, "The body is no JPEG: send one picture as JPEG.")
+        raise RefusedRequestError(400, "The body is no JPEG: send one picture as JPEG.", "refused_picture")
     try:
         taken = await stream.turns.run(lambda: inbox.put(jpeg))
     except ValueError as error:
-        raise RefusedRequestError(400, str(error)) from None
+        raise RefusedRequestError(400, str(error), "refused_picture") from None
     return web.json_response({"dropped": int(not taken), "fps": stream.news.fps})
-
-
-def _answered(handler: _Handler) -> _Handler:
-    """The handler, with refusals as answers."""
-
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            return await handler(request)
-        except RefusedRequestError as refusal:
-            return web.json_response({"error": str(refusal)}, status=refusal.status)
-
-    return answer
 
 
 def _steer(mailbox: LiveControl, asked: ControlRequest) -> None:
     if asked.action == "edit":
         try:
             mailbox.edit(asked.edit())
-        except ValueError as error:
-            raise RefusedRequestError(409, str(error)) from None
+        except EditRefusedError as refusal:
+            raise RefusedRequestError(409, str(refusal), refusal.message) from None
     elif asked.action == "pause":
         mailbox.pause()
     elif asked.action == "resume":
@@ -144,13 +134,17 @@ def _streams(request: web.Request) -> LiveStreams:
 def _stream(request: web.Request) -> LiveStream:
     stream = _streams(request).find(request.match_info["prompt_id"], request.match_info["node"])
     if stream is None:
-        raise RefusedRequestError(404, "There is no stream of this prompt and node: ask for the list of streams.")
+        raise RefusedRequestError(
+            404, "There is no stream of this prompt and node: ask for the list of streams.", "gone"
+        )
     return stream
 
 
 def _check_token(stream: LiveStream, token: str) -> None:
     if not stream.admits(token):
-        raise RefusedRequestError(403, "The token is not this stream's: steer from the page that queued the prompt.")
+        raise RefusedRequestError(
+            403, "The token is not this stream's: steer from the page that queued the prompt.", "refused_token"
+        )
 
 
 def _number(request: web.Request, name: str, otherwise: int) -> int:

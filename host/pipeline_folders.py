@@ -20,6 +20,7 @@ _MODULAR_MARKS = frozenset({"modular_model_index.json", "modular_config.json"})
 _INDEX = "model_index.json"
 # How huggingface_hub names a repository in a cache: `models--owner--name`.
 _CACHE_PREFIX = "models--"
+_LONGEST_COMMIT = 200
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,19 @@ def _snapshots(cache: Path) -> list[Path]:
     """The snapshots of a repository: the one of its main branch, then the newest first."""
     listing, _ = _read_folder(cache / "snapshots")
     try:
-        main = (cache / "refs" / "main").read_text(encoding="utf-8").strip()
+        main = _read_commit(cache / "refs" / "main")
     except (OSError, UnicodeDecodeError):
         main = ""
     snapshots = [cache / "snapshots" / commit for commit in sorted(listing.folders)]
     return sorted(snapshots, key=lambda snapshot: (snapshot.name != main, -_modified(snapshot)))
+
+
+def _read_commit(file: Path) -> str:
+    """The commit in a reference of the hub's cache; empty for what is no regular file, such as a pipe."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return opened.read(_LONGEST_COMMIT).decode("utf-8").strip()
 
 
 def _modified(folder: Path) -> float:

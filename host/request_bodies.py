@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 SECONDS_TO_SEND = 10.0
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -20,11 +22,29 @@ class RefusedRequestError(Exception):
     Args:
         status: of the answer, 4xx.
         sentence: for people.
+        message: the id under which pages have it in their language; "" for what no page of ours can cause.
     """
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, message: str = "") -> None:
         super().__init__(sentence)
         self.status = status
+        self.message = message
+
+    def answer(self) -> dict[str, str]:
+        """What is sent, as JSON values."""
+        return {"error": str(self)} | ({"id": self.message} if self.message else {})
+
+
+def answered(handler: Handler) -> Handler:
+    """The handler, with refusals as answers."""
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return await handler(request)
+        except RefusedRequestError as refusal:
+            return web.json_response(refusal.answer(), status=refusal.status)
+
+    return answer
 
 
 async def read_body(request: web.Request, content_type: str, limit: int) -> bytes:
@@ -49,7 +69,7 @@ async def read_body(request: web.Request, content_type: str, limit: int) -> byte
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
-    too_long = RefusedRequestError(413, f"The body is longer than {limit:,} bytes: send less.")
+    too_long = RefusedRequestError(413, f"The body is longer than {limit:,} bytes: send less.", "refused_too_long")
     if (request.content_length or 0) > limit:
         raise too_long
     body = bytearray()
@@ -86,7 +106,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise RefusedRequestError(400, "The body names something twice: give each name once.")
     if any(isinstance(text, str) and _SURROGATE.search(text) for pair in pairs for text in pair):
-        raise RefusedRequestError(400, "A text of the body has half of a surrogate pair: send whole characters.")
+        raise RefusedRequestError(
+            400, "A text of the body has half of a surrogate pair: send whole characters.", "refused_half_character"
+        )
     return found
 
 

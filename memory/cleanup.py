@@ -42,6 +42,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     ),
     StateRule("crossattn_cache", Handling.SHARE, "the prompt's keys and values; refilled in place"),
     StateRule("decoder_cache", Handling.SHARE, "carries the VAE's temporal convolutions across the seam"),
+    StateRule("decoded_latents", Handling.SHARE, "of a snapshot: what the decoder is made anew of"),
     StateRule("frame_cache_context", Handling.SHARE, "pictures the first context latent is re-encoded from"),
     StateRule("current_denoised_latents", Handling.SHARE, "context latents of the next block"),
     StateRule("sink_latents", Handling.SHARE, "first frames of the stream, whose keys stay in a window"),
@@ -62,12 +63,18 @@ def handling_table(extra: Iterable[StateRule] = ()) -> dict[str, Handling]:
     return {rule.key: rule.handling for rule in (*STATE_RULES, *extra)}
 
 
+_LONGEST_RULES = 100_000
+_SHOWN_LETTERS = 80
+
+
 def parse_state_rules(text: str) -> tuple[StateRule, ...]:
     """Read rules a user wrote, one `key = drop`, `key = share` or `key = copy` a line; `#` starts a comment.
 
     Raises:
         ValueError: a line is not of that form.
     """
+    if len(text) > _LONGEST_RULES:
+        raise ValueError(f"state_rules has {len(text)} letters: write up to {_LONGEST_RULES}.")
     rules = []
     for line in text.splitlines():
         content = line.partition("#")[0].strip()
@@ -76,7 +83,9 @@ def parse_state_rules(text: str) -> tuple[StateRule, ...]:
         key, separator, handling = (part.strip() for part in content.partition("="))
         choices = [choice.value for choice in Handling]
         if not separator or not key or handling not in choices:
-            raise ValueError(f"state rule {content!r} is not understood: write 'key = {' | '.join(choices)}'.")
+            raise ValueError(
+                f"state rule {content[:_SHOWN_LETTERS]!r} is not understood: write 'key = {' | '.join(choices)}'."
+            )
         rules.append(StateRule(key, Handling(handling), "set by the user"))
     return tuple(rules)
 

@@ -13,6 +13,7 @@ from .memory_nodes import FreeStreamMemory, StreamMemoryReport
 from .prompt_track import StreamPromptThen, StreamPromptTrack
 from .quantize import QuantizePipeline, SaveQuantizedModel
 from .save_stream import SaveStream
+from .saved_streams import LoadSavedStream, SaveStreamState
 from .stream_sampler import StreamingBlockSampler
 
 
@@ -34,6 +35,8 @@ class StreamBlocksExtension(ComfyExtension):
             StreamLiveInput,
             StreamingBlockSampler,
             SaveStream,
+            LoadSavedStream,
+            SaveStreamState,
             SaveQuantizedModel,
             ConvertCheckpoint,
             StreamMemoryReport,

@@ -18,7 +18,6 @@ from ..stream.recipe import (
     WEIGHT_CHOICES,
     Recipe,
 )
-from ..stream.remote_code import REMOTE_CODE_VARIABLE, check_remote_code_allowed
 from .found_by import search_aliases
 from .model_choice import HUB_MODEL, MINI_MODEL, TINY_MODEL, components_path, model_path
 
@@ -98,7 +97,8 @@ class LoadStreamingPipeline(io.ComfyNode):
                     default="native",
                     tooltip=(
                         "How attention is computed. Native (PyTorch) runs everywhere; flash, sage and xformers "
-                        "need their packages."
+                        "need their packages, flash3 needs fa3-fwd and a Hopper card, comfy_int8 needs comfy-kitchen. "
+                        "8-bit: the fastest 8-bit attention that runs here."
                     ),
                 ),
                 io.Combo.Input(
@@ -127,11 +127,15 @@ class LoadStreamingPipeline(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "trust_remote_code",
+                    # It stays for the order of the values in saved workflows.
                     default=False,
+                    label_on="no effect",
+                    label_off="no effect",
+                    advanced=True,
                     tooltip=(
-                        "Allow the repository's own Python code to run on your machine. Only tick it for code "
-                        "you have read or whose author you trust. ComfyUI must also have been started with the "
-                        f"environment variable {REMOTE_CODE_VARIABLE}=1, because a workflow can contain the tick."
+                        "Has no effect any more, since a workflow could bring the tick: a repository's own Python code "
+                        "runs once you have allowed it on this machine, on the page after the first run that is "
+                        "refused, or with tools/allow_code.py."
                     ),
                 ),
                 io.String.Input(
@@ -222,23 +226,20 @@ class LoadStreamingPipeline(io.ComfyNode):
         device: str,
         compile: str,
         blocks_from: str,
-        trust_remote_code: bool,
         state_rules: str,
+        trust_remote_code: bool = False,
         vae: str = FROM_COMPONENTS,
         text_encoder: str = FROM_COMPONENTS,
         weights: str = AVERAGED_WEIGHTS,
         tokenizer: str = FROM_TEXT_ENCODER,
     ) -> io.NodeOutput:
-        """Make the recipe."""
+        """Make the recipe; `trust_remote_code` is for workflows of old and not read."""
         path = model_path(model, hub_id.strip())
         blocks = BLOCK_LABELS[blocks_from]
         if blocks != BUILT_IN_BLOCKS and model in (MINI_MODEL, TINY_MODEL):
             raise ValueError(
                 f"blocks_from is {blocks_from!r}: the model {model!r} brings none; choose the built-in ones."
             )
-        # Built-in blocks run no code of the model, whatever a workflow has ticked.
-        if trust_remote_code and blocks != BUILT_IN_BLOCKS:
-            check_remote_code_allowed(path)
         parts = None if components == FROM_MODEL else components_path(components)
         vae_file, text_file, tokenizer_place = (
             None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
@@ -251,7 +252,6 @@ class LoadStreamingPipeline(io.ComfyNode):
                 components=parts,
                 revision=revision.strip() or None,
                 blocks=blocks,
-                trust_remote_code=trust_remote_code,
                 dtype=dtype,
                 device=device,
                 attention_backend=attention_backend,

@@ -26,9 +26,10 @@ class NodeWatcher:
         self._begun = self._loads = self._waits = self.kept_is_said = False
         self._loading = ByteProgress(progress)
 
-    def begin(self, settings: StreamSettings) -> None:
-        """Say what the stream is, once it is known."""
+    def begin(self, settings: StreamSettings, blocks_made: int = 0) -> None:
+        """Say what the stream is, once it is known; `blocks_made` of it are made already."""
         self._settings = settings
+        self._blocks_done = blocks_made
         self._begun = True
         self._progress.expect(settings.passes_before(1) if settings.endless else settings.passes)
 

@@ -13,6 +13,7 @@ from .loader import RecipeType
 from .picture_inputs import live_inputs, picture_inputs
 from .prompt_track import TrackType
 from .run_inputs import run_inputs
+from .saving_inputs import saving_inputs
 from .stream_socket import going_on_inputs
 
 SIZE_STEP = min(family.geometry.size_step for family in FAMILIES)
@@ -32,6 +33,7 @@ def sampler_inputs() -> list[io.Input]:
         *picture_inputs(),
         *_length_inputs(),
         *live_inputs(),
+        *saving_inputs(),
     ]
 
 

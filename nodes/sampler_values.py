@@ -16,6 +16,7 @@ from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
 from .live_input import LiveSource
 from .run_inputs import TIMELINE_ON
 from .sampler_inputs import FROM_MODEL, SIZE_STEP, UNSET, UNSET_SINK
+from .saving_inputs import NEW_STREAM, SAVE_EVERY
 
 if TYPE_CHECKING:
     from ..stream.snapshot import StreamSnapshot
@@ -62,6 +63,8 @@ class SamplerValues:
     seconds: float = UNSET
     endless: bool = False
     live: LiveSource | None = None
+    save_every: int = SAVE_EVERY
+    resume: str = NEW_STREAM
 
     def check(self) -> StreamChoices:
         """What is chosen for the stream, checked as far as that is possible before the model's files are read.

@@ -66,5 +66,5 @@ class SaveStream(io.ComfyNode):
                 source, sound_of(video, source), new_file, metadata, host.throw_if_cancelled
             )
             if notice is not None:
-                host.StreamProgress(1, None if hidden is None else hidden.unique_id).say(notice)
+                host.StreamProgress(1, hidden).say("saved_without_sound", notice=notice)
         return io.NodeOutput(host.video_from_file(path), str(path), ui={"images": [shown], "animated": (True,)})

@@ -14,6 +14,7 @@ from ..memory.owners import OTHER_MODELS, PICTURES
 from ..memory.recorder import TimelineRecorder
 from ..stream.block_clock import BlockClock
 from ..stream.choices import StreamChoices
+from ..stream.code_consent import CodeNotAllowedError
 from ..stream.conditioning import read_conditioning
 from ..stream.direction import Direction
 from ..stream.frame_inbox import FrameInbox
@@ -34,8 +35,10 @@ from .memory_chart import MemoryChart
 from .memory_messages import say_rung
 from .node_watcher import NodeWatcher
 from .run_inputs import TIMELINE_EXACT, TIMELINE_OFF
+from .run_saving import RunSaving
 from .sampler_inputs import FROM_MODEL, UNSET
 from .sampler_values import SamplerValues
+from .saving_inputs import RESUME_LAST
 from .unfinished_video import UnfinishedVideo
 
 
@@ -78,6 +81,15 @@ class StreamRun:
         )
         node = None if hidden is None else hidden.unique_id
         workflow = host.workflow_id(None if hidden is None else hidden.extra_pnginfo)
+        self._saving = RunSaving(
+            values.save_every,
+            values.pipeline,
+            resume=values.resume == RESUME_LAST,
+            keep_all=KeepFrames(values.keep_frames) is KeepFrames.ALL,
+            node=node,
+            workflow=workflow,
+            extra=None if hidden is None else hidden.extra_pnginfo,
+        )
         self._live = LiveRun(node, workflow, host.throw_if_cancelled, self._pictures.live)
         self._progress = host.StreamProgress(1, hidden, self._live.say)
         self._unfinished = UnfinishedVideo(self._progress, hidden)
@@ -96,18 +108,15 @@ class StreamRun:
             return made
 
     def _make(self) -> io.NodeOutput:
-        pipeline = materialise(
-            self._values.pipeline,
-            residency=host.ComfyResidency(),
-            default_device=host.default_device(),
-            on_load=self._watcher.while_loading,
-        )
+        pipeline = self._materialise()
         preset = self._named or pipeline.own_preset()
         fps = self._fps or preset.fps
         settings, clock = self._settings(pipeline, preset, fps)
-        direction = self._direction(settings, clock, fps)
-        self._watcher.begin(settings)
-        file = Mp4Sink(host.new_temp_file("streamblocks", ".mp4"), fps=fps, begin_with=self._earlier)
+        settings = self._saving.settings(settings)
+        direction = self._saving.direction(self._direction(settings, clock, fps))
+        point = self._saving.point
+        self._watcher.begin(settings, 0 if point is None else point.blocks)
+        file = self._saving.sink(fps, self._earlier)
         keeper = FrameKeeper(KeepFrames(self._values.keep_frames))
         recorder = self._recorder(pipeline, settings, keeper)
         keep_stream = self._values.keep_stream
@@ -120,21 +129,29 @@ class StreamRun:
                 self._watcher,
                 recorder,
                 keep_stream=keep_stream,
-                steering=self._live.steer(pipeline, settings, direction, fps),
+                steering=self._live.steer(pipeline, settings, direction, fps, point),
                 on_look=host.throw_if_cancelled,
                 on_rung=lambda block, _, rung: say_rung(self._progress, block, rung),
+                saver=self._saving.saver(file),
+                resume=point,
             )
             if report.ran_out:
                 self._live.ran_out = True
                 self._progress.say("memory_ended", block=report.blocks_made + 1, pictures=report.pictures)
             applied = report.as_dict() | {"fps": fps, "preset": preset.name}
             applied["notices"] += [*self._notices, *([preset.note] if preset.note else [])]
+            applied["notices"] += self._saving.notices
             applied["notices"] += self._pictures.carry_sound(
                 file.path, report, fps, goes_on=self._values.go_on_from is not None
             )
             if self._earlier is not None:
                 applied["notices"] += carry_earlier_sound(file.path, self._earlier, file.frames_written, fps)
             applied |= self._pictures.applied()
+            if report.ran_out:
+                # Its snapshots stay: there may be memory for the rest another time.
+                self._saving.run_failed(file)
+            else:
+                self._saving.run_finished(file)
             return io.NodeOutput(
                 host.video_from_file(file.path),
                 _images(keeper),
@@ -147,7 +164,21 @@ class StreamRun:
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
-            self._watcher.kept_is_said = self._unfinished.keep(file)
+            self._watcher.kept_is_said = self._unfinished.keep(file, stays=self._saving.is_growing(file))
+            self._saving.run_failed(file)
+            raise
+
+    def _materialise(self) -> StreamPipeline:
+        try:
+            return materialise(
+                self._values.pipeline,
+                residency=host.ComfyResidency(),
+                default_device=host.default_device(),
+                on_load=self._watcher.while_loading,
+                allowed_code=host.allowed_code(),
+            )
+        except CodeNotAllowedError as error:
+            host.ask_about_code(error.code)
             raise
 
     def _while_waiting(self) -> None:

@@ -29,16 +29,23 @@ class UnfinishedVideo:
         self._prompt = None if hidden is None else hidden.prompt
         self._extra = (None if hidden is None else hidden.extra_pnginfo) or {}
 
-    def keep(self, video: Mp4Sink) -> bool:
+    def keep(self, video: Mp4Sink, *, stays: bool = False) -> bool:
         """Move the file of `video`, which is closed, out of the temp folder, and say where it is; False without one.
 
         Raises nothing of its own: it runs while the error that ended the stream is on its way.
+
+        Args:
+            video: of the stream.
+            stays: whether the file is in the output folder already, beside what the stream goes on from.
         """
-        if video.frames_written == 0:
+        if video.frames_written == 0 or not video.path.is_file():
             return False
         made = video.frames_written
         try:
-            kept, shown, with_workflow = self._move(video.path)
+            if stays:
+                kept, shown, with_workflow = video.path, host.shown_in_output(video.path), False
+            else:
+                kept, shown, with_workflow = self._move(video.path)
         except Exception as error:
             # Catches every error: the one that ended the stream is the one to be seen.
             logger.warning("moving %s to the output folder failed", video.path, exc_info=True)

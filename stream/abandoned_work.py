@@ -10,15 +10,22 @@ from typing import TypeVar
 
 ResultT = TypeVar("ResultT")
 
+# Called some times a second while another machine is waited for; what it raises ends the wait.
+Check = Callable[[], None]
+
 # How often who waits looks up, in seconds: a cancel takes no longer.
 _LOOK_UP = 0.1
+
+
+def never_cancelled() -> None:
+    """A `Check` of who cannot cancel."""
 
 
 class Abandoned(BaseException):
     """Ends a thread whose result nobody waits for any more."""
 
 
-def work_beside(work: Callable[[], ResultT], look_up: Callable[[], None]) -> ResultT:
+def work_beside(work: Callable[[], ResultT], look_up: Check) -> ResultT:
     """Do `work` in another thread; what it returns or raises.
 
     If `look_up` raises, the thread is told to end by an exception at its next step in Python, as by Ctrl+C: its files

@@ -10,6 +10,10 @@ from ..memory.cleanup import DEFAULT_HANDLING, Handling
 from .settings import INPUT_NAMES, StreamSettings
 from .state import Snapshottable
 
+# What the decoder has decoded last, where it stands for the decoder's own cache; see `DecodedLatents`.
+DECODED_LATENTS = "decoded_latents"
+# Made anew of it.
+DECODER_CACHE = "decoder_cache"
 # What the built-in blocks find in the state and cannot make anew. The prompt's embeddings and keys can be, from the
 # prompt; schedule and noise belong to one block.
 CARRIED = frozenset(
@@ -17,7 +21,8 @@ CARRIED = frozenset(
         "stream_position",
         "current_denoised_latents",
         "frame_cache_context",
-        "decoder_cache",
+        DECODER_CACHE,
+        DECODED_LATENTS,
         "sink_latents",
         "kv_cache",
         "generator",

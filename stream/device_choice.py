@@ -9,8 +9,12 @@ from diffusers.models.attention_dispatch import (
 )
 from torch.utils._triton import has_triton
 
+from ..ops.attention_backends import LIBRARY_BACKENDS
+from ..ops.library_attention import explain, load
 from .recipe import COMPILE_NOTHING
 
+# Of every model so far; what a model's own is, its transformer's first pass checks.
+_USUAL_HEAD_DIM = 128
 _ANY_DEVICE = frozenset({"native", "_native_math", "flex"})
 _NO_MASK = frozenset({"flash", "_flash_3", "_native_flash", "sage"})
 
@@ -49,12 +53,25 @@ def choose_vae_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float16 if sixteen_bit and device.type in ("cuda", "xpu") else torch.float32
 
 
-def check_attention_backend(name: str, device: torch.device, attention_bias: float = 1.0) -> None:
-    """Check that diffusers can run the backend here.
+def check_attention_backend(
+    name: str, device: torch.device, attention_bias: float = 1.0, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Check that the backend can run here; one of the pack's own is launched once on a few values.
+
+    Args:
+        name: one of `ATTENTION_BACKENDS`.
+        device: of the transformer.
+        attention_bias: of the stream; the pack's own leave passes with a bias to "native".
+        dtype: of the transformer.
 
     Raises:
-        ValueError: its package is missing, it does not run on the device, or it takes no bias.
+        ValueError: its package is missing, it does not run on the device, in the dtype or at all, or it takes no bias.
     """
+    if name in LIBRARY_BACKENDS:
+        if load(name, device, dtype, _USUAL_HEAD_DIM) is None:
+            reason = explain(name, device, dtype, _USUAL_HEAD_DIM)
+            raise ValueError(f"attention_backend is {name!r}: {reason}; choose 'native'.")
+        return
     try:
         _check_attention_backend_requirements(AttentionBackendName(name))
     except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -113,8 +114,41 @@ class Direction:
         )
         return replace(self, track=track, prompt_of=track.at if track.has_prompts else self.prompt_of)
 
+    def until(self, blocks: int) -> Direction:
+        """The direction of a stream that ended after so many blocks, at least 1: its track names no others."""
+        track = None if self.track is None else self.track.until(blocks)
+        if track is None or track is self.track:
+            return self
+        return replace(self, track=track, prompt_of=track.at if track.has_prompts else self.prompt_of)
+
+    def describe_values(self, blocks: int, attention_bias: float) -> dict[str, Any]:
+        """Each value that the track says, by the blocks that had it, such as {"0-3": 0.6, "4": 0.4}.
+
+        Args:
+            blocks: that were made.
+            attention_bias: where the track does not say.
+        """
+        described: dict[str, Any] = {}
+        if self.track is not None and self.track.has_strength and self.video is not None:
+            described["strength_by_block"] = _by_block([self.strength_of(block) for block in range(blocks)])
+        if self.track is not None and self.track.has_bias:
+            described["attention_bias_by_block"] = _by_block(
+                [self.bias_of(block, attention_bias) for block in range(blocks)]
+            )
+        return described
+
     def describe(self) -> dict[str, Any]:
         """What was shown, for text output: under a track, its prompts by blocks."""
         if self.track is not None and self.track.has_prompts:
             return {"prompt": "(from the track)", "track": self.track.describe()}
         return {"prompt": self.prompt_of(0) if self.embeds is None else GIVEN_PROMPT}
+
+
+def _by_block(values: Sequence[float | None]) -> dict[str, float | None]:
+    described: dict[str, float | None] = {}
+    start = 0
+    for value, alike in groupby(values):
+        end = start + len(list(alike)) - 1
+        described[str(start) if start == end else f"{start}-{end}"] = value
+        start = end + 1
+    return described

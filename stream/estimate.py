@@ -16,6 +16,7 @@ from ..memory.cleanup import CleanupPolicy
 from ..ops.fp8_linear import supports_fp8_matmul
 from ..ops.quantization import QuantizationSpec
 from .layer_plan import least_bytes
+from .recipe import COMPILE_NOTHING, Recipe
 from .settings import StreamSettings
 
 # Memory besides tensors: kernel workspaces (cuBLAS and cuDNN), and what the allocator cannot use.
@@ -202,3 +203,8 @@ def _dequantized_bytes(component: Component, device: torch.device) -> int:
         return 0
     sizes = [torch.Size(layer.shape).numel() for layer in component.plan.layers if layer.quantized]
     return max(sizes, default=0) * component.dtype.itemsize
+
+
+def attention_choice(recipe: Recipe) -> AttentionChoice:
+    """How attention is computed under a recipe."""
+    return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)

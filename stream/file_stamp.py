@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from .recipe import is_hub_id
@@ -28,18 +28,18 @@ def stamp_files(model: str) -> str:
     root = Path(model)
     if is_hub_id(model) or not os.path.lexists(root):
         return ""
-    files = sorted(_files_below(root)) if root.is_dir() else [root]
+    files = sorted(files_below(root, _SUFFIXES)) if root.is_dir() else [root]
     return hashlib.sha256("".join(map(_fact, files)).encode()).hexdigest()[:16]
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    """The files below `root` that are part of the stamp; each folder is visited once, however many links lead to it."""
+def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """The files below `root` with one of `suffixes`; each folder is visited once, however many links lead to it."""
     entered = {os.path.realpath(root)}
     for folder, names, files in os.walk(root, followlinks=True):
         inside = {name: os.path.realpath(Path(folder, name)) for name in sorted(names)}
         names[:] = [name for name, real in inside.items() if real not in entered]
         entered |= set(inside.values())
-        yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in _SUFFIXES)
+        yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in suffixes)
 
 
 def _fact(file: Path) -> str:
@@ -49,4 +49,18 @@ def _fact(file: Path) -> str:
     except OSError as error:
         # A dangling or circular link, or a file deleted meanwhile.
         return f"{place}:{type(error).__name__};"
-    return f"{place}:{facts.st_size}:{facts.st_mtime_ns};"
+    return f"{place}:{facts.st_size}:{facts.st_mtime_ns}:{_content(file)};"
+
+
+def _content(file: Path) -> str:
+    """A digest of code, which may change within its size and its time; other files have megabytes."""
+    if file.suffix.lower() != ".py" or not file.is_file():
+        return ""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            while piece := opened.read(2**20):
+                digest.update(piece)
+    except OSError as error:
+        return type(error).__name__
+    return digest.hexdigest()

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.modular_pipelines import ModularPipeline, PipelineState
 from torch import nn
 
-from ..checkpoints.checkpoint_files import CheckpointError
 from ..families.model_family import LatentGeometry
 from ..families.stream_preset import StreamPreset
 from ..memory.cleanup import handling_table
 from ..memory.pipeline_facts import UNKNOWN_PIPELINE
 from .carried_state import carried_by_unknown_blocks
+from .code_import import ImportedCode
 from .component_store import LoadCallback, all_on_device, ignore_load
 from .estimate import SMALLER
 from .foreign_limits import refuse_what_blocks_do_not_take
-from .hub import Check, fetch_file, never_cancelled, refuse_folder_as_hub_id
 from .known_families import FAMILIES
 from .looks import Look, look_away
 from .memory_saving import OthersOnly
 from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
-from .recipe import Recipe, is_hub_id
-from .remote_code import check_remote_code_allowed
+from .recipe import Recipe
 from .residency import Residency
 from .settings import StreamSettings
 from .snapshot_tree import SnapshotKinds
 
-_MODULAR_CONFIG = "modular_config.json"
-_MODEL_COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "image_encoder")
-
 
 class ForeignPipeline:
-    """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md."""
+    """A diffusers modular repository with its own blocks, called by the contract in docs/architecture.md.
 
-    def __init__(self, recipe: Recipe, pipe: ModularPipeline, device: torch.device, residency: Residency) -> None:
+    Args:
+        recipe: of the repository.
+        pipe: with all components.
+        device: that it runs on.
+        residency: decides what is on the device.
+        imported: the repository's code; None if it has none.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pipe: ModularPipeline,
+        device: torch.device,
+        residency: Residency,
+        imported: ImportedCode | None = None,
+    ) -> None:
         self.recipe = recipe
+        self._imported = imported
         self.pipe = pipe
         self.device = device
         self.residency = residency
@@ -121,10 +130,12 @@ class ForeignPipeline:
         return {}
 
     def release(self) -> None:
-        """Delete every component."""
+        """Delete every component, and take the repository's modules out of `sys.modules`."""
         self.residency.release()
         for name in self.pipe.component_names:
             setattr(self.pipe, name, None)
+        if self._imported is not None:
+            self._imported.forget()
 
     def explain_not_finite(self) -> str | None:
         """Nothing: where foreign weights came from is unknown."""
@@ -133,6 +144,14 @@ class ForeignPipeline:
     def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
         """Everything that stays between blocks: which of it foreign blocks need is unknown."""
         return carried_by_unknown_blocks(state, handling_table(self.recipe.state_rules), self.pipe.blocks.input_names)
+
+    def decoder_reach(self) -> int | None:
+        """None: how foreign blocks decode is unknown."""
+        return None
+
+    def decode_again(self, latents: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """Nothing: see `decoder_reach`."""
+        return {}
 
     def snapshot_kinds(self) -> SnapshotKinds:
         """Return nothing: a repository's own classes are not put into snapshots."""
@@ -144,82 +163,3 @@ class ForeignPipeline:
 
     def _modules(self) -> dict[str, nn.Module]:
         return {name: component for name, component in self.pipe.components.items() if isinstance(component, nn.Module)}
-
-
-def load_foreign_pipeline(
-    recipe: Recipe, *, dtype: torch.dtype, vae_dtype: torch.dtype, check: Check = never_cancelled
-) -> ModularPipeline:
-    """Blocks from the repository's code (if the user ticked it), weights from safetensors only.
-
-    Args:
-        recipe: of the pipeline.
-        dtype: of its components.
-        vae_dtype: of its VAE.
-        check: called while the hub is asked for the repository; raises to give up.
-
-    Raises:
-        CheckpointError: remote code is needed and the user did not allow it, or a component did not load.
-        PermissionError: the user allowed remote code, and this server does not.
-    """
-    if recipe.is_hub_id:
-        refuse_folder_as_hub_id(recipe.model)
-    if recipe.trust_remote_code:
-        check_remote_code_allowed(recipe.model)
-    config = _config_of(recipe, check)
-    if not recipe.trust_remote_code:
-        _refuse_unasked_code(recipe, config)
-    try:
-        pipe = ModularPipeline.from_pretrained(
-            recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"model {recipe.model!r} is not a diffusers modular repository that can be used here: {error}"
-        ) from error
-    _refuse_other_places(recipe, pipe)
-    pipe.load_components(
-        dtype={"default": dtype, "vae": vae_dtype},
-        # Never a pickled file, even if a repository has both.
-        use_safetensors=dict.fromkeys(_MODEL_COMPONENTS, True),
-        **({"trust_remote_code": True} if recipe.trust_remote_code else {}),
-    )
-    missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
-    if missing:
-        raise CheckpointError(
-            f"model {recipe.model!r} did not provide {', '.join(missing)}: its files are incomplete or not "
-            "safetensors; the log above says why."
-        )
-    return pipe
-
-
-def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
-    """Components come from the repository or from the hub; its index could name any path on this machine."""
-    for name in pipe.pretrained_component_names:
-        place = getattr(pipe.get_component_spec(name), "pretrained_model_name_or_path", None)
-        if place is None or str(place) == recipe.model:
-            continue
-        if not is_hub_id(str(place)):
-            raise CheckpointError(
-                f"model {recipe.model!r} takes its {name} from {str(place)!r}, which is outside of it: name the "
-                "repository itself or a hub id in its modular_model_index.json."
-            )
-        refuse_folder_as_hub_id(str(place))
-
-
-def _config_of(recipe: Recipe, check: Check) -> Path | None:
-    """The repository's modular config, None where a hub repository has none; asks the hub before diffusers does.
-
-    diffusers' own calls wait minutes for a hub that does not answer, and cannot be cancelled.
-    """
-    if recipe.is_hub_id:
-        return fetch_file(recipe.model, recipe.revision, _MODULAR_CONFIG, check)
-    return Path(recipe.model) / _MODULAR_CONFIG
-
-
-def _refuse_unasked_code(recipe: Recipe, config: Path | None) -> None:
-    """Refuse before diffusers does: diffusers may ask on a terminal, which a server does not have."""
-    if config is not None and config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
-        raise CheckpointError(
-            f"model {recipe.model!r} has its own Python code, which runs only if you allow it: read it, then tick "
-            "'trust_remote_code', or choose the built-in blocks."
-        )

@@ -23,6 +23,10 @@ class GivenPictures:
         direction: of the stream.
         pipeline: says how many pictures a block takes.
         settings: of the stream.
+        made: pictures of blocks that an earlier part of the very stream has made.
+
+    Attributes:
+        made: pictures of finished blocks.
 
     Raises:
         ValueError: the start or the video has no pictures that can be read.
@@ -33,6 +37,8 @@ class GivenPictures:
         direction: Direction,
         pipeline: StreamPipeline,
         settings: StreamSettings,
+        *,
+        made: int = 0,
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
@@ -41,8 +47,8 @@ class GivenPictures:
         self._video: VideoReader | LiveReader | None = None
         # Asked now: at the stream's end the file may be gone.
         self._named = ""
-        # Pictures of finished blocks.
-        self._made = 0
+        self.made = made
+        self._resumed = made > 0
         if direction.video is not None:
             self._video = direction.video.open(settings.width, settings.height)
             self._named = direction.video.identity()
@@ -63,7 +69,7 @@ class GivenPictures:
 
     def show(self, index: int, frames: torch.Tensor) -> torch.Tensor:
         """The pictures of a finished block, behind those of the start that the video begins with."""
-        self._made += len(frames)
+        self.made += len(frames)
         if self._start is None or index or not len(self._start.shown):
             return frames
         return torch.cat([self._start.shown, frames])
@@ -103,7 +109,20 @@ class GivenPictures:
     def _skip_what_was_taken(self) -> int:
         """Leave out what the stream before took of the same video; returns how many pictures that were."""
         before = None if self._direction.go_on is None else self._direction.go_on.input_video
-        if self._video is None or before is None or before.source != self._named:
+        if self._resumed and (before is None) != (self._video is None):
+            raise ValueError(
+                "resume: the unfinished stream was made "
+                + ("without a video: disconnect it" if before is None else "from a video: connect it")
+                + " or choose 'new stream'."
+            )
+        if self._video is None or before is None:
+            return 0
+        if before.source != self._named:
+            if self._resumed:
+                raise ValueError(
+                    "resume: the video is another one than the unfinished stream was made from: connect that one, or "
+                    "choose 'new stream'."
+                )
             return 0
         skipped = before.pictures
         if self._video.has_rate:
@@ -114,7 +133,7 @@ class GivenPictures:
 
     def use(self) -> VideoUse | None:
         """What was taken of the video for finished blocks; None without one."""
-        return None if self._video is None else replace(self._video.use(), pictures=self._made)
+        return None if self._video is None else replace(self._video.use(), pictures=self.made)
 
     def notices(self) -> list[str]:
         """Sentences on what was done to the pictures."""

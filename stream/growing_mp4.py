@@ -8,6 +8,7 @@ a fragmented file out as `ftyp moov` (once) followed by `moof mdat` pairs.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +26,25 @@ class GrowingMp4:
     Attributes:
         path: the file; created with the first block.
         blocks: how many blocks it holds, all of them playable.
+        bytes: of the file.
     """
 
     def __init__(self, path: Path, template: av.VideoStream) -> None:
         self.path = path
-        self.blocks = 0
+        self.blocks = self.bytes = 0
         self._template = template
+
+    @classmethod
+    def reopen(cls, path: Path, template: av.VideoStream, blocks: int, size: int) -> GrowingMp4:
+        """A file that goes on behind its first `blocks` blocks, `size` bytes; what lies behind these is dropped.
+
+        Raises:
+            OSError: the file is gone, shorter or another one; it is not changed then.
+        """
+        cut_fragments(path, blocks, size)
+        file = cls(path, template)
+        file.blocks, file.bytes = blocks, size
+        return file
 
     def append(self, packets: Sequence[av.Packet], template: av.VideoStream | None = None) -> None:
         """Append one block; it is written to the file on return.
@@ -40,16 +54,18 @@ class GrowingMp4:
             template: the stream that they are of; None for that of the file.
 
         Raises:
-            OSError: it could not be written; the file ends with the previous block.
+            OSError: it could not be written, and the file ends with the previous block; or it is not what this made
+                of it: somebody has deleted or changed it.
         """
         wanted = _FRAGMENT if self.blocks else _FILE_HEADER + _FRAGMENT
         boxes = b"".join(
             data for kind, data in split_boxes(self._mux(packets, template or self._template)) if kind in wanted
         )
-        mode = "ab" if self.blocks else "wb"
+        if self.blocks:
+            self.check()
         # Unbuffered: otherwise data that a full disk refused would stay in the buffer and be written by `truncate`.
-        with self.path.open(mode, buffering=0) as file:
-            end = file.tell()
+        with self.path.open("r+b" if self.blocks else "wb", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
             rest = memoryview(boxes)
             try:
                 while rest:
@@ -58,6 +74,26 @@ class GrowingMp4:
                 file.truncate(end)
                 raise
         self.blocks += 1
+        self.bytes = end + len(boxes)
+
+    def check(self) -> None:
+        """Raise OSError, one sentence, unless the file is as long as it was made."""
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{self.path} was deleted while the stream went on: its pictures are lost; start the stream again."
+            ) from error
+        if size != self.bytes:
+            raise OSError(
+                f"{self.path} has {size} bytes and the stream wrote {self.bytes}: another program has changed it; "
+                "start the stream again."
+            )
+
+    def sync(self) -> None:
+        """Have what was written outlast a power failure."""
+        with self.path.open("r+b") as file:
+            os.fsync(file.fileno())
 
     def _mux(self, packets: Sequence[av.Packet], template: av.VideoStream) -> bytes:
         memory = io.BytesIO()
@@ -80,3 +116,43 @@ def split_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             (size,) = struct.unpack_from(">Q", data, position + 8)
         yield kind, data[position : position + size]
         position += size
+
+
+def check_fragments(path: Path, blocks: int, size: int) -> None:
+    """Raise OSError, one sentence, unless the first `size` bytes of `path` are `blocks` blocks of a growing mp4.
+
+    Reads the heads of the boxes only.
+    """
+    try:
+        with path.open("rb") as file:
+            found, position, there = 0, 0, file.seek(0, os.SEEK_END)
+            while position < min(size, there):
+                file.seek(position)
+                length, kind = struct.unpack(">I4s", file.read(8))
+                if length == 1:
+                    (length,) = struct.unpack(">Q", file.read(8))
+                found += kind == b"moof"
+                position += max(8, length)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}, the video of the stream so far, is gone: go on from the saved stream by Load Saved Stream, or "
+            "start a new stream."
+        ) from error
+    except struct.error:
+        found = -1
+    if there < size:
+        raise OSError(
+            f"{path}, the video of the stream so far, has {there} bytes and had {size} when the stream was saved: go "
+            "on from the saved stream by Load Saved Stream, or start a new stream."
+        )
+    if position != size or found != blocks:
+        raise OSError(
+            f"{path}, the video of the stream so far, is another one than when the stream was saved: go on from the "
+            "saved stream by Load Saved Stream, or start a new stream."
+        )
+
+
+def cut_fragments(path: Path, blocks: int, size: int) -> None:
+    """Drop what lies behind the first `size` bytes; raises what `check_fragments` does, and changes nothing then."""
+    check_fragments(path, blocks, size)
+    os.truncate(path, size)

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -22,7 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..checkpoints.checkpoint_files import CheckpointError
-from .abandoned_work import Abandoned
+from .abandoned_work import Abandoned, Check, never_cancelled
 from .hub_patience import HubPatience, HubSilentError
 
 BUILT_IN_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
@@ -43,12 +42,6 @@ _BYTE_SECONDS = 10.0
 
 # Bytes downloaded so far, and bytes in all.
 OnBytes = Callable[[int, int], None]
-# Called some times a second while the hub is waited for; what it raises ends the wait.
-Check = Callable[[], None]
-
-
-def never_cancelled() -> None:
-    """A `Check` of who cannot cancel."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +122,7 @@ def find_repository(
         CheckpointError: no such repository, no network, no answer, no permission, or no file of these components.
     """
     refuse_folder_as_hub_id(repository)
-    with _explained(repository):
-        info = HubPatience(check).run(
-            # A limit of the call's own, so that an abandoned one ends, too.
-            partial(HfApi().model_info, repository, revision=revision, files_metadata=True, timeout=_BYTE_SECONDS)
-        )
+    info = _ask_for_files(repository, revision, check)
     found = [HubFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
     files = [file for component in components for file in _files_of(component, found)]
     if not files or info.sha is None:
@@ -142,6 +131,15 @@ def find_repository(
         )
     # Small files first: a wrong config is found before gigabytes are downloaded.
     return HubRepository(repository, revision, info.sha, tuple(sorted(files, key=lambda file: (file.size, file.path))))
+
+
+def _ask_for_files(repository: str, revision: str | None, check: Check) -> ModelInfo:
+    """What the hub says of a revision: its commit, and its files with their bytes."""
+    with _explained(repository):
+        return HubPatience(check).run(
+            # A limit of the call's own, so that an abandoned one ends, too.
+            partial(HfApi().model_info, repository, revision=revision, files_metadata=True, timeout=_BYTE_SECONDS)
+        )
 
 
 def _files_of(component: str, found: Sequence[HubFile]) -> list[HubFile]:
@@ -160,20 +158,55 @@ def find_cached_folder(repository: str, revision: str | None) -> Path | None:
         return None
 
 
-def fetch_file(repository: str, revision: str | None, name: str, check: Check = never_cancelled) -> Path | None:
-    """Download (or find in the hub's cache) one file; None when the repository has none of that name.
+def fetch_files(
+    repository: str,
+    revision: str | None,
+    wanted: Callable[[str], bool],
+    *,
+    most_files: int,
+    most_bytes: int,
+    check: Check = never_cancelled,
+) -> tuple[Path, str]:
+    """Download (or find in the hub's cache) the wanted small files of one commit.
+
+    Args:
+        repository: owner/name.
+        revision: None for the default branch.
+        wanted: whether a file, by its path in the repository, is.
+        most_files: of those that are wanted.
+        most_bytes: of all of them together.
+        check: called while the hub is waited for.
+
+    Returns:
+        The folder they are in, and the commit; without a network, those of an earlier download.
 
     Raises:
-        CheckpointError: no such repository, no network, no answer, or no permission.
+        CheckpointError: no such repository, no network, no answer, no permission, or more than that.
     """
     refuse_folder_as_hub_id(repository)
-    with _explained(repository):
-        try:
-            return _download(repository, name, revision, lambda _: check())
-        except LocalEntryNotFoundError:
+    try:
+        info = _ask_for_files(repository, revision, check)
+    except CheckpointError:
+        folder = find_cached_folder(repository, revision)
+        if folder is None:
             raise
-        except EntryNotFoundError:
-            return None
+        return folder, folder.name
+    found = [file for file in info.siblings or () if wanted(file.rfilename)]
+    if len(found) > most_files or sum(file.size or 0 for file in found) > most_bytes:
+        raise CheckpointError(
+            f"hub repository {repository!r} has more than {most_files} files or {most_bytes // 2**20} MiB of code: "
+            "download into models/diffusers what the pipeline needs, and choose the folder."
+        )
+    if not found or info.sha is None:
+        raise CheckpointError(f"hub repository {repository!r} has no pipeline: give one in diffusers' layout.")
+    folders = set()
+    for file in found:
+        with _explained(repository):
+            local = _download(repository, file.rfilename, info.sha, lambda _: check())
+        folders.add(local.parents[file.rfilename.count("/")])
+    if len(folders) != 1:
+        raise CheckpointError(f"hub repository {repository!r} has files outside of it: do not use it.")
+    return folders.pop(), info.sha
 
 
 def refuse_folder_as_hub_id(repository: str) -> None:

@@ -32,7 +32,7 @@ def copy_pictures(source: Path, file: GrowingMp4, encoder: av.VideoStream) -> in
     pictures = 0
     with av.open(str(source)) as reader:
         video = reader.streams.video[0]
-        _check_alike(source, video, encoder)
+        check_alike(source, video, encoder)
         for packets in _groups(reader, video):
             pictures += len(packets)
             file.append(packets, video)
@@ -84,7 +84,8 @@ def _groups(reader: av.container.InputContainer, video: av.VideoStream) -> Itera
         yield group
 
 
-def _check_alike(source: Path, video: av.VideoStream, encoder: av.VideoStream) -> None:
+def check_alike(source: Path, video: av.VideoStream, encoder: av.VideoStream) -> None:
+    """Raise ValueError, one sentence, unless one file can hold the video of `source` and what `encoder` makes."""
     sizes = [f"{stream.width}x{stream.height}" for stream in (video, encoder)]
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -10,6 +10,36 @@ from threading import Condition
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
+class Refusal(str):
+    """Why something cannot be done: a sentence, and the id under which pages have it in their language; "" for none."""
+
+    message: str
+
+    def __new__(cls, sentence: str, message: str = "") -> Refusal:
+        """The sentence with its id."""
+        made = super().__new__(cls, sentence)
+        made.message = message
+        return made
+
+
+_STOPS = Refusal(
+    "The stream ends behind the block that is being made, so no block would follow the edit: start another one.",
+    "refused_stopping",
+)
+
+
+class EditRefusedError(ValueError):
+    """An edit that no block would follow.
+
+    Args:
+        refusal: says why.
+    """
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(refusal)
+        self.message = getattr(refusal, "message", "")
+
+
 @dataclass(frozen=True)
 class Edit:
     """New values from the next block on; None leaves a value as it is.
@@ -35,7 +65,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which edits take effect: "" where one does, else a sentence that says why not."""
+    """Which edits take effect: "" where one does, else a sentence that says why not, such as a `Refusal`."""
 
     prompt: str = ""
     strength: str = ""
@@ -57,18 +87,31 @@ class LiveControl:
         self._changed = Condition()
         self._edit = Edit()
         self._paused = self._stopped = False
-        self.allowed = Allowed()
+        self._allowed = Allowed()
+
+    @property
+    def allowed(self) -> Allowed:
+        """Which edits take effect."""
+        return self._allowed
+
+    def allow(self, allowed: Allowed) -> None:
+        """Say which edits take effect from now on; those that wait and have none are dropped."""
+        with self._changed:
+            self._allowed = allowed
+            self._edit = Edit(
+                **{name: value for name, value in asdict(self._edit).items() if not getattr(allowed, name)}
+            )
 
     def edit(self, edit: Edit) -> None:
         """Have values changed from the next block on; they replace those that wait.
 
         Raises:
-            ValueError: one of them would have no effect; none is taken.
+            EditRefusedError: one of them would have no effect; none is taken.
         """
-        refusal = self.allowed.refusal(edit)
-        if refusal:
-            raise ValueError(refusal)
         with self._changed:
+            refusal = _STOPS if self._stopped else self._allowed.refusal(edit)
+            if refusal:
+                raise EditRefusedError(refusal)
             self._edit = self._edit.then(edit)
 
     def pause(self) -> None:

@@ -39,7 +39,7 @@ class NewsFields:
         next: the next planned prompt, {"block", "prompt"}; the block is counted from 0.
         allowed: as `Allowed`; told by the control where one is followed.
         pending: the edits that wait; told by the control where one is followed.
-        track: the applied track's text.
+        track: the applied track's text; it may be megabytes long, so a page that has it is told None.
         interpolation: of prompts, "linear" or "slerp".
         edited: whether the stream was steered.
         takes_frames: whether pages can give pictures.
@@ -86,7 +86,7 @@ class LiveNews:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._version = 0
+        self._version = self._track_since = 0
         self._fields = NewsFields()
         self._memory = MemoryPoints()
         self._pictures: BlockPictures | None = None
@@ -139,10 +139,7 @@ class LiveNews:
             TypeError: a field that there is not.
         """
 
-        def change() -> None:
-            self._fields = replace(self._fields, **{name: _finite(value) for name, value in fields.items()})
-
-        return self._change(change)
+        return self._change(lambda: self._set(fields))
 
     def show_block(self, frames: torch.Tensor, *, block: int, **fields: Any) -> int:  # noqa: ANN401
         """As `update`, with a block's pictures, which take the place of those before.
@@ -154,7 +151,7 @@ class LiveNews:
         """
 
         def change() -> None:
-            self._fields = replace(self._fields, **{name: _finite(value) for name, value in fields.items()})
+            self._set(fields)
             self._pictures = BlockPictures(block, frames) if len(frames) else None
 
         return self._change(change)
@@ -173,10 +170,11 @@ class LiveNews:
         with self._lock:
             self._pictures = None
 
-    def since(self, block: int = -1, points: int = 0) -> NewsPage:
+    def since(self, block: int = -1, points: int = 0, version: int = -1) -> NewsPage:
         """All there is, less what a page has.
 
         Args:
+            version: of what it was told last, -1 for nothing: it has the track since then.
             block: whose pictures it has, -1 for none.
             points: its cursor into the memory chart, 0 for none; see `PointsSince`.
         """
@@ -187,6 +185,7 @@ class LiveNews:
             header = {
                 "version": self._version,
                 **told.__dict__,
+                "track": None if self._track_since <= version <= self._version else told.track,
                 "memory": memory.points,
                 "points_from": memory.begin,
                 "points": memory.cursor,
@@ -202,6 +201,13 @@ class LiveNews:
         """Call it no more; nothing happens if it is not called."""
         with self._lock:
             self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+    def _set(self, fields: Mapping[str, Any]) -> None:
+        before = self._fields.track
+        self._fields = replace(self._fields, **{name: _finite(value) for name, value in fields.items()})
+        if self._fields.track != before:
+            # The version that this change makes.
+            self._track_since = self._version + 1
 
     def _change(self, change: Callable[[], None]) -> int:
         with self._lock:

@@ -14,12 +14,15 @@ from ..checkpoints.checkpoint_files import CheckpointError
 from ..families.model_family import ComponentOptions, ModelFamily, ModelSources
 from ..memory.byte_text import format_gb
 from ..memory.cleanup import release_cached_memory
+from .code_consent import NOTHING_ALLOWED, AllowedCode
 from .component_store import ComponentStore, LoadCallback, ignore_load
 from .device_choice import check_attention_backend, check_compile, choose_device, choose_dtype, choose_vae_dtype
-from .foreign import ForeignPipeline, load_foreign_pipeline
+from .estimate import attention_choice
+from .foreign import ForeignPipeline
+from .foreign_loading import load_foreign_pipeline
 from .hub import BUILT_IN_COMPONENTS, find_cached_folder, find_repository
 from .known_families import recognise_family
-from .pipelines import BuiltInPipeline, attention_choice
+from .pipelines import BuiltInPipeline
 from .recipe import AVERAGED_WEIGHTS, BUILT_IN_BLOCKS, DOWNLOAD_OF, Recipe, is_hub_id
 from .residency import PlainResidency, Residency
 from .stream_pipeline import StreamPipeline
@@ -41,6 +44,7 @@ def materialise(
     residency: Residency | None = None,
     default_device: torch.device | None = None,
     on_load: LoadCallback = ignore_load,
+    allowed_code: AllowedCode = NOTHING_ALLOWED,
 ) -> StreamPipeline:
     """The pipeline of a recipe: the current one if its recipe is equal, else a new one.
 
@@ -54,8 +58,10 @@ def materialise(
         residency: decides what is on the device; used when a pipeline is made.
         default_device: what the recipe's device "auto" means.
         on_load: called with the progress of downloads; if it raises, the download stops.
+        allowed_code: which repositories' own code the user allows.
 
     Raises:
+        CodeNotAllowedError: the repository has blocks of its own, and its code is not allowed.
         MemoryError: the weights of a hub repository alone would not fit the device; nothing was downloaded.
         CheckpointError: the files are missing, damaged, pickled or do not fit.
         ValueError: the device, dtype or attention backend is not available on this machine.
@@ -69,7 +75,8 @@ def materialise(
             release_cached_memory(_current.device)
             return _current
         _release_locked()
-        _current = _make(recipe, residency or PlainResidency(), default_device or torch.device("cpu"), on_load)
+        device = default_device or torch.device("cpu")
+        _current = _make(recipe, residency or PlainResidency(), device, on_load, allowed_code)
         return _current
 
 
@@ -94,17 +101,28 @@ def _release_locked() -> None:
     release_cached_memory(pipeline.device)
 
 
-def _make(recipe: Recipe, residency: Residency, default_device: torch.device, on_load: LoadCallback) -> StreamPipeline:
+def _make(
+    recipe: Recipe,
+    residency: Residency,
+    default_device: torch.device,
+    on_load: LoadCallback,
+    allowed_code: AllowedCode,
+) -> StreamPipeline:
     device = choose_device(recipe.device, default_device)
     dtype = choose_dtype(recipe.dtype, device)
     vae_dtype = choose_vae_dtype(dtype, device)
-    check_attention_backend(recipe.attention_backend, device)
+    check_attention_backend(recipe.attention_backend, device, dtype=dtype)
     check_compile(recipe.compile, device)
     if recipe.blocks != BUILT_IN_BLOCKS:
-        pipe = load_foreign_pipeline(
-            recipe, dtype=dtype, vae_dtype=vae_dtype, check=partial(on_load, f"{DOWNLOAD_OF}{recipe.model}", 0, 0)
+        pipe, imported = load_foreign_pipeline(
+            recipe,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            allowed=allowed_code,
+            # Nothing has come yet: who watches may only cancel.
+            check=partial(on_load, f"{DOWNLOAD_OF}{recipe.model}", 0, 0),
         )
-        return ForeignPipeline(recipe, pipe, device, residency)
+        return ForeignPipeline(recipe, pipe, device, residency, imported)
     averaged = recipe.weights == AVERAGED_WEIGHTS
     options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras, averaged)
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)

@@ -11,7 +11,7 @@ from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
 from ..families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
-from ..families.model_family import AttentionChoice, LatentGeometry, ModelFamily
+from ..families.model_family import LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
 from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
@@ -23,6 +23,7 @@ from .decode_bounds import bound_decoding, decoder_ram_bytes
 from .estimate import (
     SMALLER,
     MemoryEstimate,
+    attention_choice,
     check_it_fits,
     choice_that_fits,
     estimate_memory,
@@ -34,7 +35,7 @@ from .layer_streaming import streamer_of
 from .looks import Look, look_away, looking
 from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
-from .recipe import COMPILE_NOTHING, Recipe
+from .recipe import Recipe
 from .residency import Residency
 from .settings import StreamSettings
 from .snapshot_tree import SnapshotKinds
@@ -248,6 +249,14 @@ class BuiltInPipeline:
         """See `carried_by_built_in_blocks`."""
         return carried_by_built_in_blocks(state, settings)
 
+    def decoder_reach(self) -> int | None:
+        """The family's."""
+        return self.family.decoder_reach(self.pipe)
+
+    def decode_again(self, latents: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """See `ModelFamily.decode_again`."""
+        return self.family.decode_again(self.pipe, latents, settings.pipeline_inputs())
+
     def snapshot_kinds(self) -> SnapshotKinds:
         """The family's."""
         return self.family.snapshot_kinds()
@@ -338,8 +347,3 @@ class BuiltInPipeline:
                 estimate = estimate.without_streaming()
             self._estimates[key] = estimate
         return self._estimates[key]
-
-
-def attention_choice(recipe: Recipe) -> AttentionChoice:
-    """How attention is computed under a recipe."""
-    return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)

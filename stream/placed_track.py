@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .block_prompt import BlockPrompt, mix_shares
@@ -110,6 +110,16 @@ class PlacedTrack:
     ) -> PlacedTrack:
         """The track with one edit; see `track_edits.edited`."""
         return edited(self, block, prompt=prompt, strength=strength, attention_bias=attention_bias)
+
+    def until(self, blocks: int) -> PlacedTrack:
+        """The track of a stream that ended after so many blocks: without the lines behind it. At least 1.
+
+        A transition that was under way stays as it was planned, so that its blocks show as much of it.
+        """
+        lines = self.lines[: bisect_left(self._starts, blocks)]
+        values = tuple(one for one in self.values if one.start < blocks)
+        is_whole = len(lines) == len(self.lines) and len(values) == len(self.values)
+        return self if is_whole else replace(self, lines=lines, values=values)
 
     def written(self) -> str:
         """Its text, which `PromptTrack.parse` reads and places as the same track."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoints.lora_choice import LoraChoice
 from ..memory.cleanup import StateRule
+from ..ops.attention_backends import LIBRARY_BACKENDS
 from ..ops.quantization import QuantizationSpec
 
 BUILT_IN_BLOCKS = "built-in"
@@ -16,7 +17,7 @@ BLOCK_SOURCES = (BUILT_IN_BLOCKS, REPOSITORY_BLOCKS)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 NATIVE_ATTENTION = "native"
-# Names of diffusers' attention backends that need no download at run time.
+# Names of diffusers' attention backends that need no download at run time, and of the pack's own.
 ATTENTION_BACKENDS = (
     NATIVE_ATTENTION,
     "_native_cudnn",
@@ -28,6 +29,7 @@ ATTENTION_BACKENDS = (
     "sage",
     "xformers",
     "flex",
+    *LIBRARY_BACKENDS,
 )
 
 # What a training checkpoint may hold both of: the moving average of the weights, and the weights as trained.
@@ -40,7 +42,6 @@ DOWNLOAD_OF = "download of "
 COMPILE_NOTHING, COMPILE_TRANSFORMER = "off", "transformer"
 COMPILE_CHOICES = (COMPILE_NOTHING, COMPILE_TRANSFORMER)
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # The hub's rule: letters, digits, '-', '_' and '.', and neither part begins with a dot.
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*/[A-Za-z0-9_-][\w.-]*", re.ASCII)
 
@@ -55,7 +56,6 @@ class Recipe:
             None: from `model`. Built-in blocks only.
         revision: commit, branch or tag of the hub repository; None for its default.
         blocks: one of `BLOCK_SOURCES`.
-        trust_remote_code: the user allowed the repository's own Python code.
         dtype: one of `DTYPES`; "auto" is bfloat16 where a GPU computes in it, else float16; float32 on a CPU.
         device: "auto" or a torch device.
         attention_backend: one of `ATTENTION_BACKENDS`; built-in blocks only.
@@ -77,7 +77,6 @@ class Recipe:
     components: str | None = None
     revision: str | None = None
     blocks: str = BUILT_IN_BLOCKS
-    trust_remote_code: bool = False
     dtype: str = "auto"
     device: str = "auto"
     attention_backend: str = NATIVE_ATTENTION
@@ -95,8 +94,7 @@ class Recipe:
         """Check the values that can be checked without disk or device.
 
         Raises:
-            ValueError: a value is not allowed, the repository's own blocks would ignore it, or remote code is
-                requested without a pinned commit.
+            ValueError: a value is not allowed, or the repository's own blocks would ignore it.
         """
         if not self.model:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
@@ -113,11 +111,6 @@ class Recipe:
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         if self.blocks != BUILT_IN_BLOCKS:
             self._refuse_what_only_built_in_blocks_do()
-        if self.trust_remote_code and self.is_hub_id and not _COMMIT.fullmatch(self.revision or ""):
-            raise ValueError(
-                f"revision is {self.revision!r}: remote code of {self.model} runs only from a pinned commit; "
-                "give the 40-digit commit you have read."
-            )
 
     def _refuse_what_only_built_in_blocks_do(self) -> None:
         quantization = None if self.quantization is None else self.quantization.format

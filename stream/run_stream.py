@@ -23,6 +23,7 @@ from .looks import Look, look_away
 from .memory_ladder import TellRung, tell_nobody
 from .recipe import Recipe
 from .run_notices import cut_prompt, ignored_settings
+from .run_point import RunPoint
 from .session import BlockFailedError, Session, StreamBlock
 from .settings import StreamSettings
 from .sinks import FrameSink, close_sinks
@@ -31,6 +32,7 @@ from .snapshot_tree import CannotSnapshotError
 from .steering import Steering
 from .stream_pipeline import StreamPipeline
 from .stream_report import StreamReport
+from .stream_saver import StreamSaver
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ def run_stream(
     steering: Steering | None = None,
     on_look: Look = look_away,
     on_rung: TellRung = tell_nobody,
+    saver: StreamSaver | None = None,
+    resume: RunPoint | None = None,
 ) -> StreamReport:
     """Make `settings.blocks` blocks into the sinks, or blocks without end.
 
@@ -93,6 +97,9 @@ def run_stream(
         steering: what people change meanwhile; None leaves the direction as it is.
         on_look: called many times within a pass where the pipeline computes on a CPU; raising in it stops the stream.
         on_rung: is told of what is done when the device runs out of memory.
+        saver: saves the stream every few blocks, and where it ends early; None does not.
+        resume: where the run stood whose snapshot is `direction.go_on`: it goes on, as if it had never ended. None
+            begins a run.
 
     Raises:
         ValueError: the pipeline cannot do what the settings ask, takes no such embeddings, or cannot go on from the
@@ -106,10 +113,15 @@ def run_stream(
     recorder = recorder or NoRecording()
     steering = steering or Steering()
     made = _Made(direction)
+    if resume is not None:
+        made.blocks, made.pictures = resume.blocks, resume.pictures
+        steering.edited = resume.edited
     failed = True
     try:
         settings = _complete(pipeline, settings, direction)
-        pictures_given = GivenPictures(direction, pipeline, settings)
+        pictures_given = GivenPictures(
+            direction, pipeline, settings, made=0 if resume is None else resume.block_pictures
+        )
         given = None if direction.embeds is None else pipeline.start_from_embeds(direction.embeds)
         made.prompt_given = None if given is None else given["encoded_prompt"]
         settings = pipeline.check_fit(settings)
@@ -126,15 +138,23 @@ def run_stream(
             prompts_ahead=direction.prompts_ahead,
             going_on=direction.go_on,
             on_rung=on_rung,
+            first_block=made.blocks,
+            keeps_latents=saver is not None or keep_stream,
         ) as session:
             try:
-                _make_blocks(made, session, pictures_given, steering, sinks, watcher)
-                if keep_stream:
-                    _leave_last_bias(session, made)
-                    made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
+                _make_blocks(made, session, pictures_given, steering, sinks, watcher, saver)
+            except BaseException:
+                if saver is not None:
+                    saver.stream_failed(session, made.direction, edited=steering.edited)
+                raise
             finally:
                 settings = session.settings
                 made.notices += session.memory_notices()
+            if keep_stream and not session.has_made_blocks:
+                made.snapshot = direction.go_on
+            elif keep_stream:
+                _leave_last_bias(session, made)
+                made.snapshot, made.no_snapshot = _snapshot_of(session, pictures_given)
         failed = False
     except BlockFailedError as error:
         if made.blocks == 0:
@@ -159,6 +179,7 @@ def run_stream(
     # After the stream: only then is it known which kernels ran.
     described = pipeline.describe()
     notices = [*pipeline.recipe.notices, *described.pop("notices", []), *made.notices, *pictures_given.notices()]
+    notices += [] if saver is None else saver.notices
     return StreamReport(
         made.blocks,
         made.pictures,
@@ -166,7 +187,7 @@ def run_stream(
         tuple(notices),
         settings,
         described,
-        made.direction,
+        made.direction.until(made.blocks),
         steering.edited or steering.stopped,
         made.snapshot,
         made.no_snapshot,
@@ -202,9 +223,10 @@ def _make_blocks(
     steering: Steering,
     sinks: Sequence[FrameSink],
     watcher: StreamWatcher,
+    saver: StreamSaver | None,
 ) -> None:
     """Make the blocks of the stream into the sinks, and note what was made."""
-    for index in steering.blocks(session.settings.planned_blocks):
+    for index in steering.blocks(session.settings.planned_blocks, made.blocks):
         made.direction = direction = steering.direct(index, made.direction)
         prompt = BlockPrompt.of(made.prompt_given or direction.prompt_of(index))
         inputs = pictures.of_block(index, direction.strength_of(index), cut=prompt.cut)
@@ -217,6 +239,10 @@ def _make_blocks(
         made.blocks += 1
         made.pictures += len(shown)
         made.notices += [notice for notice in cut_prompt(block) if notice not in made.notices]
+        if saver is not None:
+            saver.block_made(
+                session, pictures, direction, blocks=made.blocks, pictures=made.pictures, edited=steering.edited
+            )
         watcher.after_block(block)
 
 

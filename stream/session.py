@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,12 +18,12 @@ from ..memory.error_locals import clearing_error_locals
 from ..memory.owners import MASKS
 from ..memory.recorder import CLEAN_UP, NoRecording
 from .block_prompt import BlockPrompt
-from .carried_state import INPUT_ENCODER
+from .block_result import BlockFailedError, StreamBlock, check_finite, take_frames
+from .carried_state import DECODER_CACHE, INPUT_ENCODER
 from .device_choice import check_attention_backend
-from .failed_stage import find_failed_stage
+from .kept_past import KeptPast
 from .looks import PassCallback, looking, watching_passes
-from .made_block import BlockFailedError, check_finite, take_frames
-from .memory_ladder import MemoryLadder, Shortage, TellRung, tell_nobody
+from .memory_ladder import MemoryLadder, TellRung, tell_nobody
 from .memory_rungs import DECODES, rungs_of
 from .prompt_encodings import PromptEncodings
 from .settings import StreamSettings
@@ -34,29 +34,11 @@ from .stream_pipeline import StreamPipeline
 
 __all__ = ("BlockFailedError", "Session", "StreamBlock")
 
-R = TypeVar("R")
+# The stage behind the pipeline's own, in which the state is that of the next block already.
+_PICTURES = "pictures"
 
 # What a hard cut leaves in the state; see `PromptEncodings`.
 _BEYOND_A_CUT = ("prompt_embeds", "encoded_prompt", "prompt_tokens_cut")
-
-
-@dataclass(frozen=True)
-class StreamBlock:
-    """One block of the stream.
-
-    Attributes:
-        index: 0 for the first.
-        prompt: of the block; of a mix `BlockPrompt.name`.
-        frames: uint8 [F, height, width, 3] on the CPU.
-        seconds: wall time of the whole call.
-        prompt_tokens_cut: how many tokens of the prompt the text encoder cut off.
-    """
-
-    index: int
-    prompt: str
-    frames: torch.Tensor
-    seconds: float
-    prompt_tokens_cut: int
 
 
 class Session:
@@ -78,6 +60,9 @@ class Session:
         start_pictures: torch.Tensor | None = None,
         prompts_ahead: Sequence[str] = (),
         going_on: StreamSnapshot | None = None,
+        *,
+        first_block: int = 0,
+        keeps_latents: bool = False,
         on_rung: TellRung = tell_nobody,
     ) -> None:
         """Start a stream; nothing is allocated on the device before the first block.
@@ -99,6 +84,9 @@ class Session:
             going_on: the stream to continue, as a snapshot, which stays as it is; `check_recipe` and
                 `settings_to_go_on` say whether it can be. Its entries come to the device when the first prompt is
                 encoded, and replace those of `start_from`.
+            first_block: index of the first block, where `going_on` is of the very stream, which counts on.
+            keeps_latents: whether copies of the latents decoded last are kept on the CPU, so that snapshots can be
+                without the decoder's cache.
             on_rung: is told of what is done when the device runs out of memory.
 
         Raises:
@@ -111,7 +99,7 @@ class Session:
         self.on_pass = on_pass
         self.recorder = recorder or NoRecording()
         self.recorder.hold(MASKS, pipeline.held_masks)
-        self.next_block = 0
+        self.next_block = first_block
         # Blocks before the last hard cut, over all sessions.
         self._first_of_scene = 0 if going_on is None else going_on.scene_began
         self._prompts = PromptEncodings(pipeline, prompts_ahead, settings.frames_per_block)
@@ -120,13 +108,15 @@ class Session:
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._start_pictures = start_pictures
         self._inputs: Mapping[str, Any] = {}
-        self._failed_at: tuple[str, frozenset[str]] = ("", frozenset())
         self._closed = False
         self._going_on = going_on
-        # `next_block` counts this session's blocks; those before it are the pipeline's business only.
-        self._blocks_before = 0 if going_on is None else going_on.blocks_made
+        # `next_block` counts this stream's blocks; those before it are the pipeline's business only.
+        self._blocks_before = 0 if going_on is None else going_on.blocks_made - first_block
         self._last_prompt: str | None = None
-        self._shortages = Shortages(pipeline, MemoryLadder(rungs_of(pipeline.saving, self), on_rung))
+        self._has_begun = False
+        self._kept = KeptPast(pipeline, keeps=keeps_latents, begins=DECODER_CACHE not in (start_from or {}))
+        self._tell_rung = on_rung
+        self._shortages = Shortages(pipeline, MemoryLadder(rungs_of(pipeline.saving, self), self._rung_taken))
 
     @property
     def state(self) -> StreamState:
@@ -136,6 +126,11 @@ class Session:
     def memory_notices(self) -> list[str]:
         """What was done because the device ran out of memory, a sentence each."""
         return self._shortages.notices()
+
+    @property
+    def has_made_blocks(self) -> bool:
+        """Whether this session has made a block, and none that failed since."""
+        return self._last_prompt is not None
 
     @property
     def _blocks_made(self) -> int:
@@ -157,13 +152,13 @@ class Session:
         An error raised here holds no local variables of the functions in its traceback, so a kept error keeps nothing
         of the stream allocated.
 
+        Where the device runs out of memory the work is done again, with less and less on the device: see
+        `memory_rungs.py`. What is kept for snapshots does not change before the block is made.
+
         Args:
             prompt: of this block, or several mixed; the text encoder runs only for a prompt that is not known yet.
                 With a cut the block begins afresh, as the first one of a new session does.
             inputs: of the pipeline's call, for this block only: `input_pictures` and `strength` make it from a video.
-
-        Where the device runs out of memory the work is done again, with less and less on the device: see
-        `memory_rungs.py`.
 
         Raises:
             BlockFailedError: latents or pictures are not finite. The session is over.
@@ -180,21 +175,21 @@ class Session:
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
         self._inputs = inputs or {}
         self._last_prompt = None
-        self._survive("text_encoder", lambda: self._encode(shown), of_text=True)
-        self._survive("past", self._take_up_past)
+        survive = partial(self._shortages.survive, self.next_block)
+        survive("text_encoder", lambda: self._encode(shown), of_text=True)
+        survive("past", self._take_up_past)
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
-        if self.next_block == 0 or not self.pipeline.is_resident():
-            self._survive("loading", lambda: self.pipeline.bring_components(self.settings))
+        if not self._has_begun or not self.pipeline.is_resident():
+            survive("loading", lambda: self.pipeline.bring_components(self.settings))
             self.recorder.add("bring components")
-        if self._start_pictures is not None:
-            self._survive("start pictures", self._take_start, takes=DECODES)
-            self.recorder.add("start pictures")
+        self._has_begun = True
+        survive("decode again" if self._start_pictures is None else "start pictures", self._make_past, takes=DECODES)
         passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
         with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
             self._state = self._call_pipeline(shown.name)
-        check_finite(self._state, self.pipeline, self.next_block)
-        frames = self._survive("pictures", lambda: take_frames(self._state, self.next_block))
+        self._check_finite()
+        frames = survive(_PICTURES, lambda: take_frames(self._state.values, self.next_block))
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
         self.recorder.end_block(self._state.values, frames)
@@ -207,12 +202,34 @@ class Session:
         )
         self.next_block += 1
         self._last_prompt = shown.name
+        self._kept.block_made(self._state.values, self.settings.frames_per_block)
         return block
 
-    def snapshot(self) -> StreamSnapshot:
+    def note_block(self) -> None:
+        """Have `snapshot_of_noted` give the stream as it is now, also while the next block is made or fails."""
+        if self._last_prompt is not None:
+            carried = self.pipeline.carried_state(self._state.values | {"generator": self._generator}, self.settings)
+            scene = self._first_of_scene
+            self._kept.note(carried, prompt=self._last_prompt, blocks_made=self._blocks_made, scene_began=scene)
+
+    def snapshot_of_noted(self) -> StreamSnapshot:
+        """The stream as it was when it was noted; this session cannot go on if it is in the midst of a block.
+
+        Raises:
+            ValueError: it was not noted, or what the next block has changed cannot be undone.
+            CannotSnapshotError: the pipeline's state cannot be copied.
+            MemoryError: there is too little RAM for the copy.
+        """
+        noted = self._kept.noted
+        return self._snapshot(noted.restored(), noted.prompt, noted.blocks_made, noted.scene_began)
+
+    def snapshot(self, *, lean: bool = False) -> StreamSnapshot:
         """The stream after its last block, for sessions that go on from there; costs one copy to the CPU.
 
         May be taken after any block; this session goes on, too.
+
+        Args:
+            lean: take the latents decoded last in the place of the decoder's cache, where they are kept.
 
         Raises:
             ValueError: there is no block yet, the last one failed, or the session is closed.
@@ -222,14 +239,12 @@ class Session:
         if self._closed or self._last_prompt is None:
             why = "the session is closed" if self._closed else "its last block is not complete"
             raise ValueError(f"a stream can be kept only after a block that was made, and {why}: start a new one.")
-        state = self._state.values | {"generator": self._generator}
+        state = self._state.values | {"generator": self._generator} | self._kept.entries(lean=lean)
+        return self._snapshot(state, self._last_prompt, self._blocks_made, self._first_of_scene)
+
+    def _snapshot(self, state: Mapping[str, Any], prompt: str, blocks_made: int, scene_began: int) -> StreamSnapshot:
         return StreamSnapshot.take(
-            self.pipeline,
-            self.settings,
-            state,
-            blocks_made=self._blocks_made,
-            prompt=self._last_prompt,
-            scene_began=self._first_of_scene,
+            self.pipeline, self.settings, state, blocks_made=blocks_made, prompt=prompt, scene_began=scene_began
         )
 
     def _take_up_past(self) -> None:
@@ -239,48 +254,39 @@ class Session:
             unused = () if self.settings.video_given else (INPUT_ENCODER,)
             self._state.values.update(past.start_entries(self.pipeline, without=unused))
             self._generator = self._state.values["generator"]
+            self._kept.take_up(self._state.values)
         self._going_on = None
 
-    def _take_start(self) -> None:
-        assert self._start_pictures is not None
+    def _make_past(self) -> None:
+        """Make what the first block needs of its past and nobody kept, with the components on the device."""
         with self._looking():
-            self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
-        self._start_pictures = None
+            if self._start_pictures is not None:
+                self._state.values.update(self.pipeline.start_from_pictures(self._start_pictures, self.settings))
+                self._start_pictures = None
+                self._kept.begin_with(self._state.get("current_denoised_latents"))
+                self.recorder.add("start pictures")
+            made = self._kept.make_decoder(self.settings)
+        if made:
+            self._state.values.update(made)
+            self.recorder.add("decode again")
 
-    def _survive(
-        self, stage: str, work: Callable[[], R], *, of_text: bool = False, takes: frozenset[str] = frozenset()
-    ) -> R:
-        """Do work that can be done again, until the device has the memory for it."""
-        return self._shortages.survive(work, Shortage(self.next_block, stage, takes, of_text))
+    def _rung_taken(self, block: int, stage: str, rung: str) -> None:
+        if stage != _PICTURES:
+            # The keys of before the block, which may be packed now; behind it they are others.
+            self._kept.follow_keys(self._state.values)
+        self._tell_rung(block, stage, rung)
 
     def _call_pipeline(self, prompt: str) -> StreamState:
-        """Call the pipeline, again from the same state when the device runs out of memory."""
-        while True:
-            rewind = self._state.remember(self._shortages.way_back(self.settings))
-            noise = self._generator.get_state()
-            try:
-                return self._call_once(prompt)
-            except torch.OutOfMemoryError as error:
-                failed = error
-            # Not while the error is handled: what its handler knows would stay alive.
-            self._shortages.go_back(failed, Shortage(self.next_block, *self._failed_at), rewind)
-            del failed, rewind
-            self._generator.set_state(noise)
-
-    @clearing_error_locals
-    def _call_once(self, prompt: str) -> StreamState:
-        try:
-            made: StreamState = self.pipeline.pipe(self._state, **self._call_inputs(prompt))
-        except torch.OutOfMemoryError as error:
-            self._failed_at = find_failed_stage(error, self.pipeline.pipe)
-            raise
-        return made
+        return self._shortages.make(
+            lambda: self.pipeline.pipe(self._state, **self._call_inputs(prompt)), self, self._generator, self.next_block
+        )
 
     def close(self) -> None:
         """Drop all caches and free their memory. Weights stay in the pipeline."""
         if self._closed:
             return
         self._closed = True
+        self._kept.drop()
         self._state.clear()
         self.recorder.close()
         if self.settings.reset_compile:
@@ -302,6 +308,7 @@ class Session:
         self._state.clear()
         self._state = self._new_state(kept)
         self._first_of_scene = self._blocks_made
+        self._kept.begin_afresh()
 
     def _encode(self, prompt: BlockPrompt) -> None:
         # Embeddings may be given to a stream whose past had a prompt.
@@ -333,3 +340,6 @@ class Session:
     def _looking(self) -> AbstractContextManager[None]:
         """Look for a cancel while the pipeline's modules compute."""
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
+
+    def _check_finite(self) -> None:
+        check_finite(self._state.values, self.next_block, self.pipeline.explain_not_finite)

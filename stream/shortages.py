@@ -11,7 +11,9 @@ import torch
 from ..memory.cleanup import release_cached_memory
 from ..memory.error_locals import clearing_error_locals
 from ..memory.way_back import WayBack
+from .failed_stage import find_failed_stage
 from .memory_ladder import MemoryLadder, Shortage
+from .memory_rungs import Adjustable
 from .settings import StreamSettings
 from .stream_pipeline import StreamPipeline
 
@@ -29,21 +31,34 @@ class Shortages:
     def __init__(self, pipeline: StreamPipeline, ladder: MemoryLadder) -> None:
         self._pipeline = pipeline
         self._ladder = ladder
+        self._failed_at: tuple[str, frozenset[str]] = ("", frozenset())
 
     def notices(self) -> list[str]:
         """See `MemoryLadder.notices`."""
         return self._ladder.notices(self._pipeline.device)
 
-    def way_back(self, settings: StreamSettings) -> WayBack:
-        """What the next block may keep so that it can be made again."""
-        return self._pipeline.saving.way_back(settings, ran_out=self._ladder.was_climbed)
+    def survive(
+        self,
+        block: int,
+        stage: str,
+        work: Callable[[], R],
+        *,
+        of_text: bool = False,
+        takes: frozenset[str] = frozenset(),
+    ) -> R:
+        """Do work that can be done again, until the device has the memory for it.
 
-    def survive(self, work: Callable[[], R], shortage: Shortage) -> R:
-        """Do `work`, which changes nothing before it is done.
+        Args:
+            block: see `Shortage`.
+            stage: see `Shortage`.
+            work: changes nothing before it is done.
+            of_text: see `Shortage`.
+            takes: see `Shortage`.
 
         Raises:
             torch.OutOfMemoryError: at the end of the ladder.
         """
+        shortage = Shortage(block, stage, takes, of_text)
         while True:
             try:
                 return _do(work)
@@ -54,7 +69,43 @@ class Shortages:
                 raise failed
             del failed
 
-    def go_back(self, failed: torch.OutOfMemoryError, shortage: Shortage, rewind: Callable[[], bool]) -> None:
+    def make(self, call: Callable[[], R], session: Adjustable, generator: torch.Generator, block: int) -> R:
+        """Call the pipeline for a block, again from the same state when the device runs out of memory.
+
+        Args:
+            call: of the pipeline, with the session's state and settings as they are then.
+            session: whose state goes back before each call but the first.
+            generator: of the stream's noise, which goes back too.
+            block: 0 for the first.
+
+        Raises:
+            torch.OutOfMemoryError: at the end of the ladder, or where there is no way back.
+        """
+        while True:
+            rewind = session.state.remember(self._way_back(session.settings))
+            noise = generator.get_state()
+            try:
+                return self._call(call)
+            except torch.OutOfMemoryError as error:
+                failed = error
+            # Not while the error is handled: what its handler knows would stay alive.
+            self._go_back(failed, Shortage(block, *self._failed_at), rewind)
+            del failed, rewind
+            generator.set_state(noise)
+
+    @clearing_error_locals
+    def _call(self, call: Callable[[], R]) -> R:
+        try:
+            return call()
+        except torch.OutOfMemoryError as error:
+            self._failed_at = find_failed_stage(error, self._pipeline.pipe)
+            raise
+
+    def _way_back(self, settings: StreamSettings) -> WayBack:
+        """What the next block may keep so that it can be made again."""
+        return self._pipeline.saving.way_back(settings, ran_out=self._ladder.was_climbed)
+
+    def _go_back(self, failed: torch.OutOfMemoryError, shortage: Shortage, rewind: Callable[[], bool]) -> None:
         """Bring the state back to before a block that failed, and have more memory for it.
 
         Args:

@@ -14,11 +14,12 @@ import torch
 
 from .file_removal import remove_file
 from .full_disk import explaining_full_disk
-from .growing_mp4 import GrowingMp4
-from .joined_mp4 import copy_pictures
+from .growing_mp4 import GrowingMp4, check_fragments, cut_fragments
+from .joined_mp4 import check_alike, copy_pictures
 from .keep_frames import KeepFrames
 from .picture_rate import exact_rate
 from .remux import remux_mp4
+from .run_point import VideoMark
 from .video_colours import Bt709Pictures, tag_bt709
 
 logger = logging.getLogger(__name__)
@@ -50,19 +51,32 @@ class Mp4Sink:
         crf: constant quality of the encoder.
         begin_with: a finished video of such a sink, whose pictures come first, copied as they are encoded; None for
             no other.
+        finish_at: where the plain mp4 goes, while the growing one stays as it is; None puts it in its place.
+        resume: the growing mp4 at `path` goes on behind this mark; None begins a new one.
 
     Attributes:
-        path: the file; it exists from the first block on.
+        path: the file; it exists from the first block on. With `finish_at`, that one once it is written.
         frames_written: pictures in the file.
+        fps: pictures a second.
     """
 
     def __init__(
-        self, path: Path, *, fps: float | Fraction = 16.0, crf: int = DEFAULT_CRF, begin_with: Path | None = None
+        self,
+        path: Path,
+        *,
+        fps: float | Fraction = 16.0,
+        crf: int = DEFAULT_CRF,
+        begin_with: Path | None = None,
+        finish_at: Path | None = None,
+        resume: VideoMark | None = None,
     ) -> None:
         self.path = path
         self._begin_with = begin_with
-        self.frames_written = 0
+        self._finish_at = finish_at
+        self._resume = resume
+        self.frames_written = 0 if resume is None else resume.pictures
         self._fps = exact_rate(fps)
+        self.fps = float(fps)
         self._crf = crf
         self._encoder: _Encoder | None = None
         self._file: GrowingMp4 | None = None
@@ -76,7 +90,8 @@ class Mp4Sink:
         Raises:
             ValueError: the sink is closed, and its file is finished and stays as it is; or the pictures have another
                 size than those before, or none that H.264 can have.
-            OSError: the disk is full or the folder cannot be written; the blocks before are in the file.
+            OSError: the disk is full or the folder cannot be written, and the blocks before are in the file; or the
+                file was deleted or changed.
         """
         if self._closed:
             raise ValueError(f"{self.path} is finished: make a new sink, with a path of its own, for more pictures.")
@@ -84,13 +99,36 @@ class Mp4Sink:
         if self._encoder is None or self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
-            self._file = GrowingMp4(self.path, self._encoder.stream)
-            self._copy_earlier(self._encoder, self._file)
+            self._file = self._open(self._encoder)
         with explaining_full_disk(
             self.path.parent, lambda: f"the {self.frames_written} pictures written so far are kept"
         ):
             self._file.append(self._encoder.encode(frames))
         self.frames_written += len(frames)
+
+    def mark(self) -> VideoMark:
+        """How far the file is; raises ValueError where there is none yet, or it is finished."""
+        if self._file is None:
+            raise ValueError(f"{self.path} is not growing.")
+        return VideoMark(self._file.blocks, self._file.bytes, self.frames_written)
+
+    def sync(self) -> None:
+        """Have what was written outlast a power failure; raises OSError for a file that was deleted or changed."""
+        if self._file is not None:
+            self._file.check()
+            self._file.sync()
+
+    def _open(self, encoder: _Encoder) -> GrowingMp4:
+        if self._resume is None:
+            file = GrowingMp4(self.path, encoder.stream)
+            self._copy_earlier(encoder, file)
+            return file
+        mark = self._resume
+        check_fragments(self.path, mark.fragments, mark.bytes)
+        with av.open(str(self.path)) as reader:
+            check_alike(self.path, reader.streams.video[0], encoder.stream)
+        encoder.pictures = mark.pictures
+        return GrowingMp4.reopen(self.path, encoder.stream, mark.fragments, mark.bytes)
 
     def _with_even_sides(self, frames: torch.Tensor) -> torch.Tensor:
         height, width = (side - side % 2 for side in frames.shape[1:3])
@@ -120,20 +158,36 @@ class Mp4Sink:
 
         Returns:
             A sentence that says so, or None when the file is a plain mp4 or there is none.
+
+        Raises:
+            OSError: the file was deleted or changed.
         """
         self._closed = True
-        encoder, self._encoder, self._file = self._encoder, None, None
-        if encoder is None:
-            return None
-        if self.frames_written == 0:
+        encoder, self._encoder = self._encoder, None
+        file, self._file = self._file, None
+        if encoder is not None and self.frames_written == 0:
             encoder.close()
             remove_file(self.path)
             return None
-        plain = self.path.with_suffix(".plain.mp4")
+        if file is not None:
+            file.check()
+        elif self._resume is not None:
+            # No block followed: what lies behind the mark is dropped all the same.
+            cut_fragments(self.path, self._resume.fragments, self._resume.bytes)
+            self._resume = None
+        else:
+            return None
+        return self._finish(encoder)
+
+    def _finish(self, encoder: _Encoder | None) -> str | None:
+        place = self._finish_at or self.path
+        plain = place.with_suffix(".plain.mp4")
         try:
-            encoder.close()
+            if encoder is not None:
+                encoder.close()
             remux_mp4(self.path, plain)
-            plain.replace(self.path)
+            plain.replace(place)
+            self.path = place
         except Exception as error:
             # Catches every error: the pictures are in the file, and the stream must not fail for want of an index.
             logger.warning("rewriting %s failed", self.path, exc_info=True)

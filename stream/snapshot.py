@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from .carried_state import DECODED_LATENTS, DECODER_CACHE
 from .recipe import BUILT_IN_BLOCKS, Recipe
 from .settings import StreamSettings
+from .snapshot_layout import tensors_named
 from .snapshot_tree import TreeReader, TreeWriter
 from .stream_pipeline import StreamPipeline
 
@@ -133,6 +135,16 @@ class StreamSnapshot:
     def with_input(self, input_video: InputVideo | None) -> StreamSnapshot:
         """The same, and how far it was in its input video."""
         return replace(self, input_video=input_video)
+
+    def lean(self) -> StreamSnapshot:
+        """The same without the decoder's cache, where the latents that it can be made anew of are there."""
+        nodes = json.loads(self.layout)
+        if not {DECODED_LATENTS, DECODER_CACHE} <= set(nodes):
+            return self
+        del nodes[DECODER_CACHE]
+        used = tensors_named(nodes)
+        kept = MappingProxyType({name: tensor for name, tensor in self.tensors.items() if name in used})
+        return replace(self, layout=json.dumps(nodes), tensors=kept)
 
     def start_entries(
         self, pipeline: StreamPipeline, only: Collection[str] | None = None, without: Collection[str] = ()

@@ -16,12 +16,11 @@ import psutil
 import torch
 
 from ..memory.byte_text import format_gb
+from .snapshot_layout import PLAIN
 from .state import Snapshottable
 
 # From the name of a class to what makes its object of parts; see `Snapshottable.from_snapshot`.
 SnapshotKinds = Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]
-
-_PLAIN = (bool, int, float, str)
 
 
 class CannotSnapshotError(ValueError):
@@ -64,7 +63,7 @@ class TreeWriter:
         if isinstance(value, float) and not math.isfinite(value):
             # JSON has no such numbers.
             return {"float": repr(value)}
-        if value is None or type(value) in _PLAIN:
+        if value is None or type(value) in PLAIN:
             return value
         if isinstance(value, torch.Tensor):
             return {"tensor": self._take(value, path), "on_device": value.device.type == self._device.type}
@@ -82,7 +81,7 @@ class TreeWriter:
         raise CannotSnapshotError(_refusal(path, value))
 
     def _key(self, key: Any, path: str) -> Any:  # noqa: ANN401
-        if key is None or type(key) in _PLAIN:
+        if key is None or type(key) in PLAIN:
             return key
         raise CannotSnapshotError(_refusal(path, key))
 
@@ -171,7 +170,12 @@ class TreeReader:
                 f"{kind} in the loader, or start a new stream."
             )
         generator = torch.Generator(self._device if kind == self._device.type else kind)
-        generator.set_state(self._tensors[path].clone())
+        try:
+            generator.set_state(self._tensors[path].clone())
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"go_on_from has no state of a generator in {path} ({error}): start a new stream."
+            ) from error
         return generator
 
     def _object(self, kind: str, parts: Any) -> Any:  # noqa: ANN401
@@ -180,4 +184,11 @@ class TreeReader:
                 f"go_on_from holds a {kind}, which this pipeline does not know: it is a stream of another pipeline; "
                 "start a new stream."
             )
-        return self._kinds[kind](self._value(parts, lent=True), self._device)
+        made = self._value(parts, lent=True)
+        try:
+            return self._kinds[kind](made, self._device)
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            # Parts from a file may be anything.
+            raise ValueError(
+                f"go_on_from holds a {kind} of other parts than this version has ({error}): start a new stream."
+            ) from error

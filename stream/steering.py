@@ -37,13 +37,14 @@ class Steering:
         self._tell = tell
         self.edited = self.stopped = False
 
-    def blocks(self, count: int | None) -> Iterator[int]:
-        """The blocks to make, 0, 1, ...: `count`, or those until somebody stops; waits where the stream is paused.
+    def blocks(self, count: int | None, first: int = 0) -> Iterator[int]:
+        """The blocks to make, to the last of `count` or until somebody stops; waits where the stream is paused.
 
         Args:
             count: None for a stream without end.
+            first: the first one to make: those before it are made.
         """
-        for index in itertools.count() if count is None else range(count):
+        for index in itertools.count(first) if count is None else range(first, count):
             if self._control is not None:
                 self._control.wait_while_paused(self._look)
                 # The first block is made: what is kept cannot be nothing.

@@ -100,6 +100,18 @@ class StreamPipeline(Protocol):
     def carried_state(self, state: Mapping[str, Any], settings: StreamSettings) -> dict[str, Any]:
         """The entries of a stream's state, between two blocks, that its next block needs in another session."""
 
+    def decoder_reach(self) -> int | None:
+        """How many latent frames, decoded again, leave the decoder as it is; None where it cannot be made anew so.
+
+        The components are on the device.
+        """
+
+    def decode_again(self, latents: torch.Tensor, settings: StreamSettings) -> dict[str, Any]:
+        """State entries of a decoder that has decoded `latents`, float32 [1, channels, frames, height, width].
+
+        The components are on the device.
+        """
+
     def snapshot_kinds(self) -> SnapshotKinds:
         """The classes of objects in the state that snapshots hold; see `Snapshottable`."""
 

@@ -50,6 +50,10 @@ class StreamReport:
             "pictures": self.pictures,
             "seconds": round(self.seconds, 3),
             "notices": list(self.notices),
+            "changed_by_hand": self.by_hand,
             "video": None if self.video is None else asdict(self.video),
         }
-        return self.settings.as_dict() | told | self.described | self.direction.describe()
+        directed = self.direction.describe() | self.direction.describe_values(
+            self.blocks_made, self.settings.attention_bias
+        )
+        return self.settings.as_dict() | told | self.described | directed

@@ -23,6 +23,7 @@ from .block_prompt import shares_of
 from .exact_prompts import read_exact
 
 _SHOWN_LETTERS = 60
+_MOST_LOOKED_AT = 10_000
 _NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)\s*(s?)"
 _WORD = r"cut|(?:now|exact)(?!\w)|(?:strength|bias)\s+\S+(?!\S)"
 _WORDS = re.compile(_WORD, re.IGNORECASE)
@@ -91,6 +92,8 @@ def parse_line(number: int, text: str) -> TrackLine:
     text = text.strip()
     line = TrackLine(number, shorten(text), ())
     place, colon, prompt = text.partition(":")
+    # One space for many: the pattern tries each way to share them out among its parts.
+    place = " ".join(place.split())
     found = _PLACE.match(place.strip())
     if not colon or found is None:
         raise line.error(
@@ -108,7 +111,7 @@ def parse_line(number: int, text: str) -> TrackLine:
         raise line.error("names a part of a block: write whole blocks, or seconds with an s, such as '2.5s:'")
     is_transition = arrow == "->"
     if is_transition and last is None:
-        raise line.error(f"does not say where its transition ends: write '{place.strip()} 12:', for instance")
+        raise line.error(f"does not say where its transition ends: write '{shorten(place)} 12:', for instance")
     if is_transition and "cut" in words:
         raise line.error("is a transition and a cut: choose one of them")
     line = replace(
@@ -143,7 +146,7 @@ def _read_words(line: TrackLine, text: str) -> dict[str, str]:
 def _read_strength(line: TrackLine, written: str) -> float:
     strength = _read_number(written)
     if not 0.0 <= strength <= 1.0:
-        raise line.error(f"has the strength {written}: give 0 (the video as it is) to 1 (nothing of it)")
+        raise line.error(f"has the strength {shorten(written)}: give 0 (the video as it is) to 1 (nothing of it)")
     return strength
 
 
@@ -206,11 +209,11 @@ def _parse_part(line: TrackLine, part: str) -> tuple[str, float]:
         raise line.error(f"has no prompt beside '{_SEPARATOR}': write one on each side")
     weight = _read_number(written)
     if not (math.isfinite(weight) and weight >= 0):
-        raise line.error(f"has the weight {written}: give a number of 0 or more, such as ':0.7'")
+        raise line.error(f"has the weight {shorten(written)}: give a number of 0 or more, such as ':0.7'")
     return prompt.strip(), weight
 
 
 def shorten(text: str) -> str:
     """A line as messages show it."""
-    text = " ".join(text.split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text[:_MOST_LOOKED_AT].split()))
     return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 3] + "..."

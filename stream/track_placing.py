@@ -157,7 +157,8 @@ def _check_join(line: TrackLine, start: int, before: PlacedLine | None) -> None:
 def _check_end(last: PlacedLine, blocks: int | None) -> None:
     if blocks is None:
         return
-    named = max(last.least_end, last.start + 1) - 1
+    # A transition may be longer than the stream, whose end then cuts it off: so one that is stopped can be made again.
+    named = (last.end or last.start + 1) - 1
     if named >= blocks:
         raise _past_the_end(last.line, named, blocks)
     if last.end is not None and last.end < blocks:

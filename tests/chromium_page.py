@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -109,12 +110,13 @@ class ComfyPage:
             self._playwright.stop()
         self._browser = self._playwright = self._page = None
 
-    def another_tab(self) -> ComfyPage:
-        """The same page once more in the same browser, which closes it."""
+    def another_tab(self, place: str = "", prepare: Callable[[Page], None] = lambda _: None) -> ComfyPage:
+        """The same page once more, at a place within it, in the same browser, which closes it."""
         tab = ComfyPage(self.url, self.width, self.height)
         tab._page = self.page.context.new_page()
         tab._listen(tab._page)
-        tab._open(tab._page)
+        prepare(tab._page)
+        tab._open(tab._page, place)
         return tab
 
     @property
@@ -139,9 +141,13 @@ class ComfyPage:
             where = message.location.get("url", "").removeprefix(self.url)
             self._said.append(f"{message.text} @ {where}")
 
-    def _open(self, page: Page) -> None:
-        page.goto(self.url)
-        self._wait_until_ready(page)
+    def _open(self, page: Page, place: str = "") -> None:
+        page.goto(self.url + place)
+        if place:
+            # What is there may have a request open for as long as it is shown.
+            page.wait_for_function(READY, timeout=60_000)
+        else:
+            self._wait_until_ready(page)
 
     def wait_until_ready(self) -> None:
         """Wait until a page that loads anew can be used."""

@@ -13,8 +13,8 @@ from diffusers import WanTransformer3DModel
 from layouts import users_files
 
 from streamblocks.stream import picture_encoding
+from streamblocks.stream.code_consent import AllowedCode
 from streamblocks.stream.materialise import release_materialised
-from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
 from streamblocks.wan.geometry import WAN_22_GEOMETRY
 from streamblocks.wan.tiny_model import write_tiny_model
 
@@ -103,8 +103,8 @@ def no_pipeline() -> Iterator[None]:
 
 @pytest.fixture
 def remote_code_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a server that allows repositories to run their own code."""
-    monkeypatch.setenv(REMOTE_CODE_VARIABLE, "1")
+    """As if the user had allowed the code of every repository."""
+    monkeypatch.setattr(AllowedCode, "admits", lambda *_: True)
 
 
 @pytest.fixture

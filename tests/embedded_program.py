@@ -31,6 +31,8 @@ NODES = (
     "StreamBlocksPromptTrack",
     "StreamBlocksPromptThen",
     "StreamBlocksLiveInput",
+    "StreamBlocksLoadStream",
+    "StreamBlocksSaveStreamState",
 )
 
 PRELUDE = f"""

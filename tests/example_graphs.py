@@ -124,7 +124,7 @@ START_IMAGE = Graph(
         Node("ImageCompositeMasked", (460, 520), 340, {"x": 10, "y": 22}, "The start image"),
         Node(SAMPLER, (860, 120), 420, small_sampler("a red square moves right", blocks=4)),
         Node(SAVE, (1340, 120), 420),
-        note((1340, 300), ABOUT_START, 340),
+        note((1340, 700), ABOUT_START, 340),
     ),
     (
         Wire(0, "pipeline", 4, "pipeline"),
@@ -149,9 +149,9 @@ VIDEO_TO_VIDEO = Graph(
         Node(
             SAMPLER, (940, 120), 420, small_sampler("a green circle moves right", seed=3, blocks=4) | {"strength": 0.1}
         ),
-        Node(SAVE, (940, -40), 420, {"filename_prefix": "video/input"}, "Save the input"),
+        Node(SAVE, (940, -500), 420, {"filename_prefix": "video/input"}, "Save the input"),
         Node(SAVE, (1420, 120), 420, {"filename_prefix": "video/made from it"}, "Save what was made from it"),
-        note((1420, 300), ABOUT_VIDEO),
+        note((1420, 700), ABOUT_VIDEO),
     ),
     (
         Wire(0, "pipeline", 1, "pipeline"),
@@ -181,7 +181,7 @@ GO_ON = Graph(
             "What comes next",
         ),
         Node(SAVE, (1420, 120), 420),
-        note((1420, 300), ABOUT_GOING_ON),
+        note((1420, 700), ABOUT_GOING_ON),
     ),
     (
         Wire(0, "pipeline", 1, "pipeline"),
@@ -207,8 +207,8 @@ SMALL_CARD = Graph(
         Node(QUANTIZE, (460, 120), 340),
         Node(SAMPLER, (860, 120), 420, small_sampler(blocks=8) | {"kv_format": "INT8"}),
         Node(SAVE, (1340, 120), 420),
-        Node(REPORT, (1340, 300), 420),
-        note((1340, 520), ABOUT_SMALL_CARDS, 420),
+        Node(REPORT, (1820, 120), 420),
+        note((1340, 700), ABOUT_SMALL_CARDS, 420),
     ),
     (
         Wire(0, "pipeline", 1, "pipeline"),
@@ -229,8 +229,8 @@ MEMORY_REPORT = Graph(
         Node(LOADER, (60, 120), 340),
         Node(SAMPLER, (460, 120), 420, small_sampler(blocks=8)),
         Node(SAVE, (940, 120), 420),
-        Node(REPORT, (940, 300), 420),
-        note((940, 520), ABOUT_REPORT, 220),
+        Node(REPORT, (1420, 120), 420),
+        note((940, 700), ABOUT_REPORT, 220),
     ),
     (Wire(0, "pipeline", 1, "pipeline"), Wire(1, "video", 2, "video"), Wire(1, "timeline", 3, "timeline")),
 )

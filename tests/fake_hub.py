@@ -36,6 +36,8 @@ def fake_hub(repository: str, folder: Path, *, dripping: float = 0.0):
             if path.startswith("/mark/"):
                 asked.append(f"MARK {path.removeprefix('/mark/')}")
                 return self.send(b"", with_body, {})
+            if "/tree/" in path:
+                return self.send(b"{}", with_body, {"X-Error-Code": "EntryNotFound"}, status=404)
             if path.startswith(f"/api/models/{repository}"):
                 files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
                 siblings = [

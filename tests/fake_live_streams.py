@@ -102,11 +102,11 @@ class FakeStream:
             text = json.dumps(header).encode()
             return struct.pack(">I", len(text)) + text + b"".join(pictures)
 
-    def end(self, state: str) -> None:
+    def end(self, state: str, **fields: object) -> None:
         """No more blocks; an ended stream has no pictures."""
         with self.changed:
             self._pictures = []
-            self.update(state=state, rate=None, next=None, pending=None)
+            self.update(state=state, rate=None, next=None, pending=None, **fields)
 
     def control(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """The status and the answer to what a page asks."""
@@ -177,7 +177,7 @@ class FakeLiveStreams:
 
     def listed(self) -> list[dict[str, Any]]:
         """All streams, the oldest first."""
-        ended = {"finished", "stopped", "failed"}
+        ended = {"finished", "stopped", "cancelled", "failed"}
         return [
             {name: one.header[name] for name in ("prompt_id", "node", "workflow")}
             | {"running": one.header["state"] not in ended}

@@ -15,12 +15,13 @@ PROMPTS = ("a red circle moves right", "a red circle moves right", "a blue squar
 MINI = Path(__file__).resolve().parent.parent / "models" / "mini"
 
 
-def digest_stream(recipe, settings) -> str:
+def digest_stream(recipe, settings, allowed_code=None) -> str:
+    from streamblocks.stream.code_consent import NOTHING_ALLOWED
     from streamblocks.stream.materialise import materialise
     from streamblocks.stream.session import Session
 
     digest = hashlib.sha256()
-    with Session(materialise(recipe), settings) as session:
+    with Session(materialise(recipe, allowed_code=allowed_code or NOTHING_ALLOWED), settings) as session:
         for prompt in PROMPTS:
             digest.update(session.run_block(prompt).frames.numpy().tobytes())
     return digest.hexdigest()
@@ -30,6 +31,8 @@ def main(scratch: Path) -> None:
     import torch
 
     from streamblocks.ops.quantization import QuantizationSpec
+    from streamblocks.stream.code_consent import AllowedCode, Consent
+    from streamblocks.stream.code_files import read_code
     from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
     from streamblocks.stream.settings import StreamSettings
     from streamblocks.wan.tiny_model import write_tiny_model
@@ -45,8 +48,9 @@ def main(scratch: Path) -> None:
             settings = StreamSettings(width=64, height=64, seed=5, kv_policy=policy)
             digests[f"mini {name} {policy}"] = digest_stream(recipe, settings)
     folder = write_foreign_repository(scratch / "foreign", write_tiny_model(scratch / "tiny"))
-    recipe = Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
-    digests["tiny foreign"] = digest_stream(recipe, StreamSettings(width=32, height=32, steps=2, seed=7))
+    recipe = Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS)
+    allowed = AllowedCode(consents=frozenset({Consent.to(read_code(str(folder)))}))
+    digests["tiny foreign"] = digest_stream(recipe, StreamSettings(width=32, height=32, steps=2, seed=7), allowed)
     print(json.dumps({"torch": torch.__version__.partition("+")[0], "digests": digests}))
 
 

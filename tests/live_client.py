@@ -24,7 +24,7 @@ class Answer:
     def error(self) -> str:
         """The one sentence of a refusal."""
         found = self.json
-        assert list(found) == ["error"] and "\n" not in found["error"] and found["error"].endswith(".")
+        assert set(found) <= {"error", "id"} and "\n" not in found["error"] and found["error"].endswith(".")
         return found["error"]
 
     @property

@@ -123,7 +123,7 @@ def test_a_backend_without_a_bias_is_refused_before_anything_is_loaded(tiny_fold
 
 def test_foreign_blocks_that_take_no_bias_are_told(tmp_path, tiny_folder, remote_code_allowed, no_pipeline):
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
     watcher = Watcher()
     with pytest.raises(ValueError, match=r"the track says bias 0.3, and the blocks of .* take no attention_bias"):
         run_stream(pipeline, small(blocks=3), directed("0: a\n1 bias 0.3: b", 3), [Sink()], watcher)

@@ -7,6 +7,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from streamblocks.wan.steps.prepare_steps import draw_noise
 from streamblocks.wan.transformer import attention as attention_module
+from streamblocks.wan.transformer import cross_attention as cross_attention_module
 from streamblocks.wan.transformer import rope as rope_module
 from streamblocks.wan.transformer.attention import causal_attention_of, install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, make_key_bias
@@ -193,7 +194,8 @@ def test_attention_reads_the_cache_in_place(golden, latents, monkeypatch):
         return dispatch(query, key, value, **kwargs)
 
     dispatch = attention_module.dispatch_attention_fn
-    monkeypatch.setattr(attention_module, "dispatch_attention_fn", spy)
+    for module in (attention_module, cross_attention_module):
+        monkeypatch.setattr(module, "dispatch_attention_fn", spy)
     transformer = build_golden_transformer(golden)
     cross = cross_cache_for(transformer, golden)
     cache = allocate_kv_cache(transformer, frames=9, latent_height=HEIGHT, latent_width=WIDTH)

@@ -211,7 +211,7 @@ def test_behind_a_cut_comes_what_a_new_session_makes(pipeline, policy):
 
 def test_foreign_blocks_take_one_prompt_each(tmp_path, tiny_folder, remote_code_allowed, no_pipeline):
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
     frames, _ = stream(pipeline, place(f"0: {CAT}\n1 cut: {DOG}", 2), 2)
     with Session(pipeline, small()) as session:
         assert torch.equal(session.run_block(CAT).frames, frames[0])

@@ -59,7 +59,10 @@ FAILURES = [out_of_memory, wrapped, missing_attribute, cancelled]
 
 
 class FailingPass:
-    """Fails in a pass of block 1, deep inside the transformer, with activations at hand."""
+    """Fails in a pass of block 1 and all later ones, deep inside the transformer, with activations at hand.
+
+    Later ones follow only where the block is made again.
+    """
 
     def __init__(self, pipeline, fail):
         self._pipeline, self._fail = pipeline, fail
@@ -75,7 +78,7 @@ class FailingPass:
 
     def begin_feed_forward(self, module, arguments):
         self._passes += 1
-        if (self._blocks, self._passes) == (2, 2):
+        if self._blocks == 2 and self._passes >= 2:
             self.failed = True
             self._fail(arguments[0])
 
@@ -85,7 +88,7 @@ def pipeline(request, tmp_path, tiny_folder, remote_code_allowed):
     if request.param == "built in":
         return materialise(Recipe(model=str(tiny_folder)))
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    return materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    return materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
 
 
 class Watcher:
@@ -145,17 +148,21 @@ def test_a_kept_error_of_a_session_that_is_closed_later_holds_nothing(pipeline):
 
 
 @pytest.mark.parametrize("fail", [out_of_memory, cancelled], ids=lambda fail: fail.__name__)
-def test_a_kept_error_of_a_recorded_stream_holds_nothing_of_it(pipeline, fail):
+def test_the_end_of_a_recorded_stream_that_failed_holds_nothing_of_it(pipeline, fail):
     before = settled_bytes(pipeline)
     FailingPass(pipeline, fail)
     keeper = FrameKeeper(KeepFrames.ALL)
     recorder = TimelineRecorder(pipeline.device, others={"pictures": keeper.held})
-    with pytest.raises(BaseException) as kept:
-        stream(pipeline, [keeper], recorder=recorder)
+    if fail is out_of_memory:
+        # Behind a block that was made it is no error of the stream.
+        report = stream(pipeline, [keeper], recorder=recorder)
+        assert report.ran_out and any("at block 2: choose" in notice for notice in report.notices)
+    else:
+        with pytest.raises(Cancelled):
+            stream(pipeline, [keeper], recorder=recorder)
     assert [len(frames) for frames in keeper.held()["kept"]] == [9]
     keeper.drop()
     assert live_tensor_bytes() == before
-    assert ("at block 2: choose a smaller width or height" in str(kept.value)) is (fail is out_of_memory)
 
 
 def test_a_kept_error_of_an_unusable_block_holds_nothing_of_the_stream(tiny_folder):

@@ -80,7 +80,7 @@ def test_a_new_version_of_a_repositorys_code_counts_and_runs(tmp_path, tiny_fold
     brightness = []
     for change in ("clamp(-1, 1)", "clamp(-1, -1)"):
         code.write_text(code.read_text().replace("clamp(-1, 1)", change))
-        recipe = Recipe(str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True, stamp=stamp_files(str(folder)))
+        recipe = Recipe(str(folder), blocks=REPOSITORY_BLOCKS, stamp=stamp_files(str(folder)))
         frames = Frames()
         run_stream(
             materialise(recipe), StreamSettings(32, 32, blocks=1, steps=1), Direction.constant("a"), [frames], Nobody()

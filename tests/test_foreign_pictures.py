@@ -75,7 +75,6 @@ def test_halves_doubles_and_overshoot_are_taken():
         ([[Image.new("I", (8, 6))]], r"has PIL images of mode I: "),
         ([RGB / 0.0], "holds NaN or infinite values"),
     ],
-    ids=str,
 )
 def test_what_is_no_video_is_named_in_one_sentence(videos, sentence):
     with pytest.raises(ValueError, match=sentence) as raised:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from streamblocks.stream.remote_code import REMOTE_CODE_VARIABLE
-
 from frame_digest_program import SAME_EVERYWHERE
 
 HERE = Path(__file__).resolve().parent
@@ -19,7 +17,7 @@ KEPT = json.loads((HERE / "data" / "frame_digests.json").read_text())
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the digests are of x86-64 code paths")
 def test_frames_are_those_of_before(tmp_path):
-    environment = os.environ | SAME_EVERYWHERE | {REMOTE_CODE_VARIABLE: "1"}
+    environment = os.environ | SAME_EVERYWHERE
     program = [sys.executable, str(HERE / "frame_digest_program.py"), str(tmp_path)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "": {"nodes"},
     "nodes": {"stream", "memory", "host", "wan.tiny_model", "families", "ops.quantization"},
-    "host": {"memory", "stream.residency", "stream.live_control", "stream.live_news", "stream.picture_encoding"},
+    "host": {
+        "memory",
+        "stream.residency",
+        "stream.live_control",
+        "stream.live_news",
+        "stream.picture_encoding",
+        "stream.code_consent",
+        "stream.code_files",
+        "stream.shown_code",
+    },
     "stream": {"wan.family", "families", "checkpoints", "ops", "memory"},
     "wan.geometry": {"families.model_family"},
     "wan.presets": {"families"},

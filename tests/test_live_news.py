@@ -42,6 +42,20 @@ def test_each_change_is_a_version_and_unknown_fields_are_none():
     assert news.since().header["rate"] is None
 
 
+def test_a_page_is_told_a_long_track_once():
+    news = LiveNews()
+    news.update(track="0: a sea\n" * 10_000)
+    first = news.since().header
+    assert len(first["track"]) == 90_000
+    news.update(track="0: a sea\n" * 10_000, blocks_made=3)
+    second = news.since(version=first["version"]).header
+    assert second["track"] is None and second["blocks_made"] == 3
+    news.update(track="0: a storm")
+    assert news.since(version=second["version"]).header["track"] == "0: a storm"
+    # A page that was told of another stream's version knows nothing.
+    assert news.since(version=99).header["track"] == "0: a storm"
+
+
 def test_listeners_may_read_and_change_the_news():
     """They would wait for ever inside of its lock."""
     news, told = LiveNews(), []
@@ -73,7 +87,7 @@ def test_no_change_is_lost_between_threads():
 
 def test_what_was_asked_is_told_as_it_is():
     news, control = LiveNews(), LiveControl()
-    control.allowed = Allowed(strength="No video is connected.")
+    control.allow(Allowed(strength="No video is connected."))
 
     def told():
         header = news.since().header
@@ -97,11 +111,10 @@ def test_what_was_asked_is_told_as_it_is():
     assert told() == ("paused", None)
     control.resume()
     assert told() == ("running", None)
-    control.stop()
-    assert told() == ("stopping", None)
-    news.update(state="stopped")
-    assert told() == ("stopped", None)
     control.edit(Edit(prompt="late"))
+    control.stop()
+    assert told() == ("stopping", {"prompt": "late"})
+    news.update(state="stopped")
     news.end("failed")
     assert told() == ("stopped", None)
     assert news.since().header["allowed"]["strength"] == "No video is connected."

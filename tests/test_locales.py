@@ -107,3 +107,12 @@ def test_the_pages_name_the_inputs_and_nothing_that_is_not_there(language: str) 
         outputs = {output["name"] for output in texts["outputs"].values()}
         assert inputs - bold == set(), page
         assert bold - inputs - outputs - PARAGRAPHS == set(), page
+
+
+def test_each_refusal_of_the_server_has_a_text_in_the_page() -> None:
+    files = [*(ROOT / "host").glob("*.py"), *(ROOT / "nodes").glob("*.py"), ROOT / "stream/live_control.py"]
+    used = {found for file in files for found in re.findall(r'"(refused_\w+)"', file.read_text(encoding="utf-8"))}
+    assert "refused_stopping" in used
+    for language in ("en", "zh"):
+        page = texts_of(language, "main")["streamblocks"]["page"]
+        assert {name for name in page if name.startswith("refused_")} == used

@@ -60,7 +60,7 @@ def pipeline(request, tmp_path, tiny_folder, remote_code_allowed):
     if request.param == "built in":
         return materialise(Recipe(model=str(tiny_folder)))
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    return materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    return materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
 
 
 def hooks_of(pipeline):

@@ -228,7 +228,7 @@ def encoder_after_two_blocks(pipeline):
 
 def test_foreign_blocks_refuse_pictures_in_one_sentence(tiny_folder, tmp_path, remote_code_allowed, images):
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    foreign = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    foreign = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
     for given in ({"start": start_of(images)}, {"video": video_of(images, 0.5)}):
         with pytest.raises(ValueError, match=f"^{next(iter(given))} is connected, and what the blocks of") as raised:
             stream(foreign, "recompute", **given, height=32)

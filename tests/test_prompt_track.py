@@ -167,7 +167,7 @@ def test_the_clock_has_the_pictures_of_the_familys_blocks(frames, fps, pictures)
         ("0-10: a", "is the last one and leaves block 11 without a prompt"),
         ("0: a\n12: b", "names block 12, and the stream has 12, 0 to 11"),
         ("0-12: a", "names block 12"),
-        ("0: a\n10->13: b", "names block 13"),
+        ("0: a\n12->13: b", "names block 12"),
         ("0 bias 0: a", "line 1 of the track, '0 bias 0: a', has the bias 0: give a weight of past frames above 0"),
         ("0 bias nan: a", "has the bias nan"),
         ("0 bias: a", "does not say when"),

@@ -66,10 +66,13 @@ def test_a_config_that_leaves_defaults_out_loads(tiny_folder, tmp_path, componen
         assert session.run_block("a cat").frames.equal(frames)
 
 
+WAN_22_LATENTS = {"z_dim": 48, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
+
+
 @pytest.mark.parametrize(
     ("component", "change", "says"),
     [
-        ("vae", {"z_dim": 48}, "the vae in .* gives 48 latent channels and the transformer in .* takes 16"),
+        ("vae", WAN_22_LATENTS, "the vae in .* gives 48 latent channels and the transformer in .* takes 16"),
         ("text_encoder", {"d_model": 64}, "the text_encoder in .* gives 64 channels of embedded text"),
     ],
 )

@@ -70,7 +70,7 @@ def test_policies_and_prompts_and_seeds_matter(tiny_folder):
 @pytest.fixture
 def foreign_recipe(tmp_path, tiny_folder, remote_code_allowed):
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
+    return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS)
 
 
 def test_foreign_frames_equal_the_plain_loop(foreign_recipe):
@@ -85,22 +85,10 @@ def test_foreign_frames_equal_the_plain_loop(foreign_recipe):
     dropping = Recipe(
         model=foreign_recipe.model,
         blocks=REPOSITORY_BLOCKS,
-        trust_remote_code=True,
         state_rules=parse_state_rules("decoder_cache = drop"),
     )
     broken = stream_frames(materialise(dropping), settings, PROMPTS)
     assert [len(frames) for frames in broken] == [9, 9, 9, 9]
-
-
-def test_foreign_code_is_not_run_unasked(foreign_recipe):
-    with pytest.raises(CheckpointError, match="trust_remote_code"):
-        materialise(Recipe(model=foreign_recipe.model, blocks=REPOSITORY_BLOCKS))
-
-
-def test_remote_code_from_the_hub_needs_a_pinned_commit():
-    with pytest.raises(ValueError, match="pinned commit"):
-        Recipe(model="krea/krea-realtime-video", blocks=REPOSITORY_BLOCKS, trust_remote_code=True, revision="main")
-    Recipe(model="krea/krea-realtime-video", blocks=REPOSITORY_BLOCKS, trust_remote_code=True, revision="0" * 40)
 
 
 @pytest.mark.parametrize("kind", ["recompute", "rolling", "foreign"])

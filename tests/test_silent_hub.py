@@ -9,6 +9,8 @@ from huggingface_hub import constants
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.stream import hub, hub_patience
 from streamblocks.stream.abandoned_work import Abandoned, work_beside
+from streamblocks.stream.materialise import materialise
+from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 
 from fake_hub import fake_hub, no_hub, silent_hub, unreachable_hub
 
@@ -46,11 +48,13 @@ def ask(check=hub.never_cancelled):
     return hub.find_repository("owner/model", None, check=check)
 
 
-def ask_for_file(check=hub.never_cancelled):
-    return hub.fetch_file("owner/model", None, "modular_config.json", check)
+def ask_for_files(check=hub.never_cancelled):
+    return hub.fetch_files(
+        "owner/model", None, lambda name: name.endswith(".json"), most_files=9, most_bytes=99_999, check=check
+    )
 
 
-@pytest.mark.parametrize("call", [ask, ask_for_file])
+@pytest.mark.parametrize("call", [ask, ask_for_files])
 def test_without_a_network_the_sentence_says_so_at_once(use_hub, call):
     with no_hub() as address:
         use_hub(address)
@@ -69,7 +73,7 @@ def test_what_no_packet_comes_back_from_is_no_network(use_hub, monkeypatch):
             ask()
 
 
-@pytest.mark.parametrize("call", [ask, ask_for_file])
+@pytest.mark.parametrize("call", [ask, ask_for_files])
 def test_a_hub_that_never_answers_is_named(use_hub, monkeypatch, call):
     monkeypatch.setattr(hub_patience, "_CONNECTED", 0.6)
     monkeypatch.setattr(hub_patience, "_ANSWERED", 0.8)
@@ -79,7 +83,12 @@ def test_a_hub_that_never_answers_is_named(use_hub, monkeypatch, call):
             call()
 
 
-@pytest.mark.parametrize("call", [ask, ask_for_file])
+def load_with_its_own_blocks(check):
+    materialise(Recipe("owner/model", blocks=REPOSITORY_BLOCKS), on_load=check)
+
+
+@pytest.mark.usefixtures("no_pipeline")
+@pytest.mark.parametrize("call", [ask, ask_for_files, load_with_its_own_blocks])
 def test_a_hub_that_never_answers_is_cancelled(use_hub, call):
     with silent_hub() as address:
         use_hub(address)
@@ -106,6 +115,18 @@ def test_a_download_a_byte_at_a_time_is_cancelled_and_its_connection_closed(use_
         with pytest.raises(Cancelled):
             repository.fetch(after(0.5))
         assert asked.count("GET vae/config.json") == 2
+
+
+def test_a_repositorys_code_a_byte_at_a_time_is_cancelled(use_hub, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "modular_config.json").write_text("{}" + " " * 10_000)
+    with fake_hub("owner/model", tmp_path / "model", dripping=0.02) as (address, asked):
+        use_hub(address)
+        begun = time.monotonic()
+        with pytest.raises(Cancelled):
+            ask_for_files(after(0.5))
+        assert time.monotonic() - begun < 2
+        assert "GET modular_config.json" in asked
 
 
 def test_work_gives_its_result_and_its_error_and_is_ended_when_nobody_waits():

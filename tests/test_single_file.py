@@ -143,7 +143,7 @@ def test_known_sizes_are_recognised(tmp_path, name, sizes):
         model = WanTransformer3DModel(**config)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     assert shapes["patch_embedding.weight"][0] == dim
-    found = config_from_shapes(shapes)
+    found = config_from_shapes(tmp_path, shapes)
     assert found == {key: model.config[key] for key in found}
     assert SingleFileCheckpoint(tmp_path, "", found, {}).name == name
 

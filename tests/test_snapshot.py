@@ -232,7 +232,7 @@ def test_runs_go_on_from_runs(recipe):
 @pytest.fixture
 def foreign_recipe(tmp_path, tiny_folder, remote_code_allowed, no_pipeline):
     folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-    return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
+    return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS)
 
 
 def test_foreign_blocks_go_on_or_say_why_not(foreign_recipe):

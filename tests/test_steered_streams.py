@@ -141,6 +141,40 @@ def test_stop_ends_behind_the_running_block_and_the_stream_can_go_on(pipeline):
     assert report.blocks_made == 1
 
 
+@pytest.mark.parametrize(
+    ("planned", "stopped_before", "applied"),
+    [
+        (f"0: {CAT}\n1: a dog\n3: a bird\n5 bias 0.5:", 3, f"0: {CAT}\n1: a dog"),
+        (f"0: {CAT}\n2->6 bias 0.4: a bird\n7: a dog", 4, f"0: {CAT}\n2->6 bias 0.4: a bird"),
+    ],
+    ids=["lines behind the end", "within a transition"],
+)
+def test_the_track_of_a_stopped_stream_is_for_as_many_blocks(pipeline, planned, stopped_before, applied):
+    asked = {stopped_before: [LiveControl.stop]}
+    report, made = stream(pipeline, "rolling", 8, asked, track=place(planned, 8))
+    track = report.direction.as_track().written()
+    assert track == applied and report.blocks_made == stopped_before
+    _, replayed = stream(pipeline, "rolling", stopped_before, track=place(track, stopped_before))
+    assert torch.equal(made, replayed)
+
+
+def test_an_edit_behind_the_end_of_the_video_is_not_in_the_track(pipeline):
+    images = torch.rand((21, 32, 32, 3), generator=torch.Generator().manual_seed(3))
+    video = VideoInput(PictureBatch("video", images, FPS), FPS, 0.5, at_end="stop")
+    asked = {1: [edit(strength=0.25)], 2: [edit(prompt=DOG)]}
+    report, _ = stream(pipeline, "rolling", endless=True, asked=asked, video=video)
+    assert report.blocks_made == 2 and report.direction.as_track().written() == f"0: {CAT}\n1 strength 0.25:"
+
+
+def test_the_settings_say_which_values_blocks_had(pipeline):
+    asked = {1: [edit(strength=0.25)], 2: [edit(attention_bias=0.5)]}
+    report, _ = stream(pipeline, "rolling", asked=asked, video=video_of())
+    told = report.as_dict()
+    assert told["strength_by_block"] == {"0": 0.5, "1-3": 0.25}
+    assert told["attention_bias_by_block"] == {"0-1": 1.0, "2-3": 0.5}
+    assert told["changed_by_hand"] is True
+
+
 def test_a_stream_keeps_the_last_bias_for_one_that_goes_on(pipeline):
     report, _ = stream(pipeline, "rolling", 2, {1: [edit(attention_bias=0.25)]})
     assert report.snapshot.settings.attention_bias == 0.25
@@ -165,7 +199,11 @@ def test_the_last_of_many_edits_holds_and_refused_ones_change_nothing():
         thread.join()
     edit(strength=0.5)(control)
     assert control.pending == Edit(prompt="249", strength=0.5)
-    control.allowed = Allowed(strength="no video is connected.")
+    # What waited, and turns out to have no effect once the stream is loaded, is dropped.
+    control.allow(Allowed(strength="no video is connected."))
     with pytest.raises(ValueError, match="no video is connected"):
         control.edit(Edit(prompt="a", strength=0.1))
-    assert control.take_edit() == Edit(prompt="249", strength=0.5) and control.pending == Edit()
+    assert control.take_edit() == Edit(prompt="249") and control.pending == Edit()
+    control.stop()
+    with pytest.raises(ValueError, match="no block would follow"):
+        control.edit(Edit(prompt="a"))

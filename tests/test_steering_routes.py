@@ -6,13 +6,14 @@ import json
 import socket
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import pytest
 from fuzz_routes import fuzz_routes
 from mutated_requests import RequestMaker
 
-from streamblocks.stream.live_control import Allowed, Edit
+from streamblocks.stream.live_control import Allowed, Edit, Refusal
 
 from live_client import LiveClient
 from live_pages import ListInbox, asking, open_stream, serve_pages, wait_until, waiting
@@ -150,11 +151,27 @@ def test_a_body_that_does_not_come(server, opened, monkeypatch):
 
 def test_what_has_no_effect_is_refused_with_its_reason(opened):
     with opened() as stream:
-        stream.control.allowed = Allowed(strength="No video is connected.")
+        stream.control.allow(Allowed(strength="No video is connected."))
         version = stream.news.version
         answer = stream.page.steer(action="edit", prompt="x", strength=0.5)
         assert (answer.status, answer.error) == (409, "No video is connected.")
         assert stream.control.pending == Edit() and stream.news.version == version
+
+
+def test_what_a_page_can_cause_is_refused_with_the_id_of_its_text(opened):
+    """The page shows its own language's text; without an id it would show English to everybody."""
+    with opened() as stream:
+        stream.control.allow(Allowed(strength=Refusal("No video is connected.", "refused_no_video")))
+        asked: dict[str, dict[str, Any]] = {
+            "refused_no_video": {"action": "edit", "strength": 0.5},
+            "refused_too_long": {"action": "edit", "prompt": "x" * 10_001},
+            "refused_half_character": {"action": "edit", "prompt": "\ud800"},
+            "refused_token": {"action": "pause", "token": "another"},
+        }
+        assert [stream.page.steer(**one).json["id"] for one in asked.values()] == list(asked)
+        assert stream.page.steer(action="edit", prompt="x" * 70_000).json["id"] == "refused_too_long"
+        assert "id" not in stream.page.steer(action="jump").json
+        assert stream.news.since().header["allowed"]["strength"] == "No video is connected."
 
 
 def test_frames_go_to_the_inbox(opened):

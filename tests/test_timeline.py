@@ -68,7 +68,7 @@ def leaking_repository(folder, tiny_folder):
         assert text.count(old) == 1
         text = text.replace(old, new)
     blocks.write_text(text)
-    return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
+    return Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS)
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "by owners"])
@@ -106,7 +106,7 @@ def test_the_built_in_pipeline_is_flat_over_40_blocks(tiny_folder):
 def test_named_owners_sum_to_all_live_tensors(tmp_path, tiny_folder, kind):
     if kind == "foreign":
         folder = write_foreign_repository(tmp_path / "foreign", tiny_folder)
-        recipe = Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True)
+        recipe = Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS)
     else:
         spec = QuantizationSpec("int8", components=("transformer", "text_encoder")) if kind == "int8" else None
         recipe = Recipe(model=str(tiny_folder), quantization=spec)
@@ -201,7 +201,7 @@ def test_stages_of_a_foreign_pipeline_have_neutral_names(tmp_path, tiny_folder):
     text = blocks.read_text()
     assert text.count('"denoise", "decode"]') == 1
     blocks.write_text(text.replace('"denoise", "decode"]', '"denoise_block", "decode"]'))
-    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS, trust_remote_code=True))
+    pipeline = materialise(Recipe(model=str(folder), blocks=REPOSITORY_BLOCKS))
     timeline = record(pipeline, small(blocks=1, steps=2), TimelineRecorder(CPU))
     stages = [record.stage for record in timeline.stages_of(0) if record.stage.startswith("denoise")]
     assert stages == ["denoise_block/pass 0", "denoise_block/pass 1", "denoise_block"]

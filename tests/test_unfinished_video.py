@@ -38,21 +38,21 @@ bytes_before = live_tensor_bytes()
 folder = host.output / "streamblocks/unfinished"
 scenes = {}
 def play(name, **changes):
-    before, heard, seen_events = set(folder.glob("*")), len(said), len(events)
+    before, heard, seen_events = set(folder.glob("*.mp4")), len(said), len(events)
     try:
         run(**changes)
         kind = ""
     except BaseException as error:
         kind = type(error).__name__
     scenes[name] = {
-        "kind": kind, "new": sorted(map(str, set(folder.glob("*")) - before)),
+        "kind": kind, "new": sorted(map(str, set(folder.glob("*.mp4")) - before)),
         "temp": sorted(path.name for path in host.temp.rglob("*.mp4")),
         "said": said[heard:], "events": events[seen_events:], "stopped_at": seen[-1][0],
     }
-# The progress bar shows 0 before the first step, and with one step a block 2 at the end of block 2.
+# The progress bar shows 0 before the first step, and with one step a block 3 within block 3.
 cancel_at.append(0)
 play("cancelled in block 1", steps=2)
-cancel_at.append(2)
+cancel_at.append(3)
 play("cancelled after block 2", steps=1)
 cancel_at.append(1)
 play("cancelled again")
@@ -152,9 +152,9 @@ def test_the_pictures_are_in_the_output_folder_with_the_workflow(facts, name, ki
 
 @needs_embedded_host
 def test_cancel_twice_then_a_new_run(facts):
-    # Cancelled when a block was shown; stopped before the next pass.
+    # Cancelled within a block; stopped before the next pass.
     stopped_at = {name: facts["scenes"][name]["stopped_at"] for name in ("cancelled after block 2", "cancelled again")}
-    assert stopped_at == {"cancelled after block 2": 2, "cancelled again": 1}
+    assert stopped_at == {"cancelled after block 2": 3, "cancelled again": 1}
     assert facts["bytes_after"] == facts["bytes_before"]
     assert facts["equal"]
 

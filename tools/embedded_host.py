@@ -78,6 +78,7 @@ class EmbeddedHost:
         import folder_paths
         from server import PromptServer
 
+        folder_paths.set_user_directory(str(self.base / "user"))
         # `configure` knows only folders of single files, by their newest names.
         folder_paths.add_model_folder_path("diffusers", str(self.models / "diffusers"), is_default=True)
         folder_paths.add_model_folder_path("diffusion_models", str(self.models / "unet"))

@@ -54,15 +54,15 @@ class CausalWan(ModelFamily):
 
     def recognises(self, model: Path) -> bool:
         """Checks the class in a folder's config, or names and shapes in a single file."""
-        from ..checkpoints.checkpoint_files import read_json
+        from ..checkpoints.json_text import read_json
         from .checkpoints.single_file import holds_transformer
 
         if not model.is_dir():
             return holds_transformer(model, self.geometry.channels)
         config = model / "transformer" / "config.json"
-        if not config.is_file():
+        if not config.exists():
             return False
-        facts = diffusers_config(read_json(config))
+        facts = diffusers_config(config, read_json(config))
         channels = facts.get("in_channels", _UNWRITTEN_CHANNELS)
         return facts.get("_class_name") in self.transformer_classes and channels == self.geometry.channels
 
@@ -163,6 +163,20 @@ class CausalWan(ModelFamily):
 
         kinds = (KVCache, PackedKVCache, DeferredBlock, DecoderCache, EncoderCache, VideoEncoder)
         return {kind.__name__: kind.from_snapshot for kind in kinds}
+
+    def decoder_reach(self, pipe: ModularPipeline) -> int:
+        """See `decoder_reach`."""
+        from .vae.decoded_again import decoder_reach
+
+        return decoder_reach(pipe.vae.decoder)
+
+    def decode_again(self, pipe: ModularPipeline, latents: torch.Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The decoder's cache."""
+        from .vae.banded_decoder import DecodeBounds
+        from .vae.decoded_again import decode_again
+
+        bounds = DecodeBounds(inputs["decode_bands"], inputs["decoder_cache_in_ram"])
+        return {"decoder_cache": decode_again(pipe.vae, latents, bounds)}
 
     def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """See `entries_of_pictures`."""

@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from ..checkpoints.component import Component
 from ..families.model_family import AttentionChoice, LatentGeometry
 from ..memory.peak_meter import PeakMeter
+from ..ops.attention_backends import FLASH3, LIBRARY_BACKENDS
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
+from .checkpoints.config_bounds import transformer_arguments, vae_arguments
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
 from .steps.context_policies import find_packing, frame_cache_length
 from .steps.text_step import DEFAULT_TEXT_TOKENS
@@ -32,6 +34,9 @@ _REHEARSED_LAYERS = 2
 # to 4,680 x 9,360 scores: eager flex attention in BF16 on an H100 (torch 2.11) 13.1 to 13.5; `_native_math` there
 # 9.3 to 9.8, in float32 on a CPU 8.1.
 _BYTES_PER_SCORE = {"flex": 14, "_native_math": 10}
+# Bytes per number of keys while 8-bit attention quantizes them in eager code: two float32 copies and the 8 bits.
+# Compiled, only queries, keys and values in 8 bits.
+_EAGER_EIGHT_BITS, _COMPILED_EIGHT_BITS = 9, 3
 # Measured with `PeakMeter` on UMT5 (transformers 5.23): bias, scores, float32 softmax and its cast, per score.
 _BYTES_PER_TEXT_SCORE = 18
 
@@ -77,15 +82,24 @@ def bytes_per_score(attention: AttentionChoice) -> int:
     return 0 if fused else _BYTES_PER_SCORE.get(attention.backend, 0)
 
 
+def bytes_per_key_number(attention: AttentionChoice) -> int:
+    """Bytes that one attention call holds per number of its keys, for copies in 8 bits."""
+    if attention.backend not in LIBRARY_BACKENDS or attention.backend == FLASH3:
+        return 0
+    return _COMPILED_EIGHT_BITS if attention.compiled else _EAGER_EIGHT_BITS
+
+
 @dataclass
 class _MetaStandIns(TorchFunctionMode):
     """Replaces calls that fail on the meta device or behave differently there.
 
     Attributes:
         score_bytes: held per score of an attention call, while it runs.
+        key_bytes: held per number of its keys.
     """
 
     score_bytes: int
+    key_bytes: int
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -100,6 +114,8 @@ class _MetaStandIns(TorchFunctionMode):
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # noqa: ANN401
         # On meta, attention falls back to the formula and materialises the scores; fused kernels never do.
+        if self.key_bytes:
+            torch.empty((*key.shape, self.key_bytes), dtype=torch.uint8, device=META)
         if self.score_bytes:
             shape = (*query.shape[:-1], key.shape[-2], self.score_bytes)
             torch.empty(shape, dtype=torch.uint8, device=META)
@@ -141,8 +157,10 @@ class MetaRehearsal:
         attention: AttentionChoice,
     ) -> None:
         with META:
-            transformer = WanTransformer3DModel.from_config(dict(transformer_config)).requires_grad_(False)
-            vae = AutoencoderKLWan.from_config(dict(vae_config)).requires_grad_(False).to(vae_dtype)
+            transformer = WanTransformer3DModel.from_config(transformer_arguments(transformer_config)).requires_grad_(
+                False
+            )
+            vae = AutoencoderKLWan.from_config(vae_arguments(vae_config)).requires_grad_(False).to(vae_dtype)
         fuse_self_attention(transformer)
         _cast(transformer, dtype, kept_fp32)
         causal = install_causal_attention(transformer)
@@ -150,7 +168,7 @@ class MetaRehearsal:
             causal.takes_block_masks, causal.block_masks = True, _NoBlockMasks()
         self._pipe = make_causal_wan_pipeline()
         self._pipe.update_components(transformer=transformer, vae=vae)
-        self._score_bytes = bytes_per_score(attention)
+        self._score_bytes, self._key_bytes = bytes_per_score(attention), bytes_per_key_number(attention)
         text_dim = transformer_config["text_dim"]
         self._prompt_embeds = torch.empty((1, DEFAULT_TEXT_TOKENS, text_dim), dtype=dtype, device=META)
 
@@ -163,7 +181,7 @@ class MetaRehearsal:
         state = PipelineState()
         state.values |= {"prompt_embeds": self._prompt_embeds, "encoded_prompt": "", "prompt": "", **inputs}
         steps = [block for name, block in self._pipe.blocks.sub_blocks.items() if name != "text_encoder"]
-        with torch.no_grad(), _MetaStandIns(self._score_bytes):
+        with torch.no_grad(), _MetaStandIns(self._score_bytes, self._key_bytes):
             state.values |= self._long_past(inputs)
             for _ in range(2):
                 if inputs.get("video_given"):

@@ -1,4 +1,4 @@
-import { pathOf } from './steering.mjs'
+import { pathOf, refusalOf } from './steering.mjs'
 
 const MOST_PIXELS_A_SIDE = 832
 const QUALITY = 0.85
@@ -89,8 +89,8 @@ export class FrameSender {
     if (fps > 0) this.fps = fps
   }
 
-  refuse(status, { error }) {
-    this.problem = error ?? ''
+  refuse(status, said) {
+    this.problem = refusalOf(status, said)
     // Of another browser, forgotten, or over: none of it changes.
     this.hasEnded = [403, 404, 409].includes(status)
   }

@@ -40,6 +40,9 @@ export class NodePlayer {
       this.update()
     })
     this.observer.observe(this.view.element)
+    // Wider pictures are higher, whether or not anything new comes.
+    this.widths = new ResizeObserver(() => this.fit())
+    this.widths.observe(this.view.element)
     this.leaveToCanvas()
   }
 
@@ -156,12 +159,17 @@ export class NodePlayer {
 
   /** Have the node grow and shrink with what the player shows. */
   fit() {
+    const { node } = this
     const height = this.height()
     const more = height - this.shownHeight
+    // A node that is drawn wider has been made as high as it must be by the page itself.
+    const isResized = this.shownWidth !== undefined && this.shownWidth !== node.size[0]
+    this.shownWidth = node.size[0]
     if (more === 0) return
     this.shownHeight = height
-    const { node } = this
-    node.setSize([node.size[0], node.size[1] + more])
+    const least = isResized && !globalThis.LiteGraph?.vueNodesMode ? node.computeSize()[1] : 0
+    const now = node.size[1]
+    node.setSize([node.size[0], isResized && more > 0 ? Math.max(now, least) : now + more])
     node.setDirtyCanvas?.(true, true)
   }
 
@@ -226,6 +234,7 @@ export class NodePlayer {
 
   destroy() {
     this.observer.disconnect()
+    this.widths.disconnect()
     const { state } = this
     this.detach()
     if (state) this.page.update(state)

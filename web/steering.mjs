@@ -1,5 +1,5 @@
 import { STEERED } from './stream_state.mjs'
-import { text } from './messages.mjs'
+import { knows, text } from './messages.mjs'
 
 /** The path of a stream's routes. */
 export function pathOf({ promptId, node }) {
@@ -22,8 +22,16 @@ export async function ask(fetchApi, state, request) {
     return text('page.no_answer')
   }
   if (answer.ok) return ''
-  const { error } = await answer.json().catch(() => ({}))
-  return error ?? text('page.refused', { status: answer.status })
+  return refusalOf(answer.status, await answer.json().catch(() => ({})))
+}
+
+/**
+ * Why the server refused something, in the page's language where it has a text for it.
+ * @param {number} status
+ * @param {{error?: string, id?: string}} answer
+ */
+export function refusalOf(status, { error, id }) {
+  return id && knows(`page.${id}`) ? text(`page.${id}`) : (error ?? text('page.refused', { status }))
 }
 
 /** The node's widgets that can be steered: not those whose value comes from another node. */

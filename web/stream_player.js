@@ -4,13 +4,16 @@ import { api } from '/scripts/api.js'
 
 import { watchCancel } from './cancel_watch.mjs'
 import { findNode } from './execution_id.mjs'
-import { loadMessages } from './messages.mjs'
+import { loadMessages, text } from './messages.mjs'
 import { NodePlayer } from './node_player.mjs'
+import { queuedWorkflow } from './queued_inputs.mjs'
 import { StreamStore } from './stream_state.mjs'
 import { StreamTokens, takeSharedToken } from './stream_tokens.mjs'
 import { Streams } from './streams.mjs'
 
 const NODE_CLASS = 'StreamBlocksSampler'
+/** The page is not done with a workflow when it tells that its nodes are there. */
+const MS_TO_OPEN_OWN = 500
 
 const fetchApi = (route, options) => api.fetchApi(route, options)
 const rootGraph = () => app.rootGraph ?? app.graph
@@ -21,7 +24,7 @@ const players = new Map()
 const streams = new Streams(fetchApi, store, tokens, () => (players.size ? rootGraph()?.id : null))
 
 // Before the page takes it for a place of its own.
-takeSharedToken(location, history, tokens)
+let sharedPrompt = takeSharedToken(location, history, tokens)
 
 app.registerExtension({
   name: 'StreamBlocks.Player',
@@ -35,6 +38,7 @@ app.registerExtension({
     // Sent to all pages when anything is queued or has ended.
     api.addEventListener('status', ({ detail }) => streams.lookWhile(detail?.exec_info?.queue_remaining > 0))
     api.addEventListener('execution_start', () => streams.look())
+    api.addEventListener('reconnected', () => streams.returnTo())
     streams.onJoin = attachAll
     document.addEventListener('visibilitychange', () => players.forEach((player) => player.update()))
     document.addEventListener('keydown', applyOnEnter, { capture: true })
@@ -67,8 +71,22 @@ app.registerExtension({
   async afterConfigureGraph() {
     attachAll()
     await streams.look()
+    if (sharedPrompt !== null) setTimeout(openShared, MS_TO_OPEN_OWN)
   }
 })
+
+/** A link shows its stream: in a tab of its own, beside the workflow that the page opens by itself. */
+async function openShared() {
+  const promptId = sharedPrompt
+  sharedPrompt = null
+  if (promptId === null) return
+  const workflow = await queuedWorkflow(fetchApi, promptId)
+  if (!workflow) {
+    app.extensionManager?.toast?.add({ severity: 'warn', summary: text('page.shared_gone'), life: 10000 })
+    return
+  }
+  if (workflow.id !== rootGraph()?.id) await app.loadGraphData(workflow)
+}
 
 /** Have each stream of this workflow shown on its node. */
 function attachAll() {

@@ -36,6 +36,8 @@ export class StreamState {
     this.promptId = promptId
     this.header = this.result = null
     this.isGone = this.isSilent = this.isCancelled = this.isOver = false
+    /** Behind which block (from 1) it stops, once someone has asked for that. */
+    this.lastBlock = null
     /** A sentence for people, such as why the server refused something. */
     this.problem = ''
     /** The node's values that the stream has, as far as this page knows: others are offered as edits. */
@@ -69,8 +71,10 @@ export class StreamState {
     for (const point of header.memory ?? []) this.points.add(point)
     if (pictures.length) this.player.add(makeClip(header, pictures))
     // What was taken out above would be kept alive by the header.
-    this.header = { ...header, memory: null, pictures: null }
+    // The track comes when it changes: it may be long.
+    this.header = { ...header, track: header.track ?? this.header?.track ?? '', memory: null, pictures: null }
     this.isSilent = false
+    if (header.state === 'stopping') this.lastBlock ??= header.blocks_made + 1
     if (isEnded(header)) this.isCancelled = false
   }
 }

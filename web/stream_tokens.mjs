@@ -56,13 +56,16 @@ export function shareLink(page, promptId, node, token) {
  * @param {Location} location
  * @param {History} history
  * @param {StreamTokens} tokens
+ * @returns {string | null} the stream's prompt
  */
 export function takeSharedToken(location, history, tokens) {
-  if (!location.hash.startsWith(HASH)) return
+  if (!location.hash.startsWith(HASH)) return null
   const parts = location.hash.slice(HASH.length).split('/').map(decode)
   // Neither seen, nor copied on with the address, nor taken for the page's own place in a subgraph.
   history.replaceState(history.state, '', location.pathname + location.search)
-  if (parts.length === 3 && parts.every(Boolean)) tokens.keep(...parts)
+  if (parts.length !== 3 || !parts.every(Boolean)) return null
+  tokens.keep(...parts)
+  return parts[0]
 }
 
 /** "" where somebody cut the link within a character. */

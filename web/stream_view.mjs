@@ -1,6 +1,6 @@
 import { MIN_HEIGHT as CHART_HEIGHT, MemoryChart } from './memory_chart_view.mjs'
 import { text } from './messages.mjs'
-import { comingLine, progressLine, promptLine } from './stream_words.mjs'
+import { comingLine, endWords, problemLine, progressLine, promptLine } from './stream_words.mjs'
 
 /** In the node's own pixels. */
 const [LINE, BUTTONS, GAP] = [20, 26, 4]
@@ -60,20 +60,28 @@ export class StreamView {
     show(this.screen, this.ratio !== null && state.shows.pictures)
     renderFold(this.foldPictures, 'page.video', this.ratio !== null, state?.shows.pictures)
     if (this.ratio) this.screen.style.aspectRatio = String(Math.max(this.ratio, LOWEST_RATIO))
-    writeLine(this.progress, progressLine(state))
+    writeLine(this.progress, progressLine(state), state ? endWords(state) : '')
     writeLine(this.prompt, state ? promptLine(state) : '')
-    writeLine(this.coming, state ? state.problem || comingLine(state, Boolean(offers.stop)) : '')
-    this.coming.style.color = state?.problem ? 'var(--error-text, #ff6e6e)' : 'var(--descrip-text, #999)'
+    const problem = state ? problemLine(state) : ''
+    writeLine(this.coming, problem || (state ? comingLine(state, Boolean(offers.stop)) : ''))
+    this.coming.style.color = problem ? 'var(--error-text, #ff6e6e)' : 'var(--descrip-text, #999)'
     // Their room stays while a stream runs, so that nothing jumps.
     show(this.prompt, live || this.prompt.textContent !== '')
     show(this.coming, live || this.coming.textContent !== '')
+    const focused = Object.values(this.buttons).find((button) => button === document.activeElement)
     for (const [name, button] of Object.entries(this.buttons)) {
       show(button, Boolean(offers[name]))
       write(button, text(`page.${name}`))
       button.title = text(`page.${name}_title`)
     }
     show(this.row, Object.values(offers).some(Boolean))
+    if (focused && !isShown(focused)) this.focusAnother()
     this.renderChart(state)
+  }
+
+  /** A button that goes leaves the keyboard with the row: resume takes the place of pause. */
+  focusAnother() {
+    Object.values(this.buttons).find(isShown)?.focus({ preventScroll: true })
   }
 
   renderChart(state) {
@@ -147,9 +155,10 @@ function makeButton(name, onClick, style = {}) {
 }
 
 /** All of a line that is cut short is in its title. */
-function writeLine(line, words) {
+function writeLine(line, words, more = '') {
   write(line, words)
-  if (line.title !== words) line.title = words
+  const title = more || words
+  if (line.title !== title) line.title = title
 }
 
 function renderFold(button, id, isThere, isOpen) {

@@ -40,6 +40,13 @@ export class StreamWatch {
     this.abort.abort()
   }
 
+  /** Ask now, where the server was silent and the next try would come later. */
+  hurry() {
+    if (!this.awake || this.stopped) return
+    this.sleep()
+    this.wake()
+  }
+
   /** For good. */
   stop() {
     this.stopped = true

@@ -70,6 +70,12 @@ export class Streams {
     if (hasChanged) this.look()
   }
 
+  /** The server is there again. */
+  async returnTo() {
+    for (const state of this.store.all()) if (state.isSilent) state.watch?.hurry()
+    await this.look()
+  }
+
   /** Ask once which streams there are. */
   async look() {
     clearTimeout(this.timer)

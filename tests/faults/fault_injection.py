@@ -16,7 +16,7 @@ from torch import nn
 
 from streamblocks.memory.stage_hooks import StageHooks
 from streamblocks.memory.tensor_bytes import live_tensor_bytes
-from streamblocks.stream import made_block
+from streamblocks.stream import block_result
 from streamblocks.stream.snapshot import StreamSnapshot
 
 ALWAYS = 10**9
@@ -83,7 +83,7 @@ _DEEP: Mapping[str, Callable[[Any], nn.Module]] = {
 _PATCHED: Mapping[str, Callable[[Any], tuple[Any, str]]] = {
     "loading": lambda pipeline: (pipeline, "bring_components"),
     "past": lambda pipeline: (StreamSnapshot, "start_entries"),
-    "pictures": lambda pipeline: (made_block, "to_uint8_frames"),
+    "pictures": lambda pipeline: (block_result, "to_uint8_frames"),
 }
 IN_A_BLOCK = tuple(name for name in _DEEP if name not in ("text_encoder", "start pictures"))
 

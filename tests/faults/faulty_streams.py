@@ -13,10 +13,12 @@ from streamblocks.stream.direction import Direction
 from streamblocks.stream.picture_sources import PictureBatch
 from streamblocks.stream.residency import PlainResidency
 from streamblocks.stream.run_stream import run_stream
+from streamblocks.stream.saved_stream import SavedStream
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import FrameSink
 from streamblocks.stream.start_pictures import StartPictures
 from streamblocks.stream.stream_report import StreamReport
+from streamblocks.stream.stream_saver import StreamSaver
 from streamblocks.stream.video_input import VideoInput
 
 FPS = Fraction(16)
@@ -81,10 +83,24 @@ class Made:
 
 
 def make(
-    pipeline: Any, name: str, watcher: Watcher | None = None, sink: FrameSink | None = None, **changes: Any
+    pipeline: Any,
+    name: str,
+    watcher: Watcher | None = None,
+    sink: FrameSink | None = None,
+    *,
+    saver: StreamSaver | None = None,
+    saved: SavedStream | None = None,
+    **changes: Any,
 ) -> Made:
-    """Run a stream to its end, good or bad; the pictures are those that reached a sink."""
+    """Run a stream to its end, good or bad; the pictures are those that reached a sink.
+
+    With `saved` it is the rest of that stream, with the settings that its memory left.
+    """
     settings, direction = STREAMS[name]()
+    if saved is not None:
+        direction = replace(direction, go_on=saved.snapshot)
+        changes["decode_bands"] = saved.snapshot.settings.decode_bands
+        changes["decoder_cache_in_ram"] = saved.snapshot.settings.decoder_cache_in_ram
     made = Made()
 
     def tell(block: int, stage: str, rung: str) -> None:
@@ -106,6 +122,8 @@ def make(
             [Sink()] if sink is None else [Sink(), sink],
             watcher or Watcher(),
             on_rung=tell,
+            saver=saver,
+            resume=None if saved is None else saved.point,
         )
     except BaseException as error:
         made.error = error
@@ -114,18 +132,24 @@ def make(
 
 
 # Of each stage, a stream in which it runs, and the pictures before it where it fails in block 2; 0 where it runs once.
-STAGES = [
+FAILS_ONCE = [
     ("recompute", "text_encoder", 9),
-    ("recompute", "prepare_caches", 9),
     ("recompute", "refill_context", 9),
-    ("recompute", "denoise_block", 9),
-    ("recompute", "pictures", 9),
     ("rolling", "denoise_block", 9),
-    ("rolling", "remember_block", 9),
     ("rolling", "decode", 9),
     ("fused", "decode", 9),
     ("video", "encode_input", 9),
     ("start", "start pictures", 0),
+]
+STAYS_SHORT = [
+    ("recompute", "prepare_caches", 9),
+    ("recompute", "pictures", 9),
+    ("rolling", "decode", 9),
+    ("rolling", "remember_block", 9),
     ("start", "loading", 0),
 ]
-ONCE_EACH = [case for case in STAGES if case[:2] not in (("rolling", "denoise_block"), ("fused", "decode"))]
+CANCELLED = [
+    ("recompute", "text_encoder", 9),
+    ("recompute", "decode", 9),
+    ("start", "start pictures", 0),
+]

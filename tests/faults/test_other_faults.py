@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from faulty_streams import ONCE_EACH, SETTINGS, Watcher, make
+from faulty_streams import CANCELLED, SETTINGS, Watcher, make
 
 from streamblocks.checkpoints import safetensors_reading
 from streamblocks.memory.tensor_bytes import live_tensor_bytes
@@ -52,7 +52,7 @@ def decoded(path):
         return sum(1 for _ in container.decode(video=0))
 
 
-@pytest.mark.parametrize(("name", "stage", "before"), ONCE_EACH)
+@pytest.mark.parametrize(("name", "stage", "before"), CANCELLED)
 def test_a_cancel_at_a_stage_keeps_what_was_made(pipeline, first_block, tmp_path, name, stage, before):
     held = Alive.now(pipeline)
     fault = Fault(Cancelled, armed=before == 0)
@@ -67,7 +67,7 @@ def test_a_cancel_at_a_stage_keeps_what_was_made(pipeline, first_block, tmp_path
     assert torch.equal(make(pipeline, "recompute", blocks=1).frames, first_block)
 
 
-@pytest.mark.parametrize(("write", "kept"), [(1, 0), (2, 9), (3, 21)])
+@pytest.mark.parametrize(("write", "kept"), [(1, 0), (3, 21)])
 def test_a_disk_that_is_full_at_a_write_keeps_the_blocks_before(pipeline, tmp_path, monkeypatch, write, kept):
     held, opens = Alive.now(pipeline), 0
     open_path = Path.open
@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_at_a_write_keeps_the_blocks_before(pipeline, tmp_pa
     def open_file(path, mode="r", *rest, **named):
         nonlocal opens
         file = open_path(path, mode, *rest, **named)
-        if path.suffix == ".mp4" and mode in ("ab", "wb"):
+        if path.suffix == ".mp4" and mode in ("r+b", "wb"):
             opens += 1
             return Full(file) if opens >= write else file
         return file
@@ -125,9 +125,8 @@ def test_a_disk_that_is_full_at_the_end_costs_the_index_only(pipeline, tmp_path,
     assert decoded(tmp_path / "a.mp4") == 33
 
 
-@pytest.mark.parametrize("reads", [1, 40])
-def test_a_file_that_cannot_be_read_is_read_again_by_the_next_stream(recipe, monkeypatch, reads):
-    """In the text encoder, and later in transformer or VAE."""
+def test_a_file_that_cannot_be_read_is_read_again_by_the_next_stream(recipe, monkeypatch):
+    """In the transformer or the VAE: part of it is loaded then."""
     release_materialised()
     held, done = live_tensor_bytes(), 0
     read_into = safetensors_reading.read_into
@@ -135,7 +134,7 @@ def test_a_file_that_cannot_be_read_is_read_again_by_the_next_stream(recipe, mon
     def read_or_fail(*arguments):
         nonlocal done
         done += 1
-        if done == reads:
+        if done == 40:
             raise OSError(errno.EIO, "Input/output error")
         return read_into(*arguments)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from faulty_streams import ONCE_EACH, STAGES, RoomyCard, Watcher, make
+from faulty_streams import FAILS_ONCE, STAYS_SHORT, RoomyCard, Watcher, make
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from streamblocks.stream import pipelines
@@ -14,7 +14,10 @@ from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.memory_rungs import DECODING, FREED, KEYS, LAYERS, OTHER_PARTS
 from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.saved_folder import SavedFolder
 from streamblocks.stream.settings import StreamSettings
+from streamblocks.stream.sinks import Mp4Sink
+from streamblocks.stream.stream_saver import StreamSaver
 from streamblocks.wan.tiny_model import write_tiny_model
 
 from fault_injection import ALWAYS, Alive, Fault, out_of_memory, struck
@@ -62,7 +65,7 @@ def strike(pipeline, name, stage, times, before):
     return made, fault.raised
 
 
-@pytest.mark.parametrize(("name", "stage", "before"), STAGES)
+@pytest.mark.parametrize(("name", "stage", "before"), FAILS_ONCE)
 def test_memory_that_runs_out_once_costs_nothing_but_time(pipeline, expected, name, stage, before):
     frames = expected(name)
     made, raised = strike(pipeline, name, stage, 1, before)
@@ -74,7 +77,7 @@ def test_memory_that_runs_out_once_costs_nothing_but_time(pipeline, expected, na
     assert difference <= (1 if name == "fused" else 0)
 
 
-@pytest.mark.parametrize(("name", "stage", "before"), ONCE_EACH)
+@pytest.mark.parametrize(("name", "stage", "before"), STAYS_SHORT)
 def test_memory_that_stays_short_costs_no_block_before(pipeline, expected, name, stage, before):
     frames = expected(name)
     before_it = Alive.now(pipeline)
@@ -95,7 +98,7 @@ def test_memory_that_stays_short_costs_no_block_before(pipeline, expected, name,
     assert Alive.now(pipeline) == before_it
 
 
-@pytest.mark.parametrize(("policy", "times"), [("recompute", 9), ("rolling", 9), ("recompute", 4)])
+@pytest.mark.parametrize(("policy", "times"), [("rolling", 9), ("recompute", 4)])
 def test_the_rungs_come_in_their_order(pipeline, expected, policy, times):
     """Decoding that needs less and less: each rung once it is of use, and pictures that differ as they say."""
     fault = Fault(out_of_memory, times)
@@ -113,17 +116,46 @@ def test_the_rungs_come_in_their_order(pipeline, expected, policy, times):
     assert (made.frames.int() - expected(policy).int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("policy", ["recompute", "rolling"])
-def test_keys_that_are_packed_on_the_way_are_those_of_a_stream_in_8_bits(pipeline, policy):
+def test_keys_that_are_packed_on_the_way_are_those_of_a_stream_in_8_bits(pipeline, expected):
     """Up to the block that ran out the past was exact; the same rows of keys come out, packed."""
     fault = Fault(out_of_memory, 4)
     with struck(pipeline, "denoise_block", fault):
-        made = make(pipeline, policy, Watcher(after=lambda index: setattr(fault, "armed", True)), kv_format=KV_AUTO)
+        made = make(pipeline, "rolling", Watcher(after=lambda index: setattr(fault, "armed", True)), kv_format=KV_AUTO)
     assert made.rungs[-1][2] == KEYS and made.report is not None and made.report.blocks_made == 3
-    plain, packed = (make(pipeline, policy, kv_format=kind).frames.int() for kind in (KV_PLAIN, KV_INT8))
+    plain, packed = expected("rolling").int(), make(pipeline, "rolling", kv_format=KV_INT8).frames.int()
     seen = made.frames.int()
     assert torch.equal(seen[:9], plain[:9]) and not torch.equal(seen, plain)
     assert (seen - packed).abs().max() <= 3
+
+
+@pytest.mark.parametrize("name", ["recompute", "rolling"])
+def test_a_stream_that_ran_out_goes_on_from_what_was_saved_of_it(pipeline, expected, tmp_path, name):
+    """Block 2 is made twice and saved once; all that is tried for block 3 leaves it what it was."""
+    folder = SavedFolder(tmp_path / "saved")
+    video = Mp4Sink(folder.video, fps=16, finish_at=tmp_path / "first.mp4")
+    once, always = Fault(out_of_memory), Fault(out_of_memory, ALWAYS)
+
+    def arm(index):
+        once.armed, always.armed = True, index == 1
+
+    # Every hundred blocks: the first one, and where the stream ends.
+    saver = StreamSaver(folder, 100, video)
+    with struck(pipeline, "decode", once), struck(pipeline, "denoise_block", always):
+        made = make(pipeline, name, Watcher(after=arm), video, saver=saver, kv_format=KV_AUTO)
+    assert once.raised == 1 and made.report is not None and made.report.ran_out and made.report.blocks_made == 2
+    saved, _ = folder.load()
+    assert saved.point is not None and saved.point.blocks == 2 and saver.notices == []
+    # Freeing goes last, because it was all that helped block 2.
+    assert [rung for *_, rung in made.rungs][-2:] == [KEYS, FREED] and saved.snapshot.settings.kv_format == KV_INT8
+    whole = Mp4Sink(folder.video, fps=16, finish_at=tmp_path / "whole.mp4", resume=saved.point.video)
+    with struck(pipeline, "start pictures", Fault(out_of_memory, armed=True)):
+        rest = make(pipeline, name, None, whole, saved=saved, kv_format=KV_AUTO)
+    # What was decoded before is decoded again, and that again.
+    assert rest.rungs == [(2, "decode again", FREED)]
+    assert rest.report is not None and rest.report.blocks_made == 3 and whole.frames_written == 33
+    assert torch.equal(made.frames, expected(name)[:21])
+    # Keys that are kept were packed; those made anew fit plain again.
+    assert (rest.frames.int() - expected(name)[21:].int()).abs().max() <= (3 if name == "rolling" else 0)
 
 
 def test_a_stream_that_ran_out_says_what_would_fit(tiny_folder, monkeypatch):

@@ -7,11 +7,12 @@ checkpoints. That one is not causal can only be known by the names under which W
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from ...checkpoints.checkpoint_error import CheckpointError
 from ...checkpoints.checkpoint_reading import read_checkpoint
+from ...checkpoints.json_text import parse_json
 from ...checkpoints.quantization_plan import ComponentWeights
 from .transformer_configs import FRAMES_PER_BLOCK_KEYS
 
@@ -61,8 +62,7 @@ def _says_causal(weights: ComponentWeights) -> bool:
 def _header_says_causal(text: str | None) -> bool:
     """Whether the header's field `config` is ComfyUI's word for causal; what is no JSON says nothing."""
     try:
-        config = json.loads(text or "{}")
-    except ValueError:
+        transformer = parse_json(text or "{}", "config").get("transformer")
+    except CheckpointError:
         return False
-    transformer = config.get("transformer") if isinstance(config, dict) else None
     return isinstance(transformer, dict) and bool(transformer.get("causal_ar"))

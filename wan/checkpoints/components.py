@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,12 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from ...checkpoints.checkpoint_files import CheckpointError, list_component_files, read_json
+from ...checkpoints.checkpoint_error import CheckpointError, shown_word
+from ...checkpoints.checkpoint_files import list_component_files
 from ...checkpoints.checkpoint_reading import index_tensors
-from ...checkpoints.component import Component, Prepare, prepare_nothing
+from ...checkpoints.component import Component, Prepare, explaining_config, prepare_nothing
+from ...checkpoints.json_text import read_json
+from ...checkpoints.layer_numbers import check_layer_count
 from ...checkpoints.lora_choice import LoraChoice
 from ...checkpoints.lora_rows import unchanged
 from ...checkpoints.module_loading import without_tied
@@ -24,6 +26,8 @@ from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
+from .class_defaults import with_defaults
+from .config_bounds import check_transformer_config, text_encoder_arguments, vae_arguments
 from .layer_presets import PRESETS
 from .lora_names import put_loras_on
 from .pipeline_folder import check_pipeline_folder
@@ -31,10 +35,11 @@ from .single_file import diffusers_names, recognise_single_file
 from .text_encoder_file import recognise_text_encoder_file
 from .transformer_building import build_transformer, check_complete
 from .transformer_configs import TRANSFORMER_CLASSES, diffusers_config
-from .vae_configs import complete_vae_config
+from .vae_configs import checked_vae_config
 from .vae_file import recognise_vae_file
 from .wrapper_names import find_prefix, strip_wrappers
 
+TEXT_ENCODER_LAYERS = "encoder.block"
 VAE_CLASS = "AutoencoderKLWan"
 
 _SIXTEEN_BIT = frozenset({torch.float16, torch.bfloat16})
@@ -85,7 +90,7 @@ def vae_component(source: Path, *, dtype: torch.dtype, prepare: Prepare = prepar
         name="vae",
         weights=_vae_weights(source),
         dtype=dtype,
-        build=lambda config: AutoencoderKLWan.from_config(dict(config)),
+        build=lambda config: AutoencoderKLWan.from_config(vae_arguments(config)),
         keep_fp32=keep_fp32_parts(AutoencoderKLWan, dtype),
         prepare=prepare,
     )
@@ -102,19 +107,18 @@ def text_encoder_component(
         name="text_encoder",
         weights=_text_encoder_weights(source),
         dtype=dtype,
-        build=lambda config: UMT5EncoderModel(UMT5Config.from_dict(dict(config))),
+        build=_build_text_encoder,
         keep_fp32=keep_fp32_parts(UMT5EncoderModel, dtype),
         preset=PRESETS["text_encoder"],
         quantization=quantization,
-        layers="encoder.block",
+        layers=TEXT_ENCODER_LAYERS,
     )
 
 
 def check_parts_go_together(components: Mapping[str, Component]) -> None:
     """Raise CheckpointError when VAE or text encoder, where there is one, belong to another transformer.
 
-    Configs are compared first. A config that was read off a file's shapes says nothing about the rest of the file, so
-    that is compared with the model's class.
+    Configs are compared first, then names and shapes with those of the model that each config makes.
     """
     transformer, vae = components["transformer"], components["vae"]
     text_encoder = components.get("text_encoder")
@@ -122,7 +126,7 @@ def check_parts_go_together(components: Mapping[str, Component]) -> None:
     if text_encoder is not None:
         _check_pair(text_encoder, "d_model", transformer, "text_dim", "channels of embedded text")
     for part in (vae, text_encoder):
-        if part is not None and part.weights.path.is_file():
+        if part is not None:
             part.check()
 
 
@@ -132,13 +136,6 @@ def _check_pair(part: Component, given: str, transformer: Component, taken: str,
             f"the {part.name} in {part.weights.path} gives {part.config[given]} {what} and the transformer in "
             f"{transformer.weights.path} takes {transformer.config[taken]}: choose components that belong to the model."
         )
-
-
-def with_defaults(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config`, completed with the defaults of diffusers' class: published configs omit most keys."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return defaults | dict(config)
 
 
 def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:
@@ -157,6 +154,10 @@ def _build_transformer(config: Mapping[str, Any]) -> nn.Module:
     return transformer
 
 
+def _build_text_encoder(config: Mapping[str, Any]) -> nn.Module:
+    return UMT5EncoderModel(UMT5Config.from_dict(dict(config)))
+
+
 def transformer_weights(source: Path, *, averaged: bool = True) -> ComponentWeights:
     """What the transformer in `source`, a pipeline folder or a single file, is made of; all of it is there.
 
@@ -169,38 +170,50 @@ def transformer_weights(source: Path, *, averaged: bool = True) -> ComponentWeig
         config = with_defaults(WanTransformer3DModel, file.config)
         return ComponentWeights(source, config, file.sources, file.spec, joined_name)
     written = _config(source, "transformer", TRANSFORMER_CLASSES)
-    config = with_defaults(WanTransformer3DModel, diffusers_config(written))
+    place = source / "transformer"
+    config = with_defaults(WanTransformer3DModel, diffusers_config(place / "config.json", written))
+    check_transformer_config(place / "config.json", config)
     if config["image_dim"] is not None or config["in_channels"] != config["out_channels"]:
         raise CheckpointError(
-            f"{source / 'transformer'} is an image-to-video transformer with {config['in_channels']} "
+            f"{place} is an image-to-video transformer with {config['in_channels']} "
             "input channels: give a text-to-video one."
         )
     sources = _folder_sources(source, "transformer", WanTransformer3DModel)
     if written["_class_name"] != TRANSFORMER_CLASSES[0]:
-        sources = _under_diffusers_names(source / "transformer", sources)
-    check_complete(config, sources)
+        sources = _under_diffusers_names(place, sources)
+    check_complete(place, config, sources)
     return ComponentWeights(source, config, sources, joined_name=joined_name)
 
 
 def _vae_weights(source: Path) -> ComponentWeights:
     if not source.is_dir():
         return recognise_vae_file(source)
-    config = complete_vae_config(_config(source, "vae", (VAE_CLASS,)))
+    config = checked_vae_config(source / "vae" / "config.json", _config(source, "vae", (VAE_CLASS,)))
     return ComponentWeights(source, config, _folder_sources(source, "vae", AutoencoderKLWan))
 
 
 def _text_encoder_weights(source: Path) -> ComponentWeights:
     if not source.is_dir():
         file = recognise_text_encoder_file(source)
-        return replace(file, config=UMT5Config(**file.config).to_dict())
+        return replace(file, config=_text_encoder_config(source, file.config))
     config = _config(source, "text_encoder")
     if config.get("model_type") != "umt5":
         raise CheckpointError(
-            f"{source / 'text_encoder'} holds a {config.get('model_type')} model, and Wan needs umt5: give "
+            f"{source / 'text_encoder'} holds a {shown_word(config.get('model_type'))} model, and Wan needs umt5: give "
             "the text encoder of a Wan pipeline."
         )
-    full = UMT5Config.from_dict(config).to_dict()
-    return ComponentWeights(source, full, _folder_sources(source, "text_encoder", UMT5EncoderModel))
+    place = source / "text_encoder"
+    full = _text_encoder_config(place / "config.json", config)
+    sources = _folder_sources(source, "text_encoder", UMT5EncoderModel)
+    check_layer_count(place, "num_layers", full["num_layers"], sources, f"{TEXT_ENCODER_LAYERS}.")
+    return ComponentWeights(source, full, sources)
+
+
+def _text_encoder_config(place: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole config of transformers' class; raises CheckpointError for a value that cannot be."""
+    with explaining_config(place):
+        full: dict[str, Any] = UMT5Config(**text_encoder_arguments(place, config)).to_dict()
+    return full
 
 
 def _folder_sources(folder: Path, component: str, cls: type[nn.Module]) -> Mapping[str, RowSource]:
@@ -221,7 +234,7 @@ def _config(folder: Path, component: str, class_names: Sequence[str] = ()) -> di
     config = read_json(folder / component / "config.json")
     if class_names and config.get("_class_name") not in class_names:
         raise CheckpointError(
-            f"{folder / component} holds a {config.get('_class_name')}, and {class_names[0]} is needed: give a "
-            "Wan text-to-video pipeline."
+            f"{folder / component} holds a {shown_word(config.get('_class_name'))}, and {class_names[0]} is needed: "
+            "give a Wan text-to-video pipeline."
         )
     return config

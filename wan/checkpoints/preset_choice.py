@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.checkpoint_files import CheckpointError, read_json
+from ...checkpoints.checkpoint_error import CheckpointError, shown
+from ...checkpoints.json_text import read_json
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...families.kv_policies import ROLLING
 from ...families.stream_preset import StreamPreset
@@ -15,6 +16,7 @@ from .transformer_configs import frames_per_block
 
 SETTINGS_FILE = "streaming.json"
 # As the training code of these models calls them in a transformer's config.
+_MOST_FRAMES = 10_000
 _WINDOW_KEY, _SINK_KEY = "local_attn_size", "sink_size"
 
 
@@ -36,7 +38,7 @@ def choose_preset(
     named = (preset for preset in presets if preset.is_published_as(weights.path))
     preset = _with_config(next(named, by_width.get(width, presets[0])), config, weights.path)
     own = weights.path / SETTINGS_FILE
-    if not own.is_file():
+    if not own.exists():
         return preset
     try:
         return preset.changed(read_json(own), str(own))
@@ -50,9 +52,10 @@ def _with_config(preset: StreamPreset, config: Mapping[str, Any], path: Path) ->
     # The makers' window includes the block; -1 is one without bounds.
     window = config.get(_WINDOW_KEY) or -1
     sink = config.get(_SINK_KEY) or 0
-    if type(window) is not int or type(sink) is not int or sink < 0:
+    if type(window) is not int or type(sink) is not int or not 0 <= sink <= _MOST_FRAMES or window > _MOST_FRAMES:
         raise CheckpointError(
-            f"{path} has {_WINDOW_KEY} {window!r} and {_SINK_KEY} {sink!r} in its config, allowed are whole numbers: "
+            f"{path} has {_WINDOW_KEY} {shown(window)} and {_SINK_KEY} {shown(sink)} in its config, allowed are whole "
+            f"numbers up to {_MOST_FRAMES}: "
             "correct the config, or download it again."
         )
     if frames == preset.frames_per_block and window <= frames:

@@ -5,23 +5,28 @@ Everything is derived from the header: parameters are renamed by name, and the c
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from ...checkpoints.checkpoint_files import CheckpointError
+from ...checkpoints.checkpoint_error import CheckpointError, first_line
 from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.comfy_format import gather_quantized
 from ...checkpoints.file_kinds import CHECKPOINT_SUFFIXES
+from ...checkpoints.json_text import parse_json
+from ...checkpoints.layer_numbers import count_layers
 from ...checkpoints.row_sources import RowSource
 from ...ops.quantization import QuantizationSpec
+from .class_defaults import with_defaults
+from .config_bounds import check_transformer_config
+from .renaming import renamed_by
 from .transformer_building import check_complete
 from .transformer_configs import published_layers
 from .wrapper_names import ANCHOR, find_prefix, strip_wrappers
@@ -47,20 +52,15 @@ _KNOWN_SIZES = {(1536, 30, 8960): "1.3B", (5120, 40, 13824): "14B", (3072, 30, 1
 class SingleFileCheckpoint:
     """What a single file holds: `config` for WanTransformer3DModel and where each parameter is stored.
 
-    `sources` maps diffusers' parameter names; `prefix` precedes the names in the file; `own` is what this pack
-    wrote into the header of its own files.
+    `sources` maps diffusers' parameter names; `prefix` precedes the names in the file; `spec` is how this pack
+    quantized the file, None for other programs' files and for unquantized ones.
     """
 
     path: Path
     prefix: str
     config: Mapping[str, Any]
     sources: Mapping[str, RowSource]
-    own: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def spec(self) -> QuantizationSpec | None:
-        """How this pack quantized the file; None for other programs' files and for unquantized ones."""
-        return QuantizationSpec.from_dict(self.own["quantization"]) if self.own.get("quantization") else None
+    spec: QuantizationSpec | None = None
 
     @property
     def name(self) -> str:
@@ -86,11 +86,13 @@ def recognise_single_file(path: Path, *, averaged: bool = True) -> SingleFileChe
     header = read_checkpoint(path)
     prefix = find_prefix(path, header.tensors, averaged=averaged)
     gathered = gather_quantized(path, header, strip_wrappers(path, header.tensors, prefix), prefix)
-    own = _own_metadata(path, header.metadata)
+    own_config, spec = _own_metadata(path, header.metadata)
     sources = {name: gathered[original] for name, original in diffusers_names(path, gathered).items()}
-    config = own["config"] if "config" in own else _config_of(path, sources)
-    check_complete(config, sources)
-    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), own)
+    # What a config leaves out has the default of diffusers' class.
+    config = with_defaults(WanTransformer3DModel, _config_of(path, sources) if own_config is None else own_config)
+    check_transformer_config(path, config)
+    check_complete(path, config, sources)
+    return SingleFileCheckpoint(path, prefix, MappingProxyType(config), MappingProxyType(sources), spec)
 
 
 def holds_transformer(path: Path, channels: int) -> bool:
@@ -122,10 +124,7 @@ def _check_name(path: Path) -> None:
 
 def _config_of(path: Path, sources: Mapping[str, RowSource]) -> dict[str, Any]:
     """The config behind the shapes in `path`, which must have all layers of the published model of its widths."""
-    try:
-        config = config_from_shapes({name: source.shape for name, source in sources.items()})
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    config = config_from_shapes(path, {name: source.shape for name, source in sources.items()})
     width, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
     published = published_layers(width, config["ffn_dim"])
     if published is not None and layers < published:
@@ -136,23 +135,27 @@ def _config_of(path: Path, sources: Mapping[str, RowSource]) -> dict[str, Any]:
     return config
 
 
-def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def config_from_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The WanTransformer3DModel keyword arguments that give these parameter shapes, under diffusers' names.
 
     Heads are not visible in the shapes: Wan's have 128 channels each. Raises CheckpointError for shapes that
-    no Wan text-to-video transformer has.
+    no Wan text-to-video transformer has; `path` is named in it.
     """
-    dim, in_channels, *patch = _shape(shapes, "patch_embedding.weight", 5)
-    out_rows, _ = _shape(shapes, "proj_out.weight", 2)
+
+    def shape_of(name: str, dimensions: int) -> tuple[int, ...]:
+        return _shape(path, shapes, name, dimensions)
+
+    dim, in_channels, *patch = shape_of("patch_embedding.weight", 5)
+    out_rows, _ = shape_of("proj_out.weight", 2)
     out_channels = out_rows // math.prod(patch)
     if dim % HEAD_DIM:
         raise CheckpointError(
-            f"The width {dim} is no multiple of {HEAD_DIM}, the channels of a Wan head: give a diffusers "
+            f"{path}: the width {dim} is no multiple of {HEAD_DIM}, the channels of a Wan head: give a diffusers "
             "folder, whose config.json says how many heads there are."
         )
     if in_channels != out_channels:
         raise CheckpointError(
-            f"The transformer takes {in_channels} latent channels and gives {out_channels}, as "
+            f"{path}: the transformer takes {in_channels} latent channels and gives {out_channels}, as "
             "image-to-video ones do: give a text-to-video transformer, which takes as many as it gives."
         )
     return {
@@ -161,44 +164,38 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "attention_head_dim": HEAD_DIM,
         "in_channels": in_channels,
         "out_channels": out_channels,
-        "text_dim": _shape(shapes, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
-        "freq_dim": _shape(shapes, _DIFFUSERS_MARK, 2)[1],
-        "ffn_dim": _shape(shapes, "blocks.0.ffn.net.0.proj.weight", 2)[0],
-        "num_layers": _layers(shapes),
+        "text_dim": shape_of("condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": shape_of(_DIFFUSERS_MARK, 2)[1],
+        "ffn_dim": shape_of("blocks.0.ffn.net.0.proj.weight", 2)[0],
+        "num_layers": count_layers(path, shapes, "blocks."),
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
     }
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int) -> tuple[int, ...]:
+def _shape(path: Path, shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int) -> tuple[int, ...]:
     shape = shapes.get(name)
-    if shape is None or len(shape) != dimensions:
+    if shape is None or len(shape) != dimensions or 0 in shape:
         raise CheckpointError(
-            f"{name} is {'absent' if shape is None else list(shape)} and must have {dimensions} dimensions: "
+            f"{path}: {name} is {'absent' if shape is None else list(shape)} and must have {dimensions} dimensions: "
             "give a Wan transformer."
         )
     return shape
 
 
-def _layers(shapes: Iterable[str]) -> int:
-    numbers = {int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)}
-    absent = sorted(set(range(max(numbers) + 1)) - numbers)
-    if absent:
-        raise CheckpointError(f"Layer {absent[0]} of {max(numbers) + 1} is absent: give the complete file.")
-    return len(numbers)
-
-
-def _own_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What this pack wrote into the header of `path`; empty for other programs' files."""
+def _own_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, QuantizationSpec | None]:
+    """The config and quantization that this pack wrote into the header of `path`; None in other programs' files."""
     text = metadata.get(OWN_METADATA_KEY)
     if text is None:
-        return {}
+        return None, None
+    place = f"the header field {OWN_METADATA_KEY} of {path}"
+    own = parse_json(text, place)
+    config, quantization = own.get("config"), own.get("quantization")
     try:
-        own = json.loads(text)
-        return {**own, "config": dict(own["config"])}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} has a header field {OWN_METADATA_KEY} that cannot be read ({error!r}): save the model again."
-        ) from error
+        if not isinstance(config, dict) or not isinstance(quantization or {}, dict):
+            raise ValueError("config and quantization are no objects")
+        return config, QuantizationSpec.from_dict(quantization) if quantization else None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{place} cannot be read ({first_line(error)}): save the model again.") from error
 
 
 def diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, str]:
@@ -214,6 +211,4 @@ def diffusers_names(path: Path, sources: Mapping[str, RowSource]) -> dict[str, s
             f"{path} has neither Wan's names ({_ORIGINAL_MARK}) nor diffusers' ({_DIFFUSERS_MARK}): give a "
             "Wan transformer."
         )
-    # diffusers' renaming only moves values between keys, so the names themselves can serve as values.
-    renamed: dict[str, str] = convert_wan_transformer_to_diffusers({name: name for name in sources})
-    return renamed
+    return renamed_by(convert_wan_transformer_to_diffusers, path, sources)

@@ -13,6 +13,7 @@ from transformers import UMT5EncoderModel
 from ...checkpoints.checkpoint_files import CheckpointError
 from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.comfy_format import gather_quantized
+from ...checkpoints.layer_numbers import count_layers
 from ...checkpoints.module_loading import without_tied
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import QuantizedRows, RowSource
@@ -20,8 +21,7 @@ from .all_in_one import TEXT_ENCODER_NAMES, take_part
 from .tokenizer import is_tokenizer
 
 _EMBEDDING = "shared.weight"
-_LAYER = re.compile(r"encoder\.block\.(\d+)\.")
-_ORIGINAL_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
+_ORIGINAL_LAYER = re.compile(r"blocks\.([0-9]+)\.(.+)")
 # Wan's names of a layer's parts, and what transformers calls them. Wan's feed-forward is gelu(gate.0 x) * fc1 x.
 _PARTS = (
     ("attn.", "layer.0.SelfAttention."),
@@ -69,14 +69,14 @@ def _in_full_precision(source: RowSource) -> RowSource:
 
 
 def _config_from_shapes(path: Path, sources: Mapping[str, RowSource]) -> dict[str, Any]:
-    layers = {int(match[1]) for match in map(_LAYER.match, sources) if match}
+    layers = count_layers(path, sources, "encoder.block.")
     attention = "encoder.block.0.layer.0.SelfAttention"
     if _EMBEDDING not in sources or not layers:
         raise CheckpointError(
             f"{path} holds no umt5 text encoder ({_EMBEDDING} or its layers are absent): choose a file such as "
             "umt5_xxl_fp8_e4m3fn_scaled.safetensors."
         )
-    if 1 in layers and f"{attention.replace('.0.', '.1.', 1)}.relative_attention_bias.weight" not in sources:
+    if layers > 1 and f"{attention.replace('.0.', '.1.', 1)}.relative_attention_bias.weight" not in sources:
         raise CheckpointError(
             f"{path} is a T5 encoder, whose layers share one position bias, and Wan needs umt5, where each has its "
             "own: choose a file such as umt5_xxl_fp8_e4m3fn_scaled.safetensors."
@@ -95,7 +95,7 @@ def _config_from_shapes(path: Path, sources: Mapping[str, RowSource]) -> dict[st
         "d_model": width,
         "d_kv": inner // heads,
         "d_ff": feed_forward,
-        "num_layers": max(layers) + 1,
+        "num_layers": layers,
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
         "feed_forward_proj": "gated-gelu",

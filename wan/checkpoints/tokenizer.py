@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
-from ...checkpoints.checkpoint_files import CheckpointError
+from ...checkpoints.checkpoint_error import CheckpointError, first_line
 from ...checkpoints.checkpoint_reading import read_checkpoint
-from ...checkpoints.row_sources import RowSource, read_whole
+from ...checkpoints.file_bytes import check_small_files
+from ...checkpoints.json_text import read_json
+from ...checkpoints.row_sources import RowSource, elements, read_whole
 from .pipeline_folder import check_pipeline_folder
 
 TOKENIZER_KEY = "spiece_model"
+# umt5's tokenizer.json has 17 MB, and its sentencepiece model 4.5.
+LARGEST_TOKENIZER = 50_000_000
 _PAD = 0
 
 
@@ -102,15 +107,28 @@ def find_tokenizer(places: Sequence[Path]) -> PreTrainedTokenizerBase | Sentence
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the pipeline `folder`, without touching the network and without running code of its own."""
     check_pipeline_folder(folder, ["tokenizer"])
+    place = folder / "tokenizer"
+    check_small_files(place, LARGEST_TOKENIZER)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
+        if (place / name).exists():
+            read_json(place / name)
     try:
-        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except BaseException as error:
+        # The tokenizers library raises plain Exceptions, and what its Rust code panics with is no Exception at all.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(
-            f"{folder / 'tokenizer'} holds no tokenizer that transformers can load ({error}): download it again."
+            f"{place} holds no tokenizer that transformers can load ({first_line(error)}): download it again."
         ) from error
 
 
 def _tokenizer_inside(stored: RowSource) -> SentencePieceTokenizer:
+    if stored.dtype not in (torch.uint8, torch.int8) or elements(stored) > LARGEST_TOKENIZER:
+        raise CheckpointError(
+            f"{stored.file} holds a tokenizer ({stored.key}) of {elements(stored)} numbers of {stored.dtype}, which "
+            f"must be up to {LARGEST_TOKENIZER} bytes: download it again."
+        )
     try:
         return SentencePieceTokenizer(read_whole(stored).numpy().tobytes())
     except (RuntimeError, TypeError) as error:

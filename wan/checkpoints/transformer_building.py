@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from ...checkpoints.component import empty_weights
+from ...checkpoints.component import explaining_config, shapes_only
+from ...checkpoints.layer_numbers import check_layer_count
 from ...checkpoints.module_loading import NOTHING_JOINED, check_slots
 from ...checkpoints.module_slots import find_slots
 from ...checkpoints.row_sources import RowSource
+from .config_bounds import transformer_arguments
 from .transformer_configs import FRAMES_PER_BLOCK_KEYS
 
 _FIRST_LAYER = "blocks.0."
@@ -23,20 +25,18 @@ def build_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
 
     So a file that is written from the loaded transformer has them too.
     """
-    taken = inspect.signature(WanTransformer3DModel.__init__).parameters
-    model: WanTransformer3DModel = WanTransformer3DModel.from_config(
-        {key: value for key, value in config.items() if key in taken}
-    )
+    model: WanTransformer3DModel = WanTransformer3DModel.from_config(transformer_arguments(config))
     model.register_to_config(**{key: config[key] for key in FRAMES_PER_BLOCK_KEYS if key in config})
     return model
 
 
-def check_complete(config: Mapping[str, Any], sources: Mapping[str, RowSource]) -> None:
+def check_complete(path: Path, config: Mapping[str, Any], sources: Mapping[str, RowSource]) -> None:
     """Raise CheckpointError unless `sources` are the tensors of the transformer of `config`, from headers only.
 
-    One layer is built, and stands for all: they are alike.
+    One layer is built, and stands for all: they are alike. `config` has passed `check_transformer_config`.
     """
-    with empty_weights():
+    check_layer_count(path, "num_layers", config["num_layers"], sources, "blocks.")
+    with shapes_only(), explaining_config(path):
         module = build_transformer({**config, "num_layers": 1})
     slots = {}
     for name, slot in find_slots(module, {}, NOTHING_JOINED).items():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+from .config_bounds import check_vae_config
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {name: p.default for name, p in inspect.signature(AutoencoderKLWan.__init__).parameters.items() if name != "self"}
@@ -38,6 +41,12 @@ PUBLISHED_STATISTICS: Mapping[int, Mapping[str, list[float]]] = MappingProxyType
         48: {"latents_mean": list(_WAN_22_MEAN), "latents_std": list(_WAN_22_STD)},
     }
 )
+
+
+def checked_vae_config(place: Path, written: Mapping[str, Any]) -> dict[str, Any]:
+    """`written`, complete; raises CheckpointError, which names `place`, for a value that cannot be."""
+    check_vae_config(place, {**_DEFAULTS, **written})
+    return complete_vae_config(written)
 
 
 def complete_vae_config(written: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
 from .all_in_one import VAE_NAMES, take_part
+from .renaming import renamed_by
 from .residual_vae_names import RESIDUAL_MARK, from_residual_names
-from .vae_configs import PUBLISHED_STATISTICS, complete_vae_config
+from .vae_configs import PUBLISHED_STATISTICS, checked_vae_config
 
 _ORIGINAL_MARKS = ("decoder.head.0.gamma", "conv2.weight")
 _DIFFUSERS_MARKS = ("decoder.norm_out.gamma", "post_quant_conv.weight")
@@ -62,7 +63,7 @@ def recognise_vae_file(path: Path) -> ComponentWeights:
         "patch_size": patch if patch > 1 else None,
         **PUBLISHED_STATISTICS[channels],
     }
-    return ComponentWeights(path, complete_vae_config(config), sources)
+    return ComponentWeights(path, checked_vae_config(path, config), sources)
 
 
 def _read_sizes(path: Path, sources: Mapping[str, RowSource]) -> tuple[int, int, tuple[int, int], int]:
@@ -90,6 +91,5 @@ def _diffusers_names(path: Path, stored: Mapping[str, RowSource]) -> dict[str, R
         )
     if any(name.startswith(RESIDUAL_MARK) for name in stored):
         return {from_residual_names(name): source for name, source in stored.items()}
-    # diffusers' renaming only moves values from key to key, so names can stand in for tensors.
-    renamed: dict[str, str] = convert_wan_vae_to_diffusers({name: name for name in stored})
+    renamed = renamed_by(convert_wan_vae_to_diffusers, path, stored)
     return {name: stored[original] for name, original in renamed.items()}

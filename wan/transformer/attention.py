@@ -8,6 +8,7 @@ Without a bound pass the processors compute the same as diffusers' own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,12 +18,14 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
+from ...ops import library_attention
+from ...ops.attention_backends import LIBRARY_BACKENDS
 from ...ops.block_masks import BlockCausalShape, BlockMaskCache
-from ...ops.few_key_attention import attend_by_frame, attend_to_few_keys
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
 from .causal_block import CausalWanBlock
+from .cross_attention import CachedCrossAttnProcessor
 from .kv_cache import CrossAttentionCache
 from .next_window import make_next_window, split_tokens
 from .packed_kv_cache import PackedKVCache, PackedPast
@@ -32,30 +35,35 @@ from .rotary_store import Projections, has_plain_norms, norm_and_rotate, project
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+logger = logging.getLogger(__name__)
+
 
 class CausalAttention:
     """The link between a transformer's processors and the current pass; one per transformer.
 
     Attributes:
         rope: of the transformer.
-        backend: of every attention.
+        backend: of diffusers, of every attention that `library` does not compute.
+        library: of `LIBRARY_BACKENDS`, of self-attention without a mask; None where `backend` computes that too.
         layers: the processors of self- and cross-attention, by layer.
         takes_block_masks: whether a block-causal pass is one call with a mask, as flex attention takes it.
         block_masks: those masks.
         plain_norms: see `rotary_store.has_plain_norms`.
     """
 
-    def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: AttentionBackendName, *, plain_norms: bool) -> None:
+    def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: str, *, plain_norms: bool) -> None:
         self.rope = rope
         self.plain_norms = plain_norms
         self.use_backend(backend)
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
 
-    def use_backend(self, backend: AttentionBackendName) -> None:
-        """Compute all attention with `backend` from now on."""
-        self.backend = backend
-        self.takes_block_masks = backend is AttentionBackendName.FLEX
+    def use_backend(self, backend: str) -> None:
+        """Compute attention with `backend` from now on: of diffusers, or one of `LIBRARY_BACKENDS`."""
+        self.library = backend if backend in LIBRARY_BACKENDS else None
+        self.backend = AttentionBackendName.NATIVE if self.library else AttentionBackendName(backend)
+        self.takes_block_masks = self.backend is AttentionBackendName.FLEX
+        self._said: set[str] = set()
 
     @contextmanager
     def bind(self, causal_pass: CausalPass, tokens: int) -> Iterator[None]:
@@ -77,6 +85,23 @@ class CausalAttention:
         finally:
             self._release()
 
+    def _load_library(self, key_bias: torch.Tensor | None, like: torch.Tensor) -> str | None:
+        """What computes self-attention instead of `backend`; what it leaves to `backend` is said once."""
+        if self.library is None:
+            return None
+        kind = like.device, like.dtype, like.shape[-1]
+        loaded = library_attention.load(self.library, *kind)
+        if loaded is None:
+            self._say_once(library_attention.explain(self.library, *kind))
+        elif key_bias is not None:
+            self._say_once("it takes no attention bias, so passes with a bias are computed so")
+        return loaded
+
+    def _say_once(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            logger.warning("attention_backend %s falls back to %s: %s.", self.library, self.backend.value, reason)
+
     def _hand_out(self, causal_pass: CausalPass, tokens: int) -> None:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
         device, dtype = own.keys[0].device, own.keys[0].dtype
@@ -85,6 +110,7 @@ class CausalAttention:
         few_kernel = None if few is None else FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(head_dim))
         rotary = RotaryVariant(heads * head_dim, head_dim)
         rotary_kernel = ROTARY_STORE.load(device, dtype, rotary) if self.plain_norms else None
+        library = self._load_library(causal_pass.key_bias, own.keys[0])
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
         # With a window of its own, the second block attends in a call of its own; with a bias, which takes the mask's
@@ -108,6 +134,7 @@ class CausalAttention:
                 rotary_kernel,
                 keys_only=causal_pass.keys_only and index == last,
                 next_window=causal_pass.next_window,
+                library=library,
             )
             if isinstance(own, PackedKVCache):
                 self_attention.packed = own.packed_past(index, causal_pass.kept_tokens)
@@ -183,13 +210,12 @@ class CausalSelfAttnProcessor:
         return torch.cat(parts, dim=1)
 
     def _attend_to_cache(self, query: torch.Tensor, bound: SelfAttentionPass) -> torch.Tensor:
-        backend = self.causal.backend
         end = bound.past + query.shape[1]
         keys, values = bound.keys[:, :end], bound.values[:, :end]
         if bound.causal_tokens is None or bound.causal_tokens >= query.shape[1]:
-            return dispatch_attention_fn(query, keys, values, attn_mask=bound.key_bias, backend=backend)
+            return self._attend(query, keys, values, bound.key_bias, bound.library)
         if bound.block_mask is not None:
-            return dispatch_attention_fn(query, keys, values, attn_mask=bound.block_mask, backend=backend)
+            return self._attend(query, keys, values, bound.block_mask, None)
         # One unmasked attention per block of queries replaces a block-causal mask: exact, without a tokens x tokens
         # mask, and available to backends that take no mask.
         parts = []
@@ -199,47 +225,21 @@ class CausalSelfAttnProcessor:
             # The bias is on the keys of the past of the block being denoised, which comes last.
             mask = bound.key_bias if visible == end else None
             part = query[:, start:stop], keys[:, :visible], values[:, :visible]
-            parts.append(dispatch_attention_fn(*part, attn_mask=mask, backend=backend))
+            parts.append(self._attend(*part, mask, bound.library))
         return torch.cat(parts, dim=1)
 
-
-class CachedCrossAttnProcessor:
-    """Cross-attention of one layer to the prompt's cached keys and values."""
-
-    def __init__(self, causal: CausalAttention) -> None:
-        self.causal = causal
-        self.bound: CrossAttentionPass | None = None
-
-    def __call__(
+    def _attend(
         self,
-        attn: WanAttention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: RotaryTable | None = None,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | BlockMask | None,
+        library: str | None,
     ) -> torch.Tensor:
-        """Attend; hidden_states [batch, tokens, dim] in and out."""
-        bound = self.bound
-        if bound is not None and bound.writes_text:
-            key, value = _project_text(attn, encoder_hidden_states)
-            bound.keys.copy_(key)
-            bound.values.copy_(value)
-            return hidden_states
-        batch = hidden_states.shape[0]
-        if bound is not None and batch > 1:
-            # The prompt's keys are those of one sequence.
-            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
-        query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
-        if bound is None:
-            bound = CrossAttentionPass(*_project_text(attn, encoder_hidden_states))
-        if bound.frame_tokens and bound.few is not None:
-            attended = attend_by_frame(query, bound.keys, bound.values, bound.few, bound.frame_tokens, bound.kernel)
-        elif bound.few is not None:
-            attended = attend_to_few_keys(query, bound.keys, bound.values, bound.few, bound.kernel)
-        else:
-            attended = dispatch_attention_fn(query, bound.keys, bound.values, backend=self.causal.backend)
-        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
-        return made.view(batch, -1, made.shape[-1])
+        if library is not None and mask is None:
+            return library_attention.attend(library, query, keys, values)
+        attended: torch.Tensor = dispatch_attention_fn(query, keys, values, attn_mask=mask, backend=self.causal.backend)
+        return attended
 
 
 def install_causal_attention(transformer: WanTransformer3DModel, backend: str = "native") -> CausalAttention:
@@ -247,7 +247,7 @@ def install_causal_attention(transformer: WanTransformer3DModel, backend: str = 
 
     Args:
         transformer: any size of Wan text-to-video.
-        backend: name of a diffusers attention backend, such as "native" or "flash".
+        backend: name of a diffusers attention backend, such as "native" or "flash", or one of `LIBRARY_BACKENDS`.
 
     Returns:
         The link through which passes are bound; `causal_attention_of` finds it again.
@@ -255,7 +255,7 @@ def install_causal_attention(transformer: WanTransformer3DModel, backend: str = 
     config = transformer.config
     rope = FrameOffsetRotaryEmbedding(config.attention_head_dim, tuple(config.patch_size))
     plain_norms = all(has_plain_norms(block.attn1) for block in transformer.blocks)
-    causal = CausalAttention(rope, AttentionBackendName(backend), plain_norms=plain_norms)
+    causal = CausalAttention(rope, backend, plain_norms=plain_norms)
     transformer.rope = rope
     for block in transformer.blocks:
         processors = (CausalSelfAttnProcessor(causal), CachedCrossAttnProcessor(causal))
@@ -286,11 +286,3 @@ def block_masks_of(transformer: object) -> dict[str, BlockMask]:
     blocks = getattr(transformer, "blocks", None)
     processor = getattr(getattr(blocks[0] if blocks else None, "attn1", None), "processor", None)
     return processor.causal.block_masks.masks() if isinstance(processor, CausalSelfAttnProcessor) else {}
-
-
-def _project_text(attn: WanAttention, text: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [batch, text tokens, heads, head_dim] of embedded text [batch, text tokens, dim]."""
-    if text is None:
-        raise ValueError("encoder_hidden_states is None: cross-attention needs the text or its cache.")
-    key = split_heads(attn.norm_k(attn.to_k(text)), attn.heads)
-    return key, split_heads(attn.to_v(text), attn.heads)

@@ -63,6 +63,8 @@ class SelfAttentionPass(NamedTuple):
     # Write keys and values without attention: the last layer of a keys-only pass.
     keys_only: bool = False
     next_window: NextWindow | None = None
+    # Of `library_attention.load`; None where diffusers' backend computes all.
+    library: str | None = None
 
 
 class CrossAttentionPass(NamedTuple):
