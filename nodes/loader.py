@@ -129,8 +129,6 @@ class LoadStreamingPipeline(io.ComfyNode):
                     "trust_remote_code",
                     # It stays for the order of the values in saved workflows.
                     default=False,
-                    label_on="no effect",
-                    label_off="no effect",
                     advanced=True,
                     tooltip=(
                         "Has no effect any more, since a workflow could bring the tick: a repository's own Python code "

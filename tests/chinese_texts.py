@@ -8,7 +8,8 @@ from collections.abc import Iterable
 _NAMES = """
     AR B CLIP CPU Causal Checkpoint ComfyUI Ctrl+Enter DoRA EMA FP8 Face Forcing Forcing++ GB GPU GiB H100 Hugging ID
     INT8 JSON KV Krea LoRA LongLive MemFlow Matroska MiB PEFT PyTorch Python R RTX Realtime Reward Self-Forcing
-    StreamDiffusionV2 StreamBlocks Transformer Triton UNet VAE VP9 Wan WebM bfloat16 cuDNN cpu diffusers flash flex
+    StreamDiffusionV2 StreamBlocks Transformer Triton UNet VAE VP9 Wan WebM bfloat16 cuDNN comfy-kitchen comfy_int8
+    cpu diffusers fa3-fwd flash flash3 flex Hopper
     float16 float32 https kohya localhost mp4 musubi-tuner sage torch torch.compile torchao umt5 wan xformers
 """
 NAMES = frozenset(_NAMES.split())

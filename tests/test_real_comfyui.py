@@ -29,7 +29,7 @@ SAVED = ROOT / "tests/saved_workflows"
 ADVANCED = {
     *("steps", "shift", "kv_policy", "context_frames", "sink_frames", "attention_bias", "fps", "cleanup"),
     *("keep_frames", "memory_timeline", "reset_compile", "frames_per_block", "timesteps", "first_block_timesteps"),
-    *("memory_gb", "kv_format", "on_prompt_change", "keep_stream", "fit", "video_end"),
+    *("memory_gb", "kv_format", "on_prompt_change", "keep_stream", "fit", "video_end", "save_every"),
 }
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 VIDEO_SUFFIXES = {".mp4", ".webm"}
