@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from .attention_backends import COMFY_INT8, EIGHT_BIT, EIGHT_BIT_CHOICES, FLASH3, FLASH3_FP8_SMOOTH
 from .flash3 import HOPPER, MOST_HEAD_DIM, find_flash3, flash3
 from .head_quantization import quantize_heads, smooth_keys
+from .trial_launches import TrialLaunches
 
 logger = logging.getLogger(__name__)
 
@@ -26,26 +26,7 @@ _TRIAL_TOKENS = (48, 80)
 # 8 bits are off by about 5 % on noise; wrong values are off by 100.
 _MOST_TRIAL_ERROR = 0.2
 
-
-@dataclass
-class AttentionTrials:
-    """The results of this process's trial launches.
-
-    Attributes:
-        failed: the error of each backend that failed; it is not used again.
-        passed: (backend, device, dtype, head_dim) of the trials that succeeded.
-    """
-
-    failed: dict[str, str] = field(default_factory=dict)
-    passed: set[tuple[str, torch.device, torch.dtype, int]] = field(default_factory=set)
-
-    def reset(self) -> None:
-        """Clear all results, for tests."""
-        self.failed.clear()
-        self.passed.clear()
-
-
-ATTENTION_TRIALS = AttentionTrials()
+ATTENTION_TRIALS = TrialLaunches()
 
 
 def why_not(
@@ -139,21 +120,12 @@ def _why_not_comfy(device: torch.device) -> str | None:
 
 
 def _passes(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    key = (name, device, dtype, head_dim)
-    if key in ATTENTION_TRIALS.passed:
+    if ATTENTION_TRIALS.succeeds(name, device, dtype, head_dim, lambda: _try_out(name, device, dtype, head_dim)):
         return True
-    try:
-        _try_out(name, device, dtype, head_dim)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        ATTENTION_TRIALS.failed[name] = f"{type(error).__name__}: {error}"
-        logger.warning(
-            "The attention backend %s is not used: its trial launch failed. %s", name, ATTENTION_TRIALS.failed[name]
-        )
-        return False
-    ATTENTION_TRIALS.passed.add(key)
-    return True
+    logger.warning(
+        "The attention backend %s is not used: its trial launch failed. %s", name, ATTENTION_TRIALS.failed[name]
+    )
+    return False
 
 
 @torch.no_grad()

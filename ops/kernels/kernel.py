@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils._triton import has_triton
 
+from ..trial_launches import TrialLaunches
+
 logger = logging.getLogger(__name__)
 
 # Comma-separated names of kernels to switch off; or "all".
@@ -43,23 +45,18 @@ class KernelName(str, Enum):
 
 
 @dataclass
-class KernelTrials:
-    """The results of this process's trial launches.
+class KernelTrials(TrialLaunches):
+    """The results of this process's trial launches, by the kernels' names.
 
     Attributes:
-        failed: the error of each kernel that failed; it is not used again.
-        passed: (kernel, device, dtype, variant) of the trials that succeeded.
         reported: values of `SWITCH_VARIABLE` whose unknown names were reported.
     """
 
-    failed: dict[KernelName, str] = field(default_factory=dict)
-    passed: set[tuple[KernelName, torch.device, torch.dtype, Hashable]] = field(default_factory=set)
     reported: set[str] = field(default_factory=set)
 
     def reset(self) -> None:
         """Clear all results, for tests."""
-        self.failed.clear()
-        self.passed.clear()
+        super().reset()
         self.reported.clear()
 
 
@@ -116,15 +113,11 @@ class Kernel(Generic[Variant]):
         """
         if self.why_not(device, dtype, variant) is not None:
             return None
-        key = (self.name, device, dtype, variant)
-        if key not in TRIALS.passed:
-            try:
-                self.try_out(self.source(), device, dtype, variant)
-            except Exception as error:
-                _raise_what_is_no_fault_of_a_kernel(error)
-                self._drop(error)
-                return None
-            TRIALS.passed.add(key)
+        if not TRIALS.succeeds(
+            self.name, device, dtype, variant, lambda: self.try_out(self.source(), device, dtype, variant)
+        ):
+            self._warn_of_failure()
+            return None
         return self.source()
 
     def source(self) -> Any:  # noqa: ANN401
@@ -158,8 +151,7 @@ class Kernel(Generic[Variant]):
         error = TRIALS.failed.get(self.name)
         return None if error is None else f"failed to compile or launch: {error}"
 
-    def _drop(self, error: Exception) -> None:
-        TRIALS.failed[self.name] = f"{type(error).__name__}: {error}"
+    def _warn_of_failure(self) -> None:
         logger.warning(
             "The GPU kernel %s failed to compile or launch and is no longer used; torch computes the same, slower. "
             "%s=%s switches it off without a trial. %s",
@@ -216,12 +208,3 @@ def launch(
 def next_power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
-
-
-def _raise_what_is_no_fault_of_a_kernel(error: Exception) -> None:
-    """Raise errors of the device again: out of memory, or an asynchronous error of earlier work."""
-    if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))):
-        raise error
-    # Triton's message if there is no memory to load the compiled code.
-    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
-        raise torch.OutOfMemoryError(str(error)) from error
