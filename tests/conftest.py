@@ -71,6 +71,15 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI
         yield server
 
 
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Nothing is compiled yet, and nothing counted, in `torch._dynamo.utils.counters`."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random pipeline in diffusers' layout; not to be written to."""

@@ -17,14 +17,6 @@ def components():
     return make_components()
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
 # One graph for a block without a past, one with; then nothing new, for any number of layers and blocks.
 CASES = {
     "recompute": ({"kv_policy": "recompute"}, [1, 2, 2, 2, 2, 2]),

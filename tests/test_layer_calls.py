@@ -9,7 +9,6 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
-from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamblocks.wan.transformer.attention_passes import CausalPass
@@ -34,14 +33,6 @@ CALLS = {
 @pytest.fixture(scope="module")
 def components():
     return make_components()
-
-
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def watch_layers(transformer):

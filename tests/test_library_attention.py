@@ -192,14 +192,6 @@ def components():
     return make_components()
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("emulated", "fresh_dynamo")
 def test_compiled_layers_have_no_graph_break(components):
     """The graphs are compiled with `fullgraph`."""
