@@ -26,9 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "example_workflows/text_to_video_stream.json"
 SAVED: dict[str, Any] = json.loads(WORKFLOW.read_text())
 (SAVED_SAMPLER,) = (node for node in SAVED["nodes"] if node["type"] == "StreamBlocksSampler")
-# Higher than the node has to be in either renderer, so that its saved height is what it has.
-VALUES, HEIGHT = SAVED_SAMPLER["widgets_values"], 720
-SAVED_SAMPLER["size"][1] = HEIGHT
+VALUES, HEIGHT = SAVED_SAMPLER["widgets_values"], SAVED_SAMPLER["size"][1]
 SCREENSHOTS = ROOT / "output/screenshots"
 # The browser says so of every answer of this kind.
 REFUSED = "409 (Conflict)"
