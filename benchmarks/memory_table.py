@@ -199,7 +199,7 @@ def make_rows(checkpoint: HeaderCheckpoint, settings: StreamSettings, formats: l
     for name in formats:
         spec = SPECS[name]
         estimate = checkpoint.estimate(settings, spec)
-        # Cards with FP8 units multiply FP8 as it is; INT8 weights stay as they are too (torchao, W8A8).
+        # Cards with FP8 units multiply FP8 as it is; INT8 weights stay as they are too.
         streaming = estimate.streaming - checkpoint.dequantized(spec)
         yield Row(
             size.name,

@@ -18,7 +18,7 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
-from quantize_afterwards import make_fp8_linear
+from quantize_afterwards import make_fp8_linear, quantize_layer
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +27,6 @@ from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.calibration import calibrating
 from streamblocks.ops.fp8_linear import supports_fp8_matmul
-from streamblocks.ops.int8 import require_torchao
 from streamblocks.ops.quantization import ACTIVATIONS, WEIGHT_GRANULARITIES, QuantizationSpec
 
 # In and out features: attention, fused attention projections, feed-forward up and down.
@@ -92,6 +91,10 @@ def variants() -> Iterator[tuple[str, Build]]:
             yield f"ours FP8, weights {weights}, {activations}", _our_fp8(QuantizationSpec("fp8", weights, activations))
     precise = QuantizationSpec("fp8", fast_accumulation=False)
     yield "ours FP8, weights per row, dynamic per row, slow accumulation", _our_fp8(precise)
+    for weights in WEIGHT_GRANULARITIES:
+        for activations in ("none", "dynamic per row"):
+            spec = QuantizationSpec("int8", weights, activations)
+            yield f"ours INT8, weights {weights}, {activations}", _our_int8(spec)
     for granularity in ("PerRow", "PerTensor"):
         yield f"torchao FP8 W8A8, {granularity}", _torchao("Float8DynamicActivationFloat8WeightConfig", granularity)
     yield "torchao FP8 weight-only, PerRow", _torchao("Float8WeightOnlyConfig", "PerRow")
@@ -121,12 +124,16 @@ def _our_fp8(spec: QuantizationSpec) -> Build:
     return build
 
 
+def _our_int8(spec: QuantizationSpec) -> Build:
+    return lambda weight, bias: quantize_layer(_linear(weight, bias), spec)
+
+
 def _torchao(config: str, granularity: str) -> Build:
     def build(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
         try:
-            torchao = require_torchao()
-        except ValueError as error:
-            raise UnavailableError(str(error)) from error
+            import torchao.quantization as torchao
+        except ImportError as error:
+            raise UnavailableError(f"torchao cannot be imported ({error})") from error
         linear = _linear(weight, bias)
         made = getattr(torchao, config)(granularity=getattr(torchao, granularity)(), set_inductor_config=False)
         torchao.quantize_(linear, made)

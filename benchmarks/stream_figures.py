@@ -159,7 +159,7 @@ def read_memory(device: torch.device) -> tuple[int, int | None, int | None]:
 
 
 def _live_bytes(device: torch.device) -> int:
-    """Bytes of the plain tensors alive on the device; compiled code and torchao keep tensors without storage."""
+    """Bytes of the plain tensors alive on the device; compiled code keeps tensors without storage."""
     gc.collect()
     plain = [obj for obj in gc.get_objects() if type(obj) in (torch.Tensor, nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in plain if tensor.device.type == device.type]

@@ -19,7 +19,7 @@ def explain_bad_weight(component: Component, module: nn.Module) -> str | None:
 
     Args:
         component: `module` was loaded from.
-        module: wherever it lies now; torchao's weights, whose numbers are integers and checked scales, are left out.
+        module: wherever it lies now.
 
     Raises:
         CheckpointError: the file cannot be read any more.

@@ -136,7 +136,7 @@ def make_fillings(
         dtype: of the component.
         home_of: where a parameter lies.
 
-    Raises CheckpointError for INT8 without torchao and unreadable scales.
+    Raises CheckpointError for unreadable scales.
     """
     if plan.spec is None:
         return {}

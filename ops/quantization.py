@@ -199,10 +199,10 @@ def summarise_plan(plan: QuantizationPlan) -> dict[str, Any]:
 
 
 def quantized_bytes(shape: tuple[int, ...], spec: QuantizationSpec) -> int:
-    """Bytes of a quantized weight [out, in] with its scales (INT8 in torchao also has one zero point per scale)."""
+    """Bytes of a quantized weight [out, in] with its float32 scales."""
     rows, columns = shape
     scales = rows if spec.weight_granularity == "per row" else 1
-    return rows * columns + scales * (4 if spec.format == "fp8" else 5)
+    return rows * columns + scales * 4
 
 
 def plan_layers(

@@ -17,7 +17,7 @@ from .fp8_linear import (
     largest_magnitude,
     round_to_fp8,
 )
-from .int8 import int8_parameter, int8_tensor_scale, quantize_int8_rows
+from .int8_linear import Int8Linear, int8_scale, round_to_int8
 from .quantization import QuantizationSpec
 
 # A chunk takes 4 MB in float32; a handful of such tensors are alive while it is quantized.
@@ -130,16 +130,13 @@ class WeightFilling(ABC):
 
     def bytes_of(self, rows: int) -> int:
         """Bytes that `rows` rows take, with their scales; a scale per tensor counts with the first rows."""
-        per_scale = 4 + self._extra_bytes_per_scale
         scales = rows if self.scale.shape[0] > 1 else int(not self._scale_counted)
         self._scale_counted = True
-        return rows * self.data.shape[1] * self.data.element_size() + scales * per_scale
+        return rows * self.data.shape[1] * self.data.element_size() + scales * self.scale.element_size()
 
     @abstractmethod
     def finish(self, linear: nn.Linear) -> nn.Module:
         """The quantized layer, with the bias of `linear`."""
-
-    _extra_bytes_per_scale = 0
 
     @abstractmethod
     def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -179,25 +176,24 @@ class FP8Filling(WeightFilling):
 
 
 class Int8Filling(WeightFilling):
-    """Fills a torchao INT8 weight; the numbers are torchao's own."""
+    """Fills the weight of an `Int8Linear`."""
 
     data_dtype = torch.int8
-    # torchao keeps a zero point beside each scale, which is 0 here.
-    _extra_bytes_per_scale = 1
 
-    def finish(self, linear: nn.Linear) -> nn.Linear:
-        """`linear` itself, with the INT8 weight."""
-        linear.weight = int8_parameter(self.data, self.scale.to(self.home), self.spec, self.dtype)
-        return linear
+    def finish(self, linear: nn.Linear) -> Int8Linear:
+        """An `Int8Linear` in place of `linear`."""
+        scale = self.scale.view(1, -1).to(self.home)
+        return Int8Linear(self.data, scale, linear.bias, activations=self.spec.activations).train(linear.training)
 
     def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return quantize_int8_rows(values, self.spec, None)
+        scale = int8_scale(magnitude)
+        return round_to_int8(values, scale), scale
 
     def _tensor_scale(self, magnitude: torch.Tensor) -> torch.Tensor:
-        return int8_tensor_scale(magnitude, self.spec, self.dtype)
+        return int8_scale(magnitude.clone())
 
     def _quantize_with(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return quantize_int8_rows(values, self.spec, scale)[0]
+        return round_to_int8(values, scale)
 
 
 FILLINGS: dict[str, type[WeightFilling]] = {"fp8": FP8Filling, "int8": Int8Filling}

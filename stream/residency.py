@@ -15,7 +15,7 @@ from .layer_streaming import streamer_of
 
 
 def move_module(module: nn.Module, device: torch.device) -> None:
-    """Move a module outside of inference mode, in which torchao's quantized tensors cannot be moved.
+    """Move a module outside of inference mode, in which a quantization library's tensors cannot move.
 
     Streamed layers stay where they are; on their device they get slots.
     """

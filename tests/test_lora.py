@@ -4,7 +4,6 @@ import gc
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.checkpoints.lora_choice import LoraChoice
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.ops.fp8_linear import FP8Linear
-from streamblocks.ops.int8 import is_int8
+from streamblocks.ops.int8_linear import Int8Linear
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from streamblocks.wan.checkpoints.components import transformer_component
 from streamblocks.wan.checkpoints.original_names import original_name
@@ -119,10 +118,7 @@ def test_scales_are_those_of_the_merged_weight(tmp_path, naming, format_, weight
 def _check_equal(ours, theirs):
     expected = theirs.state_dict()
     for name, tensor in ours.state_dict().items():
-        if is_int8(tensor):
-            assert torch.equal(tensor.qdata, expected[name].qdata) and torch.equal(tensor.scale, expected[name].scale)
-        else:
-            assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8)), name
+        assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8)), name
 
 
 def test_strength_0_changes_nothing_and_two_in_a_row_add():
@@ -233,11 +229,8 @@ def test_a_quantized_file_is_quantized_again_where_it_is_changed(tmp_path, spec)
 def _dequantized(transformer):
     weights = {}
     for name, layer in transformer.named_modules():
-        if isinstance(layer, FP8Linear):
+        if isinstance(layer, FP8Linear | Int8Linear):
             weights[name] = layer.weight.float() * layer.weight_scale.view(-1, 1)
-        elif isinstance(layer, torch.nn.Linear) and is_int8(layer.weight.data):
-            weight: Any = layer.weight
-            weights[name] = weight.qdata.float() * weight.scale.view(-1, 1)
     return weights
 
 

@@ -291,10 +291,7 @@ def test_the_real_comfyui_reads_and_samples_our_files(request, tmp_path, tiny, s
     assert len(theirs) == len(plan.quantized_names) + 2 * 2  # q, k and v instead of qkv, in two layers
     for name in plan.quantized_names:
         layer = saved.get_submodule(name)
-        if spec.format == "fp8":
-            ours = layer.dequantized_weight(torch.float32)
-        else:
-            ours = layer.weight.dequantize(torch.float32)
+        ours = layer.dequantized_weight(torch.float32)
         parts = ["to_q", "to_k", "to_v"] if name.endswith("to_qkv") else [""]
         names = [original_name(name.removesuffix("to_qkv") + part) for part in parts]
         torch.testing.assert_close(torch.cat([theirs[name] for name in names]), ours, rtol=1e-6, atol=0)

@@ -19,7 +19,7 @@ from torch import nn
 
 from ...checkpoints.tensor_writing import PlannedTensor, write_tensors
 from ...ops.fp8_linear import FP8Linear
-from ...ops.int8 import is_int8
+from ...ops.int8_linear import Int8Linear
 from ...ops.quantization import QuantizationSpec
 from ..geometry import WAN_22_GEOMETRY
 from ..transformer.joined_projections import fused_rows
@@ -80,13 +80,9 @@ def _quantized_layers(transformer: nn.Module) -> Iterator[tuple[str, _QuantizedL
                     module.fast_accumulation,
                 ),
             )
-        elif isinstance(module, nn.Linear) and is_int8(module.weight.data):
-            weight: Any = module.weight.data
-            activations = "none"
-            if weight.act_quant_kwargs is not None:
-                rows = type(weight.act_quant_kwargs.granularity).__name__ == "PerRow"
-                activations = "dynamic per row" if rows else "dynamic per tensor"
-            yield name, _QuantizedLayer(_COMFY_INT8, weight.qdata, weight.scale.view(-1, 1), None, activations)
+        elif isinstance(module, Int8Linear):
+            scale = module.weight_scale.view(-1, 1)
+            yield name, _QuantizedLayer(_COMFY_INT8, module.weight, scale, None, module.activations)
 
 
 def _tensors(transformer: WanTransformer3DModel, layers: Mapping[str, _QuantizedLayer]) -> Iterator[PlannedTensor]:

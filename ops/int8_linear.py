@@ -1,0 +1,120 @@
+"""A linear layer with INT8 weights: `torch._int_mm` where the device has it, dequantize-then-matmul elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .fp8_linear import largest_magnitude
+from .kernels.gelu_quantization_launch import SMALLEST_SCALE
+
+INT8_MAX = 127.0
+# The first with INT8 tensor cores: Turing.
+FIRST_CAPABILITY = (7, 5)
+# torch._int_mm on CUDA refuses 16 rows and fewer.
+_FEWEST_ROWS = 32
+
+
+def supports_int8_matmul(device: torch.device | str) -> bool:
+    """Whether `torch._int_mm` runs on `device`: a CPU, or CUDA of compute capability 7.5 (Turing) or more."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.version.cuda is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY
+    # Nothing runs on the meta device, where a stream's memory is rehearsed.
+    return device.type in ("cpu", "cuda", "meta")
+
+
+def int8_scale(magnitude: torch.Tensor) -> torch.Tensor:
+    """The scale that maps `magnitude` onto 127, so that no number has to be clamped; computed in place."""
+    return magnitude.div_(INT8_MAX).clamp_(min=SMALLEST_SCALE)
+
+
+def round_to_int8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`values` / `scale` rounded to nearest even; one float32 temporary."""
+    return torch.div(values, scale).round_().to(torch.int8)
+
+
+class Int8Linear(nn.Module):
+    """y = x W^T + b with W in INT8.
+
+    With `activations` other than "none" the input is quantized too and the product is one of integers, exact in
+    int32. With "none", and where the device has no such product, each forward dequantizes the weight temporarily.
+    The choice is made when weights are placed or moved, never in a forward.
+
+    torchao's own layer is not used: outside of compiled code its product formats the input as text, to find out whether
+    it is traced, for which the host waits 48 times (torchao 0.18, `kernel/intmm.py`), and its weights are a tensor
+    subclass, which every call of a compiled layer takes apart.
+
+    Attributes:
+        weight: int8 [out_features, in_features], not trainable.
+        weight_scale: float32, [1, out_features] (per row) or [1, 1] (per tensor).
+        bias: [out_features] or None.
+        activations: one of `quantization.ACTIVATIONS` without "static".
+    """
+
+    weight: nn.Parameter
+    weight_scale: torch.Tensor
+
+    def __init__(
+        self, weight: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, *, activations: str
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.activations = activations
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_buffer("weight_scale", weight_scale)
+        self.decide_compute()
+
+    def decide_compute(self) -> None:
+        """Choose the product for the device that the weights are on. Called when they are placed or moved."""
+        self._integer = self.activations != "none" and supports_int8_matmul(self.weight.device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] of any float dtype to [..., out_features] of the same dtype."""
+        if not self._integer:
+            return F.linear(x, self.dequantized_weight(x.dtype), self.bias)
+        shape = (*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)
+        return x.new_empty(shape) if rows.shape[0] == 0 else self._matmul(rows).view(shape)
+
+    def dequantized_weight(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """The weight that the layer computes with, `dtype` [out_features, in_features]."""
+        return self.weight.to(dtype).mul_(self.weight_scale.t())
+
+    def extra_repr(self) -> str:
+        """Sizes and scheme, for `print(model)`."""
+        weights = "per row" if self.weight_scale.numel() > 1 else "per tensor"
+        return f"{self.in_features}, {self.out_features}, weights {weights}, activations {self.activations}"
+
+    def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, in_features] to [rows, out_features] through integers."""
+        # NaN and inf are not lost in the integers: the scale of their row is not finite.
+        scale = int8_scale(
+            largest_magnitude(rows, "per row" if self.activations == "dynamic per row" else "per tensor")
+        )
+        quantized = round_to_int8(rows, scale)
+        count = quantized.shape[0]
+        if count < _FEWEST_ROWS:
+            quantized = F.pad(quantized, (0, 0, 0, _FEWEST_ROWS - count))
+        # In float32 until the end: a sum times one of its two scales would overflow float16.
+        product = torch._int_mm(quantized, self.weight.t())[:count] * scale
+        product.mul_(self.weight_scale)
+        if self.bias is not None:
+            product.add_(self.bias)
+        return product.to(rows.dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Int8Linear:
+        """Move like any module, but keep the scale's dtype: `.to(bfloat16)` casts only the bias."""
+        kept = id(self.weight_scale)
+
+        def keeping_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) == kept and moved.dtype != tensor.dtype else moved
+
+        super()._apply(keeping_dtype, recurse)
+        self.decide_compute()
+        return self
