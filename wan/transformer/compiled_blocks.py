@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch._inductor.config
 from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
+from ...ops.compile_folder import keep_compiled_code
 from ...ops.fp8_linear import FP8Linear
 
 _VARIANTS = 64
@@ -23,7 +25,9 @@ def compile_transformer_blocks(transformer: WanTransformer3DModel, backend: str 
         backend: of torch.compile.
     """
     _allow_variants()
-    options = _same_kernels_each_time() if backend == "inductor" else None
+    options = _inductor_options() if backend == "inductor" else None
+    if options is not None:
+        keep_compiled_code()
     for block in transformer.blocks:
         activation, second = block.ffn.net[0], block.ffn.net[-1]
         if isinstance(activation, GELU) and activation.approximate == "tanh":
@@ -47,13 +51,18 @@ def _leave(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _same_kernels_each_time() -> dict[str, bool] | None:
-    """Inductor chooses a reduction's kernel by its shapes, not by timing it here.
+def _inductor_options() -> dict[str, Any]:
+    """Kernels are chosen by shapes, not by timing them here, and matrix products are the vendor's library's.
 
     Kernels that sum in another order give other pictures for the same seed, from one compilation to the next: after a
-    restart, or when layers begin to be streamed. None where torch does not know the option (before 2.9).
+    restart, or when layers begin to be streamed. Without the second option inductor generates its own product kernels
+    for integers and times them, even where no tuning is asked for (`tuned_int_mm`, torch 2.11 and 2.13).
     """
-    return {"deterministic": True} if hasattr(torch._inductor.config, "deterministic") else None
+    options: dict[str, Any] = {"max_autotune_gemm_backends": "ATEN"}
+    # Before 2.9 torch does not know it.
+    if hasattr(torch._inductor.config, "deterministic"):
+        options["deterministic"] = True
+    return options
 
 
 def _allow_variants() -> None:
