@@ -15,7 +15,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
@@ -82,7 +81,7 @@ def count_waits(
 def counting_waits(found: Counter[str]) -> Iterator[None]:
     """Count what torch warns of as a wait inside the `with` block."""
 
-    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+    def note(message: Warning | str, *_: object, **__: object) -> None:
         if "synchronizing" in str(message):
             found[_calls()] += 1
 
@@ -102,9 +101,9 @@ def counting_prints(found: Counter[str]) -> Iterator[None]:
     """Count the tensors that are formatted as text inside the `with` block."""
     before = torch.Tensor.__repr__
 
-    def noted(tensor: torch.Tensor, **others: Any) -> str:
+    def noted(tensor: torch.Tensor, *, tensor_contents: str | None = None) -> str:
         found[f"{tuple(tensor.shape)} {tensor.dtype}\n{_calls()}"] += 1
-        return before(tensor, **others)
+        return before(tensor, tensor_contents=tensor_contents)
 
     torch.Tensor.__repr__ = noted  # type: ignore[method-assign]
     try:

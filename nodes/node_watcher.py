@@ -50,6 +50,14 @@ class NodeWatcher:
             # The next pass says what is made, in place of this.
             self._loads = True
 
+    def compiling_begins(self) -> None:
+        """Say that the layers are compiled, for which the block stands still; see `telling_of_compilation`."""
+        self._progress.say("compiling", block=self._blocks_done + 1)
+
+    def compiling_ends(self) -> None:
+        """Say which block is made, as before."""
+        self._say_block()
+
     def before_pass(self, index: int) -> None:
         """See `StreamWatcher`."""
         # Context and clean passes do not count: the user chose a number of denoising steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..memory.recorder import TimelineRecorder
 from ..stream.block_clock import BlockClock
 from ..stream.choices import StreamChoices
 from ..stream.code_consent import CodeNotAllowedError
+from ..stream.compile_news import telling_of_compilation
 from ..stream.conditioning import read_conditioning
 from ..stream.direction import Direction
 from ..stream.frame_inbox import FrameInbox
@@ -24,6 +26,7 @@ from ..stream.keep_frames import KeepFrames
 from ..stream.known_families import find_preset
 from ..stream.materialise import materialise
 from ..stream.prompt_track import PromptTrack
+from ..stream.recipe import COMPILE_NOTHING
 from ..stream.run_stream import run_stream
 from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
@@ -121,20 +124,21 @@ class StreamRun:
         recorder = self._recorder(pipeline, settings, keeper)
         keep_stream = self._values.keep_stream
         try:
-            report = run_stream(
-                pipeline,
-                settings,
-                direction,
-                [file, keeper, self._live],
-                self._watcher,
-                recorder,
-                keep_stream=keep_stream,
-                steering=self._live.steer(pipeline, settings, direction, fps, point),
-                on_look=host.throw_if_cancelled,
-                on_rung=lambda block, _, rung: say_rung(self._progress, block, rung),
-                saver=self._saving.saver(file),
-                resume=point,
-            )
+            with self._telling_of_compilation():
+                report = run_stream(
+                    pipeline,
+                    settings,
+                    direction,
+                    [file, keeper, self._live],
+                    self._watcher,
+                    recorder,
+                    keep_stream=keep_stream,
+                    steering=self._live.steer(pipeline, settings, direction, fps, point),
+                    on_look=host.throw_if_cancelled,
+                    on_rung=lambda block, _, rung: say_rung(self._progress, block, rung),
+                    saver=self._saving.saver(file),
+                    resume=point,
+                )
             if report.ran_out:
                 self._live.ran_out = True
                 self._progress.say("memory_ended", block=report.blocks_made + 1, pictures=report.pictures)
@@ -180,6 +184,11 @@ class StreamRun:
         except CodeNotAllowedError as error:
             host.ask_about_code(error.code)
             raise
+
+    def _telling_of_compilation(self) -> AbstractContextManager[None]:
+        if self._values.pipeline.compile == COMPILE_NOTHING:
+            return nullcontext()
+        return telling_of_compilation(self._watcher.compiling_begins, self._watcher.compiling_ends)
 
     def _while_waiting(self) -> None:
         self._watcher.while_waiting()
