@@ -88,7 +88,7 @@ def counting_waits(found: Counter[str]) -> Iterator[None]:
     previous = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = note  # type: ignore[assignment]
+        warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield
@@ -101,15 +101,15 @@ def counting_prints(found: Counter[str]) -> Iterator[None]:
     """Count the tensors that are formatted as text inside the `with` block."""
     before = torch.Tensor.__repr__
 
-    def noted(tensor: torch.Tensor, *, tensor_contents: str | None = None) -> str:
+    def noted(tensor: torch.Tensor, **contents: str | None) -> str:
         found[f"{tuple(tensor.shape)} {tensor.dtype}\n{_calls()}"] += 1
-        return before(tensor, tensor_contents=tensor_contents)
+        return str(before(tensor, **contents))
 
-    torch.Tensor.__repr__ = noted  # type: ignore[method-assign]
+    setattr(torch.Tensor, "__repr__", noted)  # noqa: B010
     try:
         yield
     finally:
-        torch.Tensor.__repr__ = before  # type: ignore[method-assign]
+        setattr(torch.Tensor, "__repr__", before)  # noqa: B010
 
 
 def _calls() -> str:

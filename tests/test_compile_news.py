@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch._dynamo.callback import callback_handler
 
-from streamblocks.host.messages import message_text
 from streamblocks.stream.compile_news import telling_of_compilation
 
 
@@ -38,7 +37,3 @@ def test_other_threads_and_cleared_caches(told):
         other.join()
         torch.compiler.reset()
     assert told == []
-
-
-def test_the_line_names_the_block():
-    assert message_text("compiling", {"block": 1}).startswith("block 1: compiling the transformer's layers")
