@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile", default="on", choices=("on", "off"))
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--blocks", type=int, default=3, help="made before the one that is counted")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument("--device", default="auto", help="cuda where there is one, else cpu")
     options = parser.parse_args(arguments)
     device = device_of(options.device)
     for weight_format in options.formats.split(","):

@@ -95,12 +95,15 @@ def variants() -> Iterator[tuple[str, Build]]:
         for activations in ("none", "dynamic per row"):
             spec = QuantizationSpec("int8", weights, activations)
             yield f"ours INT8, weights {weights}, {activations}", _our_int8(spec)
+    yield "ours INT8, weights per row, dynamic per row, compiled", _compiled(_our_int8(QuantizationSpec("int8")))
     for granularity in ("PerRow", "PerTensor"):
         yield f"torchao FP8 W8A8, {granularity}", _torchao("Float8DynamicActivationFloat8WeightConfig", granularity)
     yield "torchao FP8 weight-only, PerRow", _torchao("Float8WeightOnlyConfig", "PerRow")
     yield "torchao INT8 W8A8, PerRow", _torchao("Int8DynamicActivationInt8WeightConfig", "PerRow")
     yield "torchao INT8 weight-only, PerRow", _torchao("Int8WeightOnlyConfig", "PerRow")
     yield "comfy-kitchen FP8, per tensor", _comfy_kitchen
+    for rotated in (False, True):
+        yield f"comfy-kitchen INT8, per row{', rotated by 256' if rotated else ''}", _kitchen_int8(rotated)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
@@ -126,6 +129,17 @@ def _our_fp8(spec: QuantizationSpec) -> Build:
 
 def _our_int8(spec: QuantizationSpec) -> Build:
     return lambda weight, bias: quantize_layer(_linear(weight, bias), spec)
+
+
+def _compiled(build: Build) -> Build:
+    def built(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+        if not weight.is_cuda:
+            raise UnavailableError("compiled layers are timed on CUDA only")
+        layer = build(weight, bias)
+        layer.compile(dynamic=False, options={"max_autotune_gemm_backends": "ATEN"})
+        return layer
+
+    return built
 
 
 def _torchao(config: str, granularity: str) -> Build:
@@ -164,6 +178,40 @@ def _comfy_kitchen(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
     except ImportError as error:
         raise UnavailableError(f"comfy-kitchen cannot be imported ({error})") from error
     return _KitchenLinear(weight, bias, QuantizedTensor)
+
+
+class _KitchenInt8(nn.Module):
+    """ComfyUI's INT8 layer: input quantized per row, with or without a Hadamard rotation, product and scales."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, kitchen: Any, *, rotated: bool) -> None:  # noqa: ANN401
+        super().__init__()
+        self._kitchen, self._rotated = kitchen, rotated
+        layout = {"is_weight": True, "per_channel": True, "convrot": rotated, "convrot_groupsize": 256}
+        quantized = kitchen.tensor.QuantizedTensor.from_float(weight, "TensorWiseINT8Layout", **layout)
+        self.weight = nn.Parameter(quantized._qdata, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("scale", quantized._params.scale.float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[tokens, in] to [tokens, out]."""
+        made: torch.Tensor = self._kitchen.int8_linear(
+            x, self.weight, self.scale, self.bias, x.dtype, convrot=self._rotated, convrot_groupsize=256
+        )
+        return made
+
+
+def _kitchen_int8(rotated: bool) -> Build:
+    def build(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
+        try:
+            import comfy_kitchen
+            import comfy_kitchen.tensor
+        except ImportError as error:
+            raise UnavailableError(f"comfy-kitchen cannot be imported ({error})") from error
+        if rotated and weight.shape[1] % 256:
+            raise UnavailableError(f"{weight.shape[1]} in features are no multiple of 256")
+        return _KitchenInt8(weight, bias, comfy_kitchen, rotated=rotated)
+
+    return build
 
 
 @torch.no_grad()

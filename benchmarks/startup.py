@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--formats", default="bf16", help="as those of full_size.py, separated by commas")
     parser.add_argument("--resolution", help="832x480, or 96x64 for the tiny model")
     parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument("--device", default="auto", help="cuda where there is one, else cpu")
     parser.add_argument("--limit", type=int, default=300, help="seconds that one process may take")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
