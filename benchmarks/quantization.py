@@ -27,6 +27,7 @@ from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.memory.tensor_bytes import module_bytes
 from streamblocks.ops.calibration import calibrating
 from streamblocks.ops.fp8_linear import supports_fp8_matmul
+from streamblocks.ops.int8 import require_torchao
 from streamblocks.ops.quantization import ACTIVATIONS, WEIGHT_GRANULARITIES, QuantizationSpec
 
 # In and out features: attention, fused attention projections, feed-forward up and down.
@@ -145,9 +146,9 @@ def _compiled(build: Build) -> Build:
 def _torchao(config: str, granularity: str) -> Build:
     def build(weight: torch.Tensor, bias: torch.Tensor) -> nn.Module:
         try:
-            import torchao.quantization as torchao
-        except ImportError as error:
-            raise UnavailableError(f"torchao cannot be imported ({error})") from error
+            torchao = require_torchao()
+        except ValueError as error:
+            raise UnavailableError(str(error)) from error
         linear = _linear(weight, bias)
         made = getattr(torchao, config)(granularity=getattr(torchao, granularity)(), set_inductor_config=False)
         torchao.quantize_(linear, made)

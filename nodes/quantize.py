@@ -43,7 +43,7 @@ class QuantizePipeline(io.ComfyNode):
                     default="fp8",
                     tooltip=(
                         "FP8 halves the weights and is faster on cards with FP8 units (RTX 40 and newer, H100). INT8 "
-                        "halves them on any card."
+                        "halves them on any card and needs torchao."
                     ),
                 ),
                 io.Combo.Input(

@@ -17,7 +17,7 @@ from .fp8_linear import (
     largest_magnitude,
     round_to_fp8,
 )
-from .int8_linear import Int8Linear, int8_scale, round_to_int8
+from .int8 import Int8Linear, int8_tensor_scale, quantize_int8_rows
 from .quantization import QuantizationSpec
 
 # A chunk takes 4 MB in float32; a handful of such tensors are alive while it is quantized.
@@ -176,7 +176,7 @@ class FP8Filling(WeightFilling):
 
 
 class Int8Filling(WeightFilling):
-    """Fills the weight of an `Int8Linear`."""
+    """Fills the weight of an `Int8Linear`; the numbers are torchao's."""
 
     data_dtype = torch.int8
 
@@ -186,14 +186,13 @@ class Int8Filling(WeightFilling):
         return Int8Linear(self.data, scale, linear.bias, activations=self.spec.activations).train(linear.training)
 
     def _quantize_rows(self, values: torch.Tensor, magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = int8_scale(magnitude)
-        return round_to_int8(values, scale), scale
+        return quantize_int8_rows(values, self.spec, None)
 
     def _tensor_scale(self, magnitude: torch.Tensor) -> torch.Tensor:
-        return int8_scale(magnitude.clone())
+        return int8_tensor_scale(magnitude, self.spec, self.dtype)
 
     def _quantize_with(self, values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return round_to_int8(values, scale)
+        return quantize_int8_rows(values, self.spec, scale)[0]
 
 
 FILLINGS: dict[str, type[WeightFilling]] = {"fp8": FP8Filling, "int8": Int8Filling}

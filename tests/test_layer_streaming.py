@@ -9,7 +9,7 @@ from torch import nn
 
 from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
 from streamblocks.ops.fp8_linear import FP8Linear, fp8_scale, largest_magnitude, round_to_fp8
-from streamblocks.ops.int8_linear import Int8Linear, int8_scale, round_to_int8
+from streamblocks.ops.int8 import Int8Linear, int8_scale, round_to_int8
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.layer_plan import spread_evenly
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of

@@ -15,7 +15,7 @@ from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.checkpoints.lora_choice import LoraChoice
 from streamblocks.memory.peak_meter import PeakMeter
 from streamblocks.ops.fp8_linear import FP8Linear
-from streamblocks.ops.int8_linear import Int8Linear
+from streamblocks.ops.int8 import Int8Linear
 from streamblocks.ops.quantization import WEIGHT_GRANULARITIES, QuantizationSpec
 from streamblocks.wan.checkpoints.components import transformer_component
 from streamblocks.wan.checkpoints.original_names import original_name

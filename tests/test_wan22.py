@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.families.kv_policies import KV_POLICIES
 from streamblocks.ops.fp8_linear import FP8Linear
-from streamblocks.ops.int8_linear import Int8Linear
+from streamblocks.ops.int8 import Int8Linear
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.known_families import FAMILIES, recognise_family
 from streamblocks.stream.materialise import materialise

@@ -19,7 +19,7 @@ from torch import nn
 
 from ...checkpoints.tensor_writing import PlannedTensor, write_tensors
 from ...ops.fp8_linear import FP8Linear
-from ...ops.int8_linear import Int8Linear
+from ...ops.int8 import Int8Linear
 from ...ops.quantization import QuantizationSpec
 from ..geometry import WAN_22_GEOMETRY
 from ..transformer.joined_projections import fused_rows

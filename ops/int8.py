@@ -1,8 +1,13 @@
-"""A linear layer with INT8 weights: `torch._int_mm` where the device has it, dequantize-then-matmul elsewhere."""
+"""A linear layer with INT8 weights, which torchao quantizes and which `torch._int_mm` multiplies where the device has it.
+
+torchao is imported inside the functions: it takes seconds and only quantizing to INT8 needs it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +15,66 @@ from torch.nn import functional as F
 
 from .fp8_linear import largest_magnitude
 from .kernels.gelu_quantization_launch import SMALLEST_SCALE
+from .quantization import QuantizationSpec
 
 INT8_MAX = 127.0
 # The first with INT8 tensor cores: Turing.
 FIRST_CAPABILITY = (7, 5)
 # torch._int_mm on CUDA refuses 16 rows and fewer.
 _FEWEST_ROWS = 32
+
+
+def require_torchao() -> ModuleType:
+    """The module `torchao.quantization`; raises ValueError with what to install where it is missing."""
+    try:
+        import torchao.quantization as torchao_quantization
+    except ImportError as error:
+        raise ValueError(
+            f"INT8 needs torchao, which cannot be imported here ({error}): run `pip install torchao`, or choose fp8."
+        ) from error
+    return torchao_quantization
+
+
+def quantize_int8_rows(
+    values: torch.Tensor, spec: QuantizationSpec, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize some rows of a weight with torchao.
+
+    Args:
+        values: [rows, in], any float dtype.
+        spec: INT8.
+        scale: float32 [1, 1] for weights per tensor; None per row.
+
+    Returns:
+        int8 [rows, in], and the scale: float32 [rows, 1], or `scale`.
+
+    Raises ValueError where torchao is missing.
+    """
+    torchao = require_torchao()
+    if scale is None:
+        weight = _quantized_weight(values, spec)
+    else:
+        weight = torchao.Int8Tensor.from_hp(values, granularity=torchao.PerTensor(), scale=scale)
+    return weight.qdata, weight.scale
+
+
+def int8_tensor_scale(magnitude: torch.Tensor, spec: QuantizationSpec, dtype: torch.dtype) -> torch.Tensor:
+    """torchao's scale, float32 [1, 1], of a weight of `dtype` whose largest magnitude is `magnitude` [1, 1]."""
+    scale: torch.Tensor = _quantized_weight(magnitude.to(dtype), spec).scale
+    return scale.reshape(1, 1)
+
+
+def _quantized_weight(values: torch.Tensor, spec: QuantizationSpec) -> Any:  # noqa: ANN401
+    """torchao's `Int8Tensor` of just these rows. Its weights do not depend on how inputs are quantized."""
+    torchao = require_torchao()
+    granularity = torchao.PerRow() if spec.weight_granularity == "per row" else torchao.PerTensor()
+    linear = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(values, requires_grad=False)
+    # By default torchao changes inductor's settings for the whole process.
+    torchao.quantize_(linear, torchao.Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False))
+    # torchao binds its own to the layer, and this cycle would keep the weight until a garbage collection.
+    linear.__dict__.pop("extra_repr", None)
+    return linear.weight
 
 
 def supports_int8_matmul(device: torch.device | str) -> bool:
@@ -28,7 +87,7 @@ def supports_int8_matmul(device: torch.device | str) -> bool:
 
 
 def int8_scale(magnitude: torch.Tensor) -> torch.Tensor:
-    """The scale that maps `magnitude` onto 127, so that no number has to be clamped; computed in place."""
+    """The scale of inputs, which maps `magnitude` onto 127, so that no number has to be clamped; computed in place."""
     return magnitude.div_(INT8_MAX).clamp_(min=SMALLEST_SCALE)
 
 
@@ -41,12 +100,12 @@ class Int8Linear(nn.Module):
     """y = x W^T + b with W in INT8.
 
     With `activations` other than "none" the input is quantized too and the product is one of integers, exact in
-    int32. With "none", and where the device has no such product, each forward dequantizes the weight temporarily.
+    int32. With "none", and where the device has no such product, each forward casts the integers temporarily.
     The choice is made when weights are placed or moved, never in a forward.
 
-    torchao's own layer is not used: outside of compiled code its product formats the input as text, to find out whether
-    it is traced, for which the host waits 48 times (torchao 0.18, `kernel/intmm.py`), and its weights are a tensor
-    subclass, which every call of a compiled layer takes apart.
+    The weights are torchao's numbers, the layer is not torchao's: outside of traced code its product formats the input
+    as text, to find out whether it is traced, for which the host waits 48 times (torchao 0.18, `safe_int_mm`), and its
+    weights are a tensor subclass, which every call of a compiled layer takes apart.
 
     Attributes:
         weight: int8 [out_features, in_features], not trainable.
@@ -75,10 +134,10 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] of any float dtype to [..., out_features] of the same dtype."""
-        if not self._integer:
-            return F.linear(x, self.dequantized_weight(x.dtype), self.bias)
         shape = (*x.shape[:-1], self.out_features)
         rows = x.reshape(-1, self.in_features)
+        if not self._integer:
+            return self._float_matmul(rows).view(shape)
         return x.new_empty(shape) if rows.shape[0] == 0 else self._matmul(rows).view(shape)
 
     def dequantized_weight(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -89,6 +148,14 @@ class Int8Linear(nn.Module):
         """Sizes and scheme, for `print(model)`."""
         weights = "per row" if self.weight_scale.numel() > 1 else "per tensor"
         return f"{self.in_features}, {self.out_features}, weights {weights}, activations {self.activations}"
+
+    def _float_matmul(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same with rows that are not quantized, in the order of torchao's weight-only layer, to the bit."""
+        if rows.dtype == torch.float16:
+            # Sums of integers, not scaled yet, would overflow.
+            return F.linear(rows, self.dequantized_weight(rows.dtype), self.bias)
+        product = torch.mm(rows, self.weight.t().to(rows.dtype)) * self.weight_scale.to(rows.dtype)
+        return product if self.bias is None else product.add_(self.bias)
 
     def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in_features] to [rows, out_features] through integers."""
