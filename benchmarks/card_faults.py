@@ -1,4 +1,4 @@
-"""On a GPU: streams that are killed and resumed, and streams whose memory runs out, beside ones that nothing happened to.
+"""On a GPU: streams that are killed and resumed, or run out of memory, beside ones that nothing happened to.
 
     python benchmarks/card_faults.py [--size 1.3B] [--blocks 8] [--kills 2] [--compile] [--json]
     python benchmarks/card_faults.py --size tiny --device cpu
@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from small_cards import write_pipeline
 
 from streamblocks.memory.cleanup import release_cached_memory
 from streamblocks.stream.direction import Direction
-from streamblocks.stream.materialise import materialise
+from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.saved_folder import SavedFolder
@@ -161,8 +162,6 @@ def _note(blocks: dict[int, str], line: str) -> None:
 
 
 def _kill_after(process: subprocess.Popen[str], seconds: float) -> object:
-    import threading
-
     def kill() -> None:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -229,13 +228,13 @@ def cap_memory(device: torch.device, most: int | None) -> None:
 def run_short(
     recipe: Recipe, settings: StreamSettings, share: float | None, lasts: bool, beyond: int
 ) -> dict[str, Any]:
-    """A stream with `share` of the memory that a block takes; None for all of it."""
+    """A stream with `share` of the memory that a block takes beyond what is held."""
     device = torch.device("cuda", torch.cuda.current_device())
-    watcher = Shortage(device, int((2.0 if share is None else share) * beyond), lasts)
+    watcher = Shortage(device, int(share * beyond), lasts)
     sink = Seen()
     error = ""
     torch.cuda.reset_peak_memory_stats(device)
-    pipeline = materialise(replace(recipe))
+    pipeline = materialise(recipe)
     try:
         report = run_stream(pipeline, settings, Direction.constant(PROMPT), [sink], watcher, on_rung=watcher.rung)
         notices = [text for text in report.notices if "memory" in text]
@@ -251,8 +250,6 @@ def run_short(
 
 def short_of_memory(recipe: Recipe, options: argparse.Namespace) -> bool:
     """Streams with less and less memory; prints a line for each, and returns whether no block was lost."""
-    from streamblocks.stream.materialise import release_materialised
-
     good = True
     for policy in POLICIES:
         settings = replace(settings_of(options, policy), blocks=5)
@@ -310,8 +307,6 @@ def main() -> int:
         told = {name: getattr(recipe, name) for name in ("model", "components", "device", "compile")}
         (Path(folder) / "recipe.json").write_text(json.dumps(told))
         good = True if options.device == "cpu" else short_of_memory(recipe, options)
-        from streamblocks.stream.materialise import release_materialised
-
         release_materialised()
         streams = Streams(Path(folder), options)
         runs = []
