@@ -1,4 +1,4 @@
-"""Triton source of `layer_norm_launch`: residual, layer norm, and rows as float8_e4m3fn. Imported only where it runs."""
+"""Triton source of `layer_norm_launch`: residual, layer norm, rows as float8_e4m3fn. Imported only where it runs."""
 
 from __future__ import annotations
 

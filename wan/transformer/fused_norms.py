@@ -8,7 +8,7 @@ or to norms that do not quantize.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.activations import GELU
@@ -160,7 +160,7 @@ def _attention_takes_rows(attn: WanAttention, parts: tuple[str, ...]) -> bool:
 def _feed_forward_takes_rows(ffn: nn.Module) -> bool:
     if type(ffn) is not FeedForward or _is_watched(ffn):
         return False
-    activation = ffn.net[0]
+    activation = cast(nn.ModuleList, ffn.net)[0]
     return type(activation) is GELU and not _is_watched(activation) and _takes_rows(activation.proj)
 
 
