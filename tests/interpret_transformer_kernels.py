@@ -20,7 +20,13 @@ from streamblocks.ops.kernels import layer_norm_launch
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.gelu_quantization_launch import GELU_QUANTIZATION, GeluVariant
 from streamblocks.ops.kernels.kernel import TRIALS, Kernel, launch
-from streamblocks.ops.kernels.layer_norm_launch import LAYER_NORM, LayerNormVariant, Residual, RowScaling
+from streamblocks.ops.kernels.layer_norm_launch import (
+    LAYER_NORM,
+    LayerNormVariant,
+    Residual,
+    RowScaling,
+    launch_layer_norm,
+)
 from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from streamblocks.ops.normed_rows import add_and_norm
 from streamblocks.wan.transformer import rotary_store
@@ -81,23 +87,24 @@ def norm_rotate_store(heads, head_dim, fused):
 
 def add_norm_quantize(columns, form, quantize):
     """Against torch; before rounding to FP8, as above. Two groups of rows, each with a modulation of its own."""
-    rows, modulation = torch.randn(3, 2, 3, columns), torch.randn(6, 2, columns)
-    hidden, added = rows[0] + 0.5, rows[1]
-    residual = Residual(added, modulation[2] if form == "gated" else None) if form != "alone" else None
-    vectors = modulation[:2, :1] if form == "gated" else modulation[:2]
-    scaling = RowScaling(*vectors, adds_one=form != "gated", epsilon=1e-3)
-    variant = LayerNormVariant(columns, residual is not None, form == "gated", scaling.adds_one, quantize)
+    rows, modulation = torch.randn(3, 2, 2, columns), torch.randn(6, 2, columns)
+    gated = form == "gated"
+    residual = None if form == "alone" else Residual(rows[1], modulation[2] if gated else None)
+    vectors = modulation[:2, :1] if gated else modulation[:2]
+    scaling = RowScaling(vectors[0], vectors[1], not gated, 1e-3)
+    variant = LayerNormVariant(columns, residual is not None, gated, not gated, quantize)
     with mock.patch.object(layer_norm_launch, "FP8_DTYPE", torch.float32):
         kernel = LAYER_NORM.load(CPU, torch.float32, variant)
         assert kernel is not None
-        summed, made = add_and_norm(hidden, scaling, residual, quantize=quantize, kernel=kernel)
-    expected_sum, expected = add_and_norm(hidden, scaling, residual, quantize=False)
-    error = float((summed - expected_sum).abs().max())
-    if quantize:
+        made = launch_layer_norm(kernel, rows[0] + 0.5, scaling, residual, quantize=quantize)
+    summed, expected = add_and_norm(rows[0] + 0.5, scaling, residual, quantize=False)
+    assert isinstance(expected, torch.Tensor)
+    error = float((made.summed - summed).abs().max())
+    if made.scale is not None:
         scale = fp8_scale(largest_magnitude(expected.view(-1, columns), "per row"))
         error += float((made.scale / scale - 1).abs().max())
-        made, expected = made.quantized / FP8_MAX, expected / scale.view(2, 3, 1) / FP8_MAX
-    return error + float((made - expected).abs().max())
+        expected = expected / scale.view(2, 2, 1)
+    return error + float((made.normed - expected).abs().max() / expected.abs().max())
 
 
 if __name__ == "__main__":
@@ -109,8 +116,8 @@ if __name__ == "__main__":
         errors |= {f"{columns} columns": gelu_and_rows(columns) for columns in (256, 200)}
         cases = itertools.product(((2, 16), (3, 32)), (True, False))
         errors |= {f"rotary {size} {fused}": norm_rotate_store(*size, fused) for size, fused in cases}
-        # 80 = 64 + 16 without a rest, 100 = 64 + 36 of 64.
-        cases = itertools.product((80, 100), ("alone", "added", "gated"), (True, False))
-        errors |= {" ".join(map(str, ("layer norm", *case))): add_norm_quantize(*case) for case in cases}
+        # 80 columns are 64 + 16, 100 are 64 + 36 of 64.
+        forms = ((80, "gated", True), (80, "alone", False), (100, "alone", True), (100, "added", True))
+        errors |= {f"layer norm {form}": add_norm_quantize(*form) for form in forms}
     assert not TRIALS.failed, TRIALS
     print(json.dumps(errors))

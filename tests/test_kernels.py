@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from streamblocks.ops.few_key_attention import attend_to_few_keys, merge_padding
+from streamblocks.ops.fp8_linear import QuantizedRows
 from streamblocks.ops.kernels import kernel as kernel_module
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.gelu_quantization_launch import (
@@ -360,15 +361,13 @@ def test_a_compiled_layer_holds_a_launch_and_no_break(traced):
         kernel = GELU_QUANTIZATION.source()
         assert_a_launch_alone(traced(launch_gelu_quantization, kernel, draw(4, 256)))
 
-        kernel, modulation = LAYER_NORM.source(), draw(2, 6, 256)
-        scaling = RowScaling(modulation[:, 1], modulation[:, 0], True, 1e-6)
-
-        def norm(rows):
-            residual = Residual(rows, modulation[:, 2])
-            summed, normed = add_and_norm(rows, scaling, residual, quantize=True, kernel=kernel)
+        def norm(rows: torch.Tensor, vector: torch.Tensor) -> Any:
+            scaling, residual = RowScaling(vector, vector, True, 1e-6), Residual(rows, vector)
+            summed, normed = add_and_norm(rows, scaling, residual, quantize=True, kernel=LAYER_NORM.source())
+            assert isinstance(normed, QuantizedRows)
             return summed, normed.quantized, normed.scale
 
-        assert_a_launch_alone(traced(norm, draw(2, 3, 256)))
+        assert_a_launch_alone(traced(norm, draw(2, 3, 256), draw(2, 256)))
 
 
 def test_the_report_of_a_pipeline(cards, transformer):

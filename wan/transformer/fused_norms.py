@@ -161,7 +161,7 @@ def _feed_forward_takes_rows(ffn: nn.Module) -> bool:
     if type(ffn) is not FeedForward or _is_watched(ffn):
         return False
     activation = cast(nn.ModuleList, ffn.net)[0]
-    return type(activation) is GELU and not _is_watched(activation) and _takes_rows(activation.proj)
+    return type(activation) is GELU and not _is_watched(activation) and _takes_rows(cast(nn.Module, activation.proj))
 
 
 def _takes_rows(layer: nn.Module) -> bool:
