@@ -361,9 +361,11 @@ def test_a_compiled_layer_holds_a_launch_and_no_break(traced):
         kernel = GELU_QUANTIZATION.source()
         assert_a_launch_alone(traced(launch_gelu_quantization, kernel, draw(4, 256)))
 
+        norm_kernel = LAYER_NORM.source()
+
         def norm(rows: torch.Tensor, vector: torch.Tensor) -> Any:
             scaling, residual = RowScaling(vector, vector, True, 1e-6), Residual(rows, vector)
-            summed, normed = add_and_norm(rows, scaling, residual, quantize=True, kernel=LAYER_NORM.source())
+            summed, normed = add_and_norm(rows, scaling, residual, quantize=True, kernel=norm_kernel)
             assert isinstance(normed, QuantizedRows)
             return summed, normed.quantized, normed.scale
 
