@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLUMNS = (
-    "size", "format", "resolution", "policy", "backend", "compile", "without", "load s", "load GB", "first s", "fps", "block ms",
-    "alloc GB", "peak GB", "growth B", "syncs", "recompiles",
+    "size", "format", "resolution", "policy", "backend", "compile", "without", "load s", "load GB", "first s", "fps",
+    "block ms", "alloc GB", "peak GB", "growth B", "syncs", "recompiles",
 )  # fmt: skip
 
 
