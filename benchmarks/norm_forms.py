@@ -42,7 +42,7 @@ def draw(shape: Shape, device: torch.device, seed: int) -> Inputs:
     groups, _, columns = shape
     rows = [(normal(*shape) + 0.3).bfloat16() for _ in range(4)]
     modulation = 0.3 * normal(1, 6, columns), (0.3 * normal(groups, 6, columns)).bfloat16()
-    return Inputs(*rows, *modulation, 1.0 + 0.1 * normal(columns), 0.05 * normal(columns))
+    return Inputs(rows[0], rows[1], rows[2], rows[3], *modulation, 1.0 + 0.1 * normal(columns), 0.05 * normal(columns))
 
 
 def quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +59,8 @@ def old_way(form: str, quantizes: bool) -> Callable[..., tuple[torch.Tensor, ...
 
     def compute(given: Inputs) -> tuple[torch.Tensor, ...]:
         shift, scale, gate, last_shift, last_scale, last_gate = (given.table + given.temb.float()).chunk(6, dim=1)
-        hidden, made, columns = given.hidden, [], (given.hidden.shape[-1],)
+        hidden, columns = given.hidden, (given.hidden.shape[-1],)
+        made: list[torch.Tensor] = []
 
         def keep(normed: torch.Tensor) -> None:
             rounded = normed.to(hidden.dtype)
@@ -85,7 +86,8 @@ def new_way(form: str, quantizes: bool, kernel: Any) -> Callable[..., tuple[torc
 
     def compute(given: Inputs) -> tuple[torch.Tensor, ...]:
         modulation = given.table + given.temb.float()
-        hidden, made = given.hidden, []
+        hidden = given.hidden
+        made: list[torch.Tensor] = []
 
         def norm(scaling: RowScaling, residual: Residual | None) -> torch.Tensor:
             summed, rows = add_and_norm(hidden, scaling, residual, quantize=quantizes, kernel=kernel)
@@ -111,7 +113,8 @@ def exact(form: str, given: Inputs) -> list[torch.Tensor]:
     """In float64, nothing rounded: the normed rows of each norm, then the sum."""
     wide = Inputs(*(part.double() for part in given))
     table = wide.table + wide.temb
-    hidden, made = wide.hidden, []
+    hidden = wide.hidden
+    made: list[torch.Tensor] = []
 
     def norm(gain: torch.Tensor, shift: torch.Tensor) -> None:
         centred = hidden - hidden.mean(-1, keepdim=True)

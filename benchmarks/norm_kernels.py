@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [name for name in SHAPES if name != "tiny"]
     split = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--shapes", type=split, default=names, choices=None, help=", ".join(SHAPES))
+    parser.add_argument("--shapes", type=split, default=names, help=", ".join(SHAPES))
     parser.add_argument("--formats", type=split, default=list(FORMATS), help=", ".join(FORMATS))
     parser.add_argument("--warps", type=lambda text: [int(one) for one in split(text)], default=[2, 4, 8])
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
