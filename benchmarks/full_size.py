@@ -31,6 +31,7 @@ from full_size_models import SIZES, ModelSize
 from full_size_options import parse_options
 from random_pipeline import PipelineOptions, RandomPipeline
 from stream_figures import run_plain_loop, run_stream
+from switched_kernels import without_kernels
 from weight_formats import layer_replacement
 from work_count import Work, count_block_work
 
@@ -110,8 +111,8 @@ class Benchmark:
         """Resolution outermost, so that a killed run has complete comparisons."""
         options = self.options
         compile_choices = {"off": ["off"], "on": ["on"], "both": ["off", "on"]}[options.compile]
-        for resolution, policy, backend, choice in itertools.product(
-            options.resolutions, options.policies, options.backends, compile_choices
+        for resolution, policy, backend, choice, without in itertools.product(
+            options.resolutions, options.policies, options.backends, compile_choices, options.without
         ):
             yield {
                 "size": size,
@@ -120,6 +121,7 @@ class Benchmark:
                 "policy": policy,
                 "backend": backend,
                 "compile": choice,
+                "without": without,
             }
 
     def _measure(
@@ -156,7 +158,7 @@ class Benchmark:
             label = "_".join(case.values()).replace(".", "-")
             profile_to = Path(os.environ.get("OUT", ".")) / f"profile_{label}.txt"
         choice = compiled(pipeline, backend=options.compile_backend) if case["compile"] == "on" else nullcontext()
-        with choice:
+        with without_kernels(case["without"]), choice:
             return run_stream(pipeline, settings, deadline=self.deadline, profile_to=profile_to).summary()
 
     def _plain(self, settings: StreamSettings, pipeline: RandomPipeline) -> dict[str, Any]:
@@ -190,7 +192,7 @@ class Benchmark:
     def _note_failure(self, case: dict[str, str], error: Exception) -> None:
         reason = describe_error(error)
         print(f"\nfailed: {' '.join(case.values())}: {reason}", flush=True)
-        blank = dict.fromkeys(("size", "format", "resolution", "policy", "backend", "compile"), "-")
+        blank = dict.fromkeys(("size", "format", "resolution", "policy", "backend", "compile", "without"), "-")
         self.report["configurations"].append({**blank, **case, "error": reason})
         self._write()
         # The traceback holds the frames, and with them the tensors, of what failed.

@@ -16,10 +16,19 @@ from torch.nn import functional as F
 
 from streamblocks.ops.few_key_attention import MOST_KEYS, attend_to_few_keys, merge_padding
 from streamblocks.ops.fp8_linear import FP8_MAX, SMALLEST_SCALE, fp8_scale, largest_magnitude
+from streamblocks.ops.kernels import layer_norm_launch
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.gelu_quantization_launch import GELU_QUANTIZATION, GeluVariant
 from streamblocks.ops.kernels.kernel import TRIALS, Kernel, launch
+from streamblocks.ops.kernels.layer_norm_launch import (
+    LAYER_NORM,
+    LayerNormVariant,
+    Residual,
+    RowScaling,
+    launch_layer_norm,
+)
 from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
+from streamblocks.ops.normed_rows import add_and_norm
 from streamblocks.wan.transformer import rotary_store
 from streamblocks.wan.transformer.attention_passes import SelfAttentionPass
 from streamblocks.wan.transformer.rope import FrameOffsetRotaryEmbedding
@@ -76,6 +85,28 @@ def norm_rotate_store(heads, head_dim, fused):
     return max(float((made - expected).abs().max()) for made, expected in zip(*results, strict=True))
 
 
+def add_norm_quantize(columns, form, quantize):
+    """Against torch; before rounding to FP8, as above. Two groups of rows, each with a modulation of its own."""
+    rows, modulation = torch.randn(3, 2, 2, columns), torch.randn(6, 2, columns)
+    gated = form == "gated"
+    residual = None if form == "alone" else Residual(rows[1], modulation[2] if gated else None)
+    vectors = modulation[:2, :1] if gated else modulation[:2]
+    scaling = RowScaling(vectors[0], vectors[1], not gated, 1e-3)
+    variant = LayerNormVariant(columns, residual is not None, gated, not gated, quantize)
+    with mock.patch.object(layer_norm_launch, "FP8_DTYPE", torch.float32):
+        kernel = LAYER_NORM.load(CPU, torch.float32, variant)
+        assert kernel is not None
+        made = launch_layer_norm(kernel, rows[0] + 0.5, scaling, residual, quantize=quantize)
+    summed, expected = add_and_norm(rows[0] + 0.5, scaling, residual, quantize=False)
+    assert isinstance(expected, torch.Tensor)
+    error = float((made.summed - summed).abs().max())
+    if made.scale is not None:
+        scale = fp8_scale(largest_magnitude(expected.view(-1, columns), "per row"))
+        error += float((made.scale / scale - 1).abs().max())
+        expected = expected / scale.view(2, 2, 1)
+    return error + float((made.normed - expected).abs().max() / expected.abs().max())
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
@@ -85,5 +116,8 @@ if __name__ == "__main__":
         errors |= {f"{columns} columns": gelu_and_rows(columns) for columns in (256, 200)}
         cases = itertools.product(((2, 16), (3, 32)), (True, False))
         errors |= {f"rotary {size} {fused}": norm_rotate_store(*size, fused) for size, fused in cases}
+        # 80 columns are 64 + 16, 100 are 64 + 36 of 64.
+        forms = ((80, "gated", True), (80, "alone", False), (100, "alone", True), (100, "added", True))
+        errors |= {f"layer norm {form}": add_norm_quantize(*form) for form in forms}
     assert not TRIALS.failed, TRIALS
     print(json.dumps(errors))

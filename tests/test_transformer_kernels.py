@@ -28,7 +28,7 @@ ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 
 def test_the_kernels_in_tritons_interpreter():
     errors = errors_of("interpret_transformer_kernels.py")
-    assert len(errors) == 9
+    assert len(errors) == 13
     assert max(errors.values()) < 1e-5, errors
 
 

@@ -42,6 +42,7 @@ class KernelName(str, Enum):
     ROTARY_STORE = "rotary_store"
     FEW_KEY_ATTENTION = "few_key_attention"
     GELU_QUANTIZATION = "gelu_quantization"
+    LAYER_NORM = "layer_norm"
 
 
 @dataclass

@@ -21,16 +21,26 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from ...ops import library_attention
 from ...ops.attention_backends import LIBRARY_BACKENDS
 from ...ops.block_masks import BlockCausalShape, BlockMaskCache
+from ...ops.fp8_linear import QuantizedRows
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
 from .causal_block import CausalWanBlock
 from .cross_attention import CachedCrossAttnProcessor
+from .fused_norms import LayerNormKernels
 from .kv_cache import CrossAttentionCache
 from .next_window import make_next_window, split_tokens
 from .packed_kv_cache import PackedKVCache, PackedPast
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
-from .rotary_store import Projections, has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
+from .rotary_store import (
+    Projections,
+    as_one_sequence,
+    has_plain_norms,
+    norm_and_rotate,
+    project_qkv,
+    split_heads,
+    store_block,
+)
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -110,6 +120,7 @@ class CausalAttention:
         few_kernel = None if few is None else FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(head_dim))
         rotary = RotaryVariant(heads * head_dim, head_dim)
         rotary_kernel = ROTARY_STORE.load(device, dtype, rotary) if self.plain_norms else None
+        norms = LayerNormKernels.of_pass(device, dtype)
         library = self._load_library(causal_pass.key_bias, own.keys[0])
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
@@ -136,6 +147,7 @@ class CausalAttention:
                 next_window=causal_pass.next_window,
                 library=library,
             )
+            self_attention.norms = norms
             if isinstance(own, PackedKVCache):
                 self_attention.packed = own.packed_past(index, causal_pass.kept_tokens)
             if text.texts > 1:
@@ -152,7 +164,7 @@ class CausalAttention:
     def _release(self) -> None:
         self.rope.frame_offset, self.rope.groups, self.rope.tables = 0, 1, None
         for self_attention, cross_attention in self.layers:
-            self_attention.bound = self_attention.packed = None
+            self_attention.bound = self_attention.packed = self_attention.norms = None
             cross_attention.bound = None
 
 
@@ -164,23 +176,23 @@ class CausalSelfAttnProcessor:
         self.bound: SelfAttentionPass | None = None
         # Read by the layer, outside its compiled part.
         self.packed: PackedPast | None = None
+        self.norms: LayerNormKernels | None = None
 
     def __call__(
         self,
         attn: WanAttention,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | QuantizedRows,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: RotaryTable | None = None,
-    ) -> torch.Tensor:
-        """Attend; hidden_states [batch, tokens, dim] in and out."""
+    ) -> torch.Tensor | QuantizedRows:
+        """Attend; hidden_states [batch, tokens, dim] in and out; returned as they are for a keys-only pass."""
         if rotary_emb is None:
             raise ValueError("rotary_emb is None: causal self-attention needs the rotary tables of its tokens.")
         bound = self.bound
-        batch = hidden_states.shape[0]
-        if bound is not None and batch > 1:
-            # Groups that follow one another in time: one sequence of tokens.
-            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+        groups = None
+        if bound is not None:
+            hidden_states, groups = as_one_sequence(hidden_states)
         projections = project_qkv(attn, hidden_states)
         if bound is None:
             query, key = norm_and_rotate(attn, projections, rotary_emb)
@@ -193,8 +205,8 @@ class CausalSelfAttnProcessor:
             if bound.keys_only:
                 return hidden_states
             attended = self._attend_to_cache(query, bound)
-        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
-        return made if bound is None else made.view(batch, -1, made.shape[-1])
+        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).to(hidden_states.dtype)))
+        return made if groups is None else made.view(groups, -1, made.shape[-1])
 
     def _attend_in_turn(
         self, attn: WanAttention, projections: Projections, rotary_emb: RotaryTable, bound: SelfAttentionPass

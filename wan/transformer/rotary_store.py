@@ -12,6 +12,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
+from ...ops.fp8_linear import QuantizedRows
 from ...ops.kernels.rotary_store_launch import RowNorm, launch_rotary_store
 from .attention_passes import SelfAttentionPass
 from .kv_cache import write_block
@@ -26,7 +27,7 @@ class Projections(NamedTuple):
     value: torch.Tensor
 
 
-def project_qkv(attn: WanAttention, hidden_states: torch.Tensor) -> Projections:
+def project_qkv(attn: WanAttention, hidden_states: torch.Tensor | QuantizedRows) -> Projections:
     """Project [1, tokens, dim] with one fused layer or three."""
     if getattr(attn, "fused_projections", False):
         return Projections(*attn.to_qkv(hidden_states).chunk(3, dim=-1))
@@ -54,6 +55,14 @@ def norm_and_rotate(
     query = apply_rotary(split_heads(attn.norm_q(projections.query), attn.heads), *rotary_emb)
     key = apply_rotary(split_heads(attn.norm_k(projections.key), attn.heads), *rotary_emb)
     return query.type_as(projections.value), key
+
+
+def as_one_sequence(hidden_states: torch.Tensor | QuantizedRows) -> tuple[torch.Tensor | QuantizedRows, int]:
+    """Groups [batch, tokens, dim] that follow one another in time as one sequence, [1, batch * tokens, dim]; batch."""
+    if isinstance(hidden_states, QuantizedRows):
+        rows = hidden_states.quantized
+        return hidden_states._replace(quantized=rows.reshape(1, -1, rows.shape[-1])), rows.shape[0]
+    return hidden_states.reshape(1, -1, hidden_states.shape[-1]), hidden_states.shape[0]
 
 
 def split_heads(hidden_states: torch.Tensor, heads: int) -> torch.Tensor:
