@@ -22,8 +22,8 @@ from streamblocks.ops.kernels.gelu_quantization_launch import (
 from streamblocks.ops.kernels.kernel import ALL, SWITCH_VARIABLE, TRIALS, Kernel, KernelName
 from streamblocks.ops.kernels.norm_silu_launch import NORM_SILU, NormVariant
 from streamblocks.ops.kernels.register import KERNELS, describe_kernels
-from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
-from streamblocks.wan.kernel_report import NOT_ASKED_FOR, OTHER_VAE, report_kernels
+from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
+from streamblocks.wan.kernel_report import KEYS_NOT_IN_8_BITS, NOT_ASKED_FOR, OTHER_VAE, report_kernels
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, SelfAttentionPass
@@ -42,6 +42,7 @@ CPU, SECOND_CARD = torch.device("cpu"), torch.device("cuda:1")
 VARIANTS: dict[Kernel[Any], Any] = {
     NORM_SILU: NormVariant(96, True, True, True, True),
     ROTARY_STORE: RotaryVariant(64, 32),
+    ROTARY_STORE_FP8: RotaryVariant(64, 32),
     FEW_KEY_ATTENTION: FewKeyVariant(32),
     GELU_QUANTIZATION: GeluVariant(256),
 }
@@ -365,7 +366,10 @@ def test_the_report_of_a_pipeline(cards, transformer):
     pipe.update_components(transformer=transformer)
     dtypes = {"dtype": torch.bfloat16, "vae_dtype": torch.float16}
     report = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=True)
-    assert report == dict.fromkeys(NAMES, "runs") | {"gelu_quantization": NOT_ASKED_FOR}
+    assert report == dict.fromkeys(NAMES, "runs") | {
+        "gelu_quantization": NOT_ASKED_FOR,
+        "rotary_store_fp8": KEYS_NOT_IN_8_BITS,
+    }
     of_another_vae = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=False)
     assert of_another_vae == report | {"norm_silu": OTHER_VAE}
 

@@ -10,9 +10,15 @@ from .few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from .gelu_quantization_launch import GELU_QUANTIZATION
 from .kernel import Kernel
 from .norm_silu_launch import NORM_SILU
-from .rotary_store_launch import ROTARY_STORE, RotaryVariant
+from .rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
 
-KERNELS: tuple[Kernel[Any], ...] = (NORM_SILU, ROTARY_STORE, FEW_KEY_ATTENTION, GELU_QUANTIZATION)
+KERNELS: tuple[Kernel[Any], ...] = (
+    NORM_SILU,
+    ROTARY_STORE,
+    ROTARY_STORE_FP8,
+    FEW_KEY_ATTENTION,
+    GELU_QUANTIZATION,
+)
 RUNS = "runs"
 
 
@@ -41,6 +47,7 @@ def describe_kernels(
     reasons = {
         NORM_SILU.name: NORM_SILU.why_not(device, vae_dtype),
         ROTARY_STORE.name: ROTARY_STORE.why_not(device, dtype, rotary),
+        ROTARY_STORE_FP8.name: ROTARY_STORE_FP8.why_not(device, dtype, rotary),
         FEW_KEY_ATTENTION.name: FEW_KEY_ATTENTION.why_not(device, dtype, few),
         GELU_QUANTIZATION.name: GELU_QUANTIZATION.why_not(device, dtype),
     }

@@ -12,6 +12,7 @@ from ...ops.few_key_attention import merge_padding
 from .attention import causal_attention_of
 from .attention_passes import CausalPass
 from .eight_bits import Packing
+from .head_scaled_kv_cache import HeadScaledKVCache
 from .kv_cache import CrossAttentionCache, KVCache
 from .packed_kv_cache import PackedKVCache
 
@@ -51,6 +52,7 @@ def allocate_kv_cache(
     latent_width: int,
     sink_frames: int = 0,
     packing: Packing | None = None,
+    eight_bits: bool = False,
 ) -> KVCache:
     """Allocate a self-attention cache for this transformer, on its device.
 
@@ -60,7 +62,9 @@ def allocate_kv_cache(
         latent_height: of a latent frame.
         latent_width: of a latent frame.
         sink_frames: that stay for good.
-        packing: of the past; None keeps all frames in the transformer's dtype.
+        packing: of the past; None keeps all frames alike.
+        eight_bits: whether these are in 8 bits with a scale per head, as `reads_8_bits` says, or in the transformer's
+            dtype.
     """
     config = transformer.config
     sizes: _CacheSizes = {
@@ -73,9 +77,16 @@ def allocate_kv_cache(
         "device": weight_device(transformer),
         "dtype": weight_dtype(transformer),
     }
-    if packing is None:
-        return KVCache.allocate(**sizes)
-    return PackedKVCache.allocate_packed(**sizes, packing=packing)
+    if packing is not None:
+        return PackedKVCache.allocate_packed(**sizes, packing=packing)
+    return HeadScaledKVCache.allocate_scaled(**sizes) if eight_bits else KVCache.allocate(**sizes)
+
+
+def reads_8_bits(transformer: WanTransformer3DModel) -> bool:
+    """Whether its attention, where it has no bias, takes keys and values in 8 bits with a scale per head."""
+    head_dim = transformer.config.attention_head_dim
+    kind = weight_device(transformer), weight_dtype(transformer), head_dim
+    return causal_attention_of(transformer).reads_8_bits(*kind)
 
 
 def allocate_cross_cache(transformer: WanTransformer3DModel, *, text_tokens: int) -> CrossAttentionCache:
