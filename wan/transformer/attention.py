@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from ...ops import library_attention
 from ...ops.attention_backends import FLASH3_FP8, LIBRARY_BACKENDS
 from ...ops.block_masks import BlockCausalShape, BlockMaskCache
+from ...ops.call_graphs import CallGraphs
 from ...ops.flash3 import flash3
 from ...ops.head_quantization import unround_heads
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
@@ -52,6 +53,7 @@ class CausalAttention:
         takes_block_masks: whether a block-causal pass is one call with a mask, as flex attention takes it.
         block_masks: those masks.
         plain_norms: see `rotary_store.has_plain_norms`.
+        graphs: of passes, and of pictures that are encoded for them; None where all kernels are launched one by one.
     """
 
     def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: str, *, plain_norms: bool) -> None:
@@ -60,6 +62,7 @@ class CausalAttention:
         self.use_backend(backend)
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
+        self.graphs: CallGraphs | None = None
 
     def use_backend(self, backend: str) -> None:
         """Compute attention with `backend` from now on: of diffusers, or one of `LIBRARY_BACKENDS`."""

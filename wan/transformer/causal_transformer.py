@@ -15,6 +15,7 @@ from .eight_bits import Packing
 from .head_scaled_kv_cache import HeadScaledKVCache
 from .kv_cache import CrossAttentionCache, KVCache
 from .packed_kv_cache import PackedKVCache
+from .pass_graphs import run_pass
 
 
 class _CacheSizes(TypedDict):
@@ -223,13 +224,11 @@ def _forward(
 ) -> torch.Tensor:
     dtype = weight_dtype(transformer)
     sample = latents.to(weight_device(transformer), dtype)
-    # Text of length 0: the prompt's keys are cached, so the text embedder has no work.
-    no_text = sample.new_zeros((sample.shape[0], 0, transformer.config.text_dim))
     # Filled one by one: a tensor made from a list would be a copy that the host waits for.
     time = torch.empty((len(timesteps),), device=sample.device, dtype=torch.float32)
     for place, timestep in zip(time, timesteps, strict=True):
         place.fill_(timestep)
     tokens = causal_pass.groups * latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
-    with causal_attention_of(transformer).bind(causal_pass, tokens):
-        velocity: torch.Tensor = transformer(sample, time, no_text, return_dict=False)[0]
-    return velocity
+    causal = causal_attention_of(transformer)
+    with causal.bind(causal_pass, tokens):
+        return run_pass(transformer, causal, causal_pass, sample, time)
