@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from streamblocks.ops.few_key_attention import attend_to_few_keys, merge_padding
+from streamblocks.ops.head_quantization import HeadScales
 from streamblocks.ops.kernels import kernel as kernel_module
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.gelu_quantization_launch import (
@@ -354,6 +355,15 @@ def test_a_compiled_layer_holds_a_launch_and_no_break(traced):
         keys, values = draw(1, 9, 2, 16), draw(1, 9, 2, 16)
         bound = SelfAttentionPass(keys, values, 3, None, None, kernel=ROTARY_STORE.source())
         assert_a_launch_alone(traced(store_block, attention, projected, (table, table), bound))
+        scales = HeadScales(*(draw(1, 2) for _ in range(3)))
+        eight_bits = bound._replace(
+            keys=keys.to(torch.float8_e4m3fn),
+            values=values.to(torch.float8_e4m3fn),
+            kernel=ROTARY_STORE_FP8.source(),
+            scales=scales,
+            attends_in_8_bits=True,
+        )
+        assert_a_launch_alone(traced(store_block, attention, projected, (table, table), eight_bits))
 
         kernel = GELU_QUANTIZATION.source()
         assert_a_launch_alone(traced(launch_gelu_quantization, kernel, draw(4, 256)))
