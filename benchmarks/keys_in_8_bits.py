@@ -5,8 +5,8 @@
 
 From the projections to the attended values, compiled as in a stream: norm, RoPE, the cache, quantizing, attention.
 Times are medians; errors |made - exact| / |exact| over two heads, exact in float32 from the same projections. The
-kernel that writes 8 bits is compared with the same in torch: "differs" counts numbers that are not equal, which rounding
-of sums in another order leaves to be a few in a thousand.
+kernel that writes 8 bits is compared with the same in torch: "differs" counts numbers that are not equal, which sums in
+another order leave to be a few in a thousand.
 """
 
 from __future__ import annotations

@@ -171,6 +171,12 @@ def _check(variant: RotaryVariant) -> str | None:
     return None
 
 
+def _check_fp8(variant: RotaryVariant) -> str | None:
+    if variant.head_dim != next_power_of_two(variant.head_dim):
+        return f"needs a head_dim that is a power of two, this is {variant.head_dim}"
+    return _check(variant)
+
+
 ROTARY_STORE = Kernel(
     KernelName.ROTARY_STORE,
     "rotary_store_triton.norm_rotate_and_store",
@@ -183,5 +189,5 @@ ROTARY_STORE_FP8 = Kernel(
     _try_out_fp8,
     # The lowest with FP8 conversions.
     first_capability=(8, 9),
-    check_variant=_check,
+    check_variant=_check_fp8,
 )

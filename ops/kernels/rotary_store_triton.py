@@ -54,10 +54,12 @@ def norm_rotate_and_store(  # noqa: ANN201
 
 
 @triton.jit
-def in_units(values, scales, column, mask, LARGEST: tl.constexpr, HEAD_DIM: tl.constexpr):  # noqa: ANN001, ANN201, N803
-    """Values of a row divided by their heads' scales, within the range of e4m3fn."""
-    quotient = values / tl.load(scales + column // HEAD_DIM, mask, other=1.0)
-    return tl.minimum(tl.maximum(quotient, -LARGEST), LARGEST)
+def in_units(values, scales, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, LARGEST: tl.constexpr):  # noqa: ANN001, ANN201, N803
+    """Values of a row divided by their heads' scales, each loaded once, within the range of e4m3fn."""
+    head = tl.arange(0, values.shape[0] // HEAD_DIM)
+    inverse = 1.0 / tl.load(scales + head, head < DIM // HEAD_DIM, other=1.0)
+    by_head = tl.reshape(values, (values.shape[0] // HEAD_DIM, HEAD_DIM)) * inverse[:, None]
+    return tl.reshape(tl.minimum(tl.maximum(by_head, -LARGEST), LARGEST), (values.shape[0],))
 
 
 @triton.jit
@@ -92,12 +94,12 @@ def norm_rotate_and_quantize(  # noqa: ANN201
     angles = tl.load(cos_sin + token * HEAD_DIM + column % HEAD_DIM)
     turned = norm_and_rotate(query + token * row_step, query_gamma, column, mask, angles, DIM, QUERY_EPSILON)
     if QUANTIZES_QUERY:
-        turned = in_units(turned, query_scale, column, mask, LARGEST, HEAD_DIM)
+        turned = in_units(turned, query_scale, DIM, HEAD_DIM, LARGEST)
     tl.store(rotated + token * DIM + column, turned.to(rotated.dtype.element_ty), mask)
     turned = norm_and_rotate(key + token * row_step, key_gamma, column, mask, angles, DIM, KEY_EPSILON)
     slot = (past + token) * DIM + column
-    turned = in_units(turned, key_scale, column, mask, LARGEST, HEAD_DIM)
+    turned = in_units(turned, key_scale, DIM, HEAD_DIM, LARGEST)
     tl.store(keys + slot, turned.to(keys.dtype.element_ty), mask)
     given = tl.load(value + token * row_step + column, mask, other=0.0).to(tl.float32)
-    given = in_units(given, value_scale, column, mask, LARGEST, HEAD_DIM)
+    given = in_units(given, value_scale, DIM, HEAD_DIM, LARGEST)
     tl.store(values + slot, given.to(values.dtype.element_ty), mask)
