@@ -7,6 +7,7 @@ from pathlib import Path
 
 import streamblocks_path  # noqa: F401
 from full_size_models import SIZES
+from stream_variants import add_variant_options, read_window
 from switched_kernels import NOTHING, SWITCHES
 from weight_formats import FORMATS
 
@@ -19,7 +20,13 @@ def parse_options(description: str, arguments: list[str] | None = None) -> argpa
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what_is_run(parser)
     _add_variants(parser)
+    add_variant_options(parser)
     options = parser.parse_args(arguments)
+    for window in options.windows:
+        try:
+            read_window(window)
+        except ValueError as error:
+            parser.error(f"--windows: {error}")
     for name, allowed in (
         ("sizes", tuple(SIZES)),
         ("formats", FORMATS),

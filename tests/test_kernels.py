@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from streamblocks.ops.few_key_attention import attend_to_few_keys, merge_padding
 from streamblocks.ops.fp8_linear import QuantizedRows
+from streamblocks.ops.head_quantization import HeadScales
 from streamblocks.ops.kernels import kernel as kernel_module
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.gelu_quantization_launch import (
@@ -24,9 +25,9 @@ from streamblocks.ops.kernels.kernel import ALL, SWITCH_VARIABLE, TRIALS, Kernel
 from streamblocks.ops.kernels.layer_norm_launch import LAYER_NORM, LayerNormVariant, Residual, RowScaling
 from streamblocks.ops.kernels.norm_silu_launch import NORM_SILU, NormVariant
 from streamblocks.ops.kernels.register import KERNELS, describe_kernels
-from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
+from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
 from streamblocks.ops.normed_rows import add_and_norm
-from streamblocks.wan.kernel_report import NOT_ASKED_FOR, OTHER_NORMS, OTHER_VAE, report_kernels
+from streamblocks.wan.kernel_report import KEYS_NOT_IN_8_BITS, NOT_ASKED_FOR, OTHER_NORMS, OTHER_VAE, report_kernels
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, SelfAttentionPass
@@ -45,6 +46,7 @@ CPU, SECOND_CARD = torch.device("cpu"), torch.device("cuda:1")
 VARIANTS: dict[Kernel[Any], Any] = {
     NORM_SILU: NormVariant(96, True, True, True, True),
     ROTARY_STORE: RotaryVariant(64, 32),
+    ROTARY_STORE_FP8: RotaryVariant(64, 32),
     FEW_KEY_ATTENTION: FewKeyVariant(32),
     GELU_QUANTIZATION: GeluVariant(256),
     LAYER_NORM: LayerNormVariant(256, True, True, False, True),
@@ -357,6 +359,15 @@ def test_a_compiled_layer_holds_a_launch_and_no_break(traced):
         keys, values = draw(1, 9, 2, 16), draw(1, 9, 2, 16)
         bound = SelfAttentionPass(keys, values, 3, None, None, kernel=ROTARY_STORE.source())
         assert_a_launch_alone(traced(store_block, attention, projected, (table, table), bound))
+        scales = HeadScales(*(draw(1, 2) for _ in range(3)))
+        eight_bits = bound._replace(
+            keys=keys.to(torch.float8_e4m3fn),
+            values=values.to(torch.float8_e4m3fn),
+            kernel=ROTARY_STORE_FP8.source(),
+            scales=scales,
+            attends_in_8_bits=True,
+        )
+        assert_a_launch_alone(traced(store_block, attention, projected, (table, table), eight_bits))
 
         kernel = GELU_QUANTIZATION.source()
         assert_a_launch_alone(traced(launch_gelu_quantization, kernel, draw(4, 256)))
@@ -379,7 +390,10 @@ def test_the_report_of_a_pipeline(cards, transformer):
     pipe.update_components(transformer=transformer)
     dtypes = {"dtype": torch.bfloat16, "vae_dtype": torch.float16}
     report = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=True)
-    assert report == dict.fromkeys(NAMES, "runs") | {"gelu_quantization": NOT_ASKED_FOR}
+    assert report == dict.fromkeys(NAMES, "runs") | {
+        "gelu_quantization": NOT_ASKED_FOR,
+        "rotary_store_fp8": KEYS_NOT_IN_8_BITS,
+    }
     hook = transformer.blocks[1].norm2.register_forward_hook(lambda *call: None)
     of_other_norms = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=True)
     hook.remove()
