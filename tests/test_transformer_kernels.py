@@ -29,7 +29,7 @@ ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 
 def test_the_kernels_in_tritons_interpreter():
     errors = errors_of("interpret_transformer_kernels.py")
-    assert len(errors) == 13
+    assert len(errors) == 17
     assert max(errors.values()) < 1e-5, errors
 
 
