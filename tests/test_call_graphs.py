@@ -1,6 +1,8 @@
 """Calls repeated by a graph: when one is recorded, what it reads, when it is dropped. No GPU: a stand-in records."""
 
 import logging
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from emulated_flash3 import emulated_flash3
 from streamblocks.families.kv_policies import KV_INT8
 from streamblocks.ops.attention_backends import FLASH3_FP8
 from streamblocks.ops.call_graphs import CallGraphs
+from streamblocks.wan.steps.context_policies import Past, Recompute
 from streamblocks.wan.transformer.attention import causal_attention_of
+from streamblocks.wan.vae.streaming_vae import LatentStatistics
 
 from small_wan import make_components, make_pipeline, make_state, run_steps, stream
 
@@ -92,8 +96,10 @@ def components():
     return make_components()
 
 
-@pytest.mark.parametrize("settings", [{}, {"fuse_context": True}, {"kv_policy": "rolling"}])
-@pytest.mark.parametrize("backend", ["native", FLASH3_FP8])
+@pytest.mark.parametrize(
+    ("settings", "backend"),
+    [({}, FLASH3_FP8), ({"fuse_context": True}, "native"), ({"kv_policy": "rolling"}, FLASH3_FP8)],
+)
 def test_a_stream_by_graphs_has_the_same_latents(components, graphs, settings, backend):
     """Through a new prompt; the hooks of the transformer fire for each pass."""
     made = {}
@@ -136,13 +142,20 @@ def test_passes_that_do_not_come_again_are_launched(components, graphs):
     hook.remove()
 
 
-def test_pictures_are_encoded_by_a_graph(components, graphs):
-    """From the third block on the oldest picture of the context is encoded."""
-    graphs.calls_before = 0
-    made = []
-    for used in (None, graphs):
-        pipe = make_pipeline(components)
-        causal_attention_of(pipe.transformer).graphs = used
-        made.append(stream(pipe, blocks=3)[0])
-    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
-    assert "encode" in [key[0] for key, kind in graphs._kinds.items() if kind.replay is not None]
+def test_the_oldest_picture_of_a_context_is_encoded_by_a_graph(components, graphs):
+    vae = components[1]
+    unused: Any = None
+    past = Past(
+        position=9,
+        block_frames=3,
+        context_frames=3,
+        kv_cache=unused,
+        cross_cache=unused,
+        latents=torch.randn(1, 16, 3, 4, 6),
+        pictures=[torch.empty(1, 3, 32, 48)] * 9,
+        statistics=LatentStatistics.of(vae),
+    )
+    for number in range(4):
+        drawn = replace(past, pictures=[torch.randn(1, 3, 32, 48) for _ in range(9)])
+        made, expected = (Recompute()._context_latents(vae, drawn, 3, used) for used in (graphs, None))
+        assert torch.equal(made, expected) and graphs.recorded == (number >= 2)

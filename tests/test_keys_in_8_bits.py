@@ -59,11 +59,11 @@ def test_fixed_scales_round_like_those_of_a_call():
 
 
 @pytest.mark.parametrize("settings", [{}, {"context_frames": 6}, {"fuse_context": True}, {"kv_policy": "rolling"},
-                                      {"kv_policy": "rolling", "context_frames": 6, "fuse_context": True}])  # fmt: skip
+                                      {"kv_policy": "rolling", "context_frames": 4, "fuse_context": True}])  # fmt: skip
 def test_keys_in_8_bits_give_what_keys_quantized_in_each_call_give(components, scaled_pipeline, settings, monkeypatch):
     """Of a stream long enough for windows that move; both are as far from the exact stream."""
     # Under `recompute` later blocks would need pictures.
-    blocks = 4 if "kv_policy" in settings else 1 + settings.get("context_frames", 3) // 3
+    blocks = 3 if "kv_policy" in settings else 1 + settings.get("context_frames", 3) // 3
     exact = stream(make_pipeline(components), blocks=blocks, last="remember_block", **settings)[0]
     made = stream(scaled_pipeline, blocks=blocks, last="remember_block", **settings)[0]
     monkeypatch.setattr(prepare_steps, "reads_8_bits", lambda transformer: False)
