@@ -3,7 +3,9 @@
     python benchmarks/attention_error.py --captions 4 --blocks 5
 
 Self-attention's inputs are taken from streams in bfloat16; FlashAttention 3 is emulated (`emulated_flash3.py`). Errors
-are |made - exact| / |exact| over a call, exact in float32 from the same bfloat16 inputs: median, and largest.
+are |made - exact| / |exact| over a call, exact in float32 from the same bfloat16 inputs: median, and largest. "fixed
+scales" are those of a cache in 8 bits (`wan/transformer/head_scaled_kv_cache.py`): of the layer's last pass without a
+past, with their margin.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from torch.nn import functional as F
 from weight_formats import PLAIN
 
 from streamblocks.ops.attention_backends import FLASH3, FLASH3_FP8, FLASH3_FP8_SMOOTH
+from streamblocks.ops.flash3 import flash3
+from streamblocks.ops.head_quantization import HeadScales, round_heads, scale_with_margin
 from streamblocks.ops.library_attention import attend
 from streamblocks.tools.train_mini.scenes import all_scenes
 from streamblocks.wan.transformer import attention
 
 from quality import MINI, spread
 
-_KINDS = (FLASH3, FLASH3_FP8, FLASH3_FP8_SMOOTH)
+_FIXED = "fixed scales"
+_KINDS = (FLASH3, FLASH3_FP8, FLASH3_FP8_SMOOTH, _FIXED)
 _FIRST_SEED = 1_030_000
 
 
@@ -38,23 +43,40 @@ def measured_errors(every: int) -> Iterator[dict[str, list[float]]]:
     """Inside, each kind's error of one in so many calls of self-attention, by kind."""
     errors: dict[str, list[float]] = {kind: [] for kind in _KINDS}
     calls = 0
-    dispatch = attention.dispatch_attention_fn
+    fixed: dict[Any, HeadScales] = {}
+    layer: Any = None
+    past = 0
+    dispatch, store = attention.dispatch_attention_fn, attention.store_block
+
+    def remember(attn: Any, projections: Any, rotary_emb: Any, bound: Any) -> torch.Tensor:  # noqa: ANN401
+        nonlocal layer, past
+        layer, past = attn, bound.past
+        return store(attn, projections, rotary_emb, bound)
 
     def measure(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:  # noqa: ANN401
         nonlocal calls
         # The estimate of memory runs without data.
         calls += not query.is_meta
+        if not query.is_meta and not past:
+            fixed[layer] = HeadScales(scale_with_margin(query), scale_with_margin(key), scale_with_margin(value))
         if not query.is_meta and calls % every == 0:
             by_head = [part.float().transpose(1, 2) for part in (query, key, value)]
             exact = F.scaled_dot_product_attention(by_head[0], by_head[1], by_head[2]).transpose(1, 2)
             for kind in _KINDS:
-                made = attend(kind, query, key, value).float()
+                parts = query, key, value
+                made = (_attend_fixed(fixed[layer], *parts) if kind == _FIXED else attend(kind, *parts)).float()
                 errors[kind].append(float((made - exact).norm() / exact.norm()))
         attended: torch.Tensor = dispatch(query, key, value, **options)
         return attended
 
-    with emulated_flash3(), patch.object(attention, "dispatch_attention_fn", measure):
+    patched = patch.multiple(attention, dispatch_attention_fn=measure, store_block=remember)
+    with emulated_flash3(), patched:
         yield errors
+
+
+def _attend_fixed(scales: HeadScales, *parts: torch.Tensor) -> torch.Tensor:
+    rounded = (round_heads(part, scale) for part, scale in zip(parts, scales, strict=True))
+    return flash3(*rounded, *scales)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLUMNS = (
-    "size", "format", "resolution", "policy", "backend", "compile", "load s", "load GB", "first s", "fps", "block ms",
-    "alloc GB", "peak GB", "growth B", "syncs", "recompiles",
+    "size", "format", "resolution", "policy", "backend", "compile", "variant", "without", "load s", "load GB",
+    "first s", "fps",
+    "block ms", "alloc GB", "peak GB", "growth B", "syncs", "recompiles",
 )  # fmt: skip
 
 
@@ -16,13 +17,13 @@ def configurations_table(results: Sequence[Mapping[str, Any]]) -> str:
     rows: list[Sequence[str]] = [_COLUMNS]
     notes = []
     for result in results:
-        head = [str(result[key]) for key in ("size", "format", "resolution", "policy", "backend", "compile")]
+        head = [str(result[key]) for key in _COLUMNS[:8]]
         if "error" in result:
             notes.append(f"{' '.join(head)}: {result['error']}")
             continue
         rows.append([*head, *_figures(result)])
         if "plain" in result:
-            rows.append([*head[:4], "plain loop", "off", *_plain_figures(result["plain"])])
+            rows.append([*head[:4], "plain loop", "off", "-", "none", *_plain_figures(result["plain"])])
     return "\n".join([_aligned(rows), *notes])
 
 

@@ -31,6 +31,8 @@ from full_size_models import SIZES, ModelSize
 from full_size_options import parse_options
 from random_pipeline import PipelineOptions, RandomPipeline
 from stream_figures import run_plain_loop, run_stream
+from stream_variants import DEFAULT_WINDOW, Variant, variants_of
+from switched_kernels import without_kernels
 from weight_formats import layer_replacement
 from work_count import Work, count_block_work
 
@@ -68,10 +70,10 @@ class Benchmark:
                 release_cached_memory(self.device)
             load_seconds = time.perf_counter() - began
             load = {"load_seconds": load_seconds, "load_peak": load_peak(self.device)}
-            for case in self._cases(size_name, weight_format):
+            for case, variant in self._cases(size_name, weight_format):
                 if self._out_of_time():
                     break
-                self._measure(case, load, size, rates, pipeline)
+                self._measure(case, variant, load, size, rates, pipeline)
             pipeline.release()
             del pipeline
             release_cached_memory(self.device)
@@ -106,25 +108,30 @@ class Benchmark:
             )
         return self._measured[size.name]
 
-    def _cases(self, size: str, weight_format: str) -> Iterator[dict[str, str]]:
+    def _cases(self, size: str, weight_format: str) -> Iterator[tuple[dict[str, str], Variant]]:
         """Resolution outermost, so that a killed run has complete comparisons."""
         options = self.options
         compile_choices = {"off": ["off"], "on": ["on"], "both": ["off", "on"]}[options.compile]
-        for resolution, policy, backend, choice in itertools.product(
-            options.resolutions, options.policies, options.backends, compile_choices
+        for resolution, policy, backend, choice, without in itertools.product(
+            options.resolutions, options.policies, options.backends, compile_choices, options.without
         ):
-            yield {
-                "size": size,
-                "format": weight_format,
-                "resolution": resolution,
-                "policy": policy,
-                "backend": backend,
-                "compile": choice,
-            }
+            for variant in variants_of(options, policy, backend):
+                case = {
+                    "size": size,
+                    "format": weight_format,
+                    "resolution": resolution,
+                    "policy": policy,
+                    "backend": backend,
+                    "compile": choice,
+                    "variant": variant.describe(),
+                    "without": without,
+                }
+                yield case, variant
 
     def _measure(
         self,
         case: dict[str, str],
+        variant: Variant,
         load: dict[str, Any],
         size: ModelSize,
         rates: DeviceRates,
@@ -132,14 +139,14 @@ class Benchmark:
     ) -> None:
         """One configuration: its figures, or the reason why there are none."""
         try:
-            settings = self._settings(case["resolution"], case["policy"])
-            result = {**case, **load, **self._stream(case, settings, pipeline)}
+            settings = self._settings(case["resolution"], case["policy"], variant)
+            result = {**case, **load, **self._stream(case, settings, pipeline, variant)}
         except Exception as error:
             self._note_failure(case, error)
             return
         finally:
             release_cached_memory(self.device)
-        result["floors_ms"] = self._floors(case, settings, size, rates)
+        result["floors_ms"] = self._floors(case, settings, size, rates, variant)
         if self.options.plain and case["compile"] == "off" and case["backend"] == self.options.backends[0]:
             result["plain"] = self._plain(settings, pipeline)
         self.report["configurations"].append(result)
@@ -147,17 +154,23 @@ class Benchmark:
         print(f"\n{configurations_table([result])}\n{stage_table(result)}", flush=True)
         for place, count in (result["sync_places"] or {}).items():
             print(f"host waits {count:>4} x {place}", flush=True)
+        if variant.graphs:
+            print(f"graphs: {result['graphs_recorded']} recorded. {result['graphs_off']}", flush=True)
 
-    def _stream(self, case: dict[str, str], settings: StreamSettings, pipeline: RandomPipeline) -> dict[str, Any]:
+    def _stream(
+        self, case: dict[str, str], settings: StreamSettings, pipeline: RandomPipeline, variant: Variant
+    ) -> dict[str, Any]:
         options = self.options
         pipeline.use_backend(case["backend"])
         profile_to = None
         if options.profile:
-            label = "_".join(case.values()).replace(".", "-")
+            label = "_".join(case.values()).replace(".", "-").replace("+", "-")
             profile_to = Path(os.environ.get("OUT", ".")) / f"profile_{label}.txt"
         choice = compiled(pipeline, backend=options.compile_backend) if case["compile"] == "on" else nullcontext()
-        with choice:
-            return run_stream(pipeline, settings, deadline=self.deadline, profile_to=profile_to).summary()
+        with without_kernels(case["without"]), choice, variant.applied(pipeline) as graphs:
+            figures = run_stream(pipeline, settings, deadline=self.deadline, profile_to=profile_to).summary()
+            recorded = {} if graphs is None else {"graphs_recorded": graphs.recorded, "graphs_off": graphs.off}
+            return figures | recorded
 
     def _plain(self, settings: StreamSettings, pipeline: RandomPipeline) -> dict[str, Any]:
         try:
@@ -168,9 +181,10 @@ class Benchmark:
             release_cached_memory(self.device)
 
     def _floors(
-        self, case: dict[str, str], settings: StreamSettings, size: ModelSize, rates: DeviceRates
+        self, case: dict[str, str], settings: StreamSettings, size: ModelSize, rates: DeviceRates, variant: Variant
     ) -> dict[str, dict[str, float]]:
-        key = " ".join((size.name, case["resolution"], case["policy"]))
+        window = [] if variant.window == DEFAULT_WINDOW else [f"window {variant.window}"]
+        key = " ".join((size.name, case["resolution"], case["policy"], *window))
         if key not in self._counted:
             self._counted[key] = count_block_work(size, settings).by_stage(settings)
             self.report["work"][key] = {stage: asdict(counted) for stage, counted in self._counted[key].items()}
@@ -180,17 +194,25 @@ class Benchmark:
             for stage, counted in self._counted[key].items()
         }
 
-    def _settings(self, resolution: str, policy: str) -> StreamSettings:
+    def _settings(self, resolution: str, policy: str, variant: Variant = Variant()) -> StreamSettings:  # noqa: B008
         width, height = (int(side) for side in resolution.split("x"))
         options = self.options
         return StreamSettings(
-            width=width, height=height, blocks=options.blocks, steps=options.steps, kv_policy=policy, seed=options.seed
+            width=width,
+            height=height,
+            blocks=options.blocks,
+            steps=options.steps,
+            kv_policy=policy,
+            seed=options.seed,
+            **variant.settings(),
         )
 
     def _note_failure(self, case: dict[str, str], error: Exception) -> None:
         reason = describe_error(error)
         print(f"\nfailed: {' '.join(case.values())}: {reason}", flush=True)
-        blank = dict.fromkeys(("size", "format", "resolution", "policy", "backend", "compile"), "-")
+        blank = dict.fromkeys(
+            ("size", "format", "resolution", "policy", "backend", "compile", "variant", "without"), "-"
+        )
         self.report["configurations"].append({**blank, **case, "error": reason})
         self._write()
         # The traceback holds the frames, and with them the tensors, of what failed.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import streamblocks_path  # noqa: F401
 from full_size_models import SIZES
+from stream_variants import add_variant_options, read_window
+from switched_kernels import NOTHING, SWITCHES
 from weight_formats import FORMATS
 
 from streamblocks.families.kv_policies import KV_POLICIES, RECOMPUTE
@@ -18,12 +20,19 @@ def parse_options(description: str, arguments: list[str] | None = None) -> argpa
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what_is_run(parser)
     _add_variants(parser)
+    add_variant_options(parser)
     options = parser.parse_args(arguments)
+    for window in options.windows:
+        try:
+            read_window(window)
+        except ValueError as error:
+            parser.error(f"--windows: {error}")
     for name, allowed in (
         ("sizes", tuple(SIZES)),
         ("formats", FORMATS),
         ("policies", KV_POLICIES),
         ("backends", ATTENTION_BACKENDS),
+        ("without", SWITCHES),
     ):
         wrong = [value for value in getattr(options, name) if value not in allowed]
         if wrong:
@@ -50,6 +59,12 @@ def _add_what_is_run(parser: argparse.ArgumentParser) -> None:
 def _add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", "--backends", dest="backends", type=_names, default=["native"])
     parser.add_argument("--compile", nargs="?", const="on", choices=("off", "on", "both"), default="off")
+    parser.add_argument(
+        "--without",
+        type=_names,
+        default=[NOTHING],
+        help="GPU kernels to switch off, one after the other, such as none,layer_norm",
+    )
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--no-fused-vae", dest="fused_vae", action="store_false", help="the VAE as diffusers has it")
     parser.add_argument("--device-noise", action="store_true", help="noise from a generator on the device")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -59,6 +59,20 @@ def check_finite(magnitude: torch.Tensor, name: str) -> None:
 def round_to_fp8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`values` / `scale`, clamped to e4m3fn's range and rounded to nearest even."""
     return values.to(torch.float32, copy=True).div_(scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8_DTYPE)
+
+
+class QuantizedRows(NamedTuple):
+    """An input of `FP8Linear` that is quantized already, with a scale per row.
+
+    Attributes:
+        quantized: float8_e4m3fn [..., in_features].
+        scale: float32 [rows, 1].
+        dtype: of the rows before, and of the output.
+    """
+
+    quantized: torch.Tensor
+    scale: torch.Tensor
+    dtype: torch.dtype
 
 
 class FP8Linear(nn.Module):
@@ -137,8 +151,16 @@ class FP8Linear(nn.Module):
         else:
             self.kernel_scale = self.weight_scale
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] of any float dtype to [..., out_features] of the same dtype."""
+    def takes_rows(self) -> bool:
+        """Whether `forward` takes `QuantizedRows`: on FP8 units, with a scale per row and without a GELU before it."""
+        return self._scaled and self._row_wise and self.gelu_kernel is None
+
+    def forward(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:
+        """[..., in_features] of any float dtype to [..., out_features] of the same dtype; see `takes_rows`."""
+        if isinstance(x, QuantizedRows):
+            rows = x.quantized.reshape(-1, self.in_features)
+            made = self._multiply(rows, x.scale, x.dtype)
+            return made.view(*x.quantized.shape[:-1], self.out_features)
         if not self._scaled:
             x = x if self.gelu_kernel is None else F.gelu(x, approximate="tanh")
             return F.linear(x, self.dequantized_weight(x.dtype), self.bias)
@@ -165,10 +187,13 @@ class FP8Linear(nn.Module):
 
     def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in_features] to [rows, out_features] on FP8 units."""
-        quantized, scale = self._quantize_input(rows)
+        return self._multiply(*self._quantize_input(rows), rows.dtype)
+
+    def _multiply(self, quantized: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Quantized rows to [rows, out_features] of `dtype`."""
         # Row-wise scaling exists only in bfloat16, and rescaled rows stay in range only in bfloat16.
-        wide = self._row_wise or self._rescale or rows.dtype == torch.float32
-        out_dtype = torch.bfloat16 if wide else rows.dtype
+        wide = self._row_wise or self._rescale or dtype == torch.float32
+        out_dtype = torch.bfloat16 if wide else dtype
         fused_bias = self.bias is not None and self.bias.dtype == out_dtype and not self._rescale
         out = torch._scaled_mm(
             quantized,
@@ -183,7 +208,7 @@ class FP8Linear(nn.Module):
             out.mul_(self.weight_scale)
         if self.bias is not None and not fused_bias:
             out.add_(self.bias)
-        return out.to(rows.dtype)
+        return out.to(dtype)
 
     def _quantize_input(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, in_features] as float8_e4m3fn with its scale, float32 [rows, 1] or [1, 1]."""

@@ -27,6 +27,9 @@ _USUAL = 0.5
 class HubSilentError(OSError):
     """The hub cannot be connected to, or does not answer."""
 
+    # See CheckpointError.
+    __module__ = "builtins"
+
 
 class HubPatience:
     """Waits for an answer.

@@ -35,6 +35,9 @@ class EditRefusedError(ValueError):
         refusal: says why.
     """
 
+    # See CheckpointError.
+    __module__ = "builtins"
+
     def __init__(self, refusal: str) -> None:
         super().__init__(refusal)
         self.message = getattr(refusal, "message", "")

@@ -42,7 +42,7 @@ _OF_NODES = """() => app.graph.nodes.flatMap(node => {
   const boxes = own.map(widget => widget.element?.placeholder ?? '')
   return [node.title, ...slots, ...names, ...boxes, ...[...choices, ...shown].filter(text => !text.includes('/'))]
 })"""
-# Of elements: Vue nodes, and what lies over the canvas.
+# Of elements: Vue nodes, and what lies over the canvas. A choice with a slash is a file, as above.
 _OF_ELEMENTS = """() => {
   const texts = []
   const ours = app.graph.nodes.filter(node => node.type.startsWith('StreamBlocks')).map(node => String(node.id))
@@ -53,7 +53,7 @@ _OF_ELEMENTS = """() => {
     while (walker.nextNode()) texts.push(walker.currentNode.data)
     for (const element of root.querySelectorAll('[title]')) texts.push(element.title)
   }
-  return texts
+  return texts.filter(text => !/^\\s*[\\w.-]+\\/[\\w./-]+\\s*$/.test(text))
 }"""
 
 

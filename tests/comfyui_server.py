@@ -34,6 +34,8 @@ QUIET_SETTINGS: dict[str, object] = {
     "Comfy.VersionCompatibility.DisableWarnings": True,
     "Comfy.Workflow.Persist": False,
     "Comfy.Workflow.AutoSave": "off",
+    # It lies over the corner of the canvas, and takes the clicks that are meant for a node there.
+    "Comfy.Minimap.Visible": False,
 }
 
 # No proxy, whatever the environment says: the server is on this machine.

@@ -12,7 +12,7 @@ import pytest
 from comfyui_server import comfyui_found, comfyui_path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("checkpoints", "families", "memory", "ops", "stream", "wan")
+ROOMS = ("checkpoints", "families", "host", "memory", "nodes", "ops", "stream", "wan")
 
 
 def own_errors() -> list[tuple[str, str]]:
@@ -23,6 +23,12 @@ def own_errors() -> list[tuple[str, str]]:
             if isinstance(node, ast.ClassDef) and any("Error" in ast.unparse(base) for base in node.bases):
                 module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
                 found.append((f"streamblocks.{module}", node.name))
+    return found
+
+
+def _class(module: str, name: str) -> type:
+    found = getattr(importlib.import_module(module), name)
+    assert isinstance(found, type)
     return found
 
 
@@ -38,8 +44,14 @@ def full_type_name() -> Callable[[type], str]:
     return names["full_type_name"]
 
 
+def test_errors_name_no_module() -> None:
+    errors = own_errors()
+    assert {"CheckpointError", "HubSilentError", "EditRefusedError"} <= {name for _, name in errors}
+    told = [f"{module}.{name}" for module, name in errors if _class(module, name).__module__ != "builtins"]
+    assert told == []
+
+
 def test_error_boxes_begin_with_no_module_path(full_type_name: Callable[[type], str]) -> None:
     errors = own_errors()
-    assert len(errors) >= 3
-    shown = [full_type_name(getattr(importlib.import_module(module), name)) for module, name in errors]
+    shown = [full_type_name(_class(module, name)) for module, name in errors]
     assert shown == [name for _, name in errors]

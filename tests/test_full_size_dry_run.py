@@ -7,6 +7,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 import pytest
+from full_size_options import parse_options
+from stream_variants import Variant, read_window, variants_of
 
 import full_size
 
@@ -92,3 +94,24 @@ def test_rates_are_measured_before_anything_else(report):
     assert rates["matrix"]["bf16"] > 0
     assert rates["copy"] > 0
     assert rates["attention"]["native 12x24"] > 0
+
+
+def test_variants_are_those_that_exist_for_a_policy_and_a_backend():
+    options = parse_options("", ["--windows", "6,12s3", "--fuse", "both", "--wide-keys", "both", "--graphs", "on"])
+    assert list(variants_of(options, "recompute", "native")) == [
+        Variant(graphs=True),
+        Variant(fused=True, graphs=True),
+    ]
+    described = [variant.describe() for variant in variants_of(options, "rolling", "flash3_fp8")]
+    assert len(described) == 8 and described[-1] == "w12s3+fused+wide-keys+graphs"
+    assert list(variants_of(parse_options("", []), "rolling", "flash3_fp8")) == [Variant()]
+    assert Variant().describe() == "-"
+
+
+def test_windows_include_the_block():
+    settings = Variant(window="21").settings()
+    assert settings == {"context_frames": 18, "sink_frames": 0, "fuse_context": False}
+    assert read_window("12s3") == (9, 3)
+    for wrong in ("3", "12s10", "s3", "twelve"):
+        with pytest.raises(ValueError, match=f"'{wrong}' is no window"):
+            read_window(wrong)

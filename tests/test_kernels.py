@@ -12,6 +12,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from streamblocks.ops.few_key_attention import attend_to_few_keys, merge_padding
+from streamblocks.ops.fp8_linear import QuantizedRows
+from streamblocks.ops.head_quantization import HeadScales
 from streamblocks.ops.kernels import kernel as kernel_module
 from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from streamblocks.ops.kernels.gelu_quantization_launch import (
@@ -20,10 +22,12 @@ from streamblocks.ops.kernels.gelu_quantization_launch import (
     launch_gelu_quantization,
 )
 from streamblocks.ops.kernels.kernel import ALL, SWITCH_VARIABLE, TRIALS, Kernel, KernelName
+from streamblocks.ops.kernels.layer_norm_launch import LAYER_NORM, LayerNormVariant, Residual, RowScaling
 from streamblocks.ops.kernels.norm_silu_launch import NORM_SILU, NormVariant
 from streamblocks.ops.kernels.register import KERNELS, describe_kernels
-from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
-from streamblocks.wan.kernel_report import NOT_ASKED_FOR, OTHER_VAE, report_kernels
+from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
+from streamblocks.ops.normed_rows import add_and_norm
+from streamblocks.wan.kernel_report import KEYS_NOT_IN_8_BITS, NOT_ASKED_FOR, OTHER_NORMS, OTHER_VAE, report_kernels
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, SelfAttentionPass
@@ -42,8 +46,10 @@ CPU, SECOND_CARD = torch.device("cpu"), torch.device("cuda:1")
 VARIANTS: dict[Kernel[Any], Any] = {
     NORM_SILU: NormVariant(96, True, True, True, True),
     ROTARY_STORE: RotaryVariant(64, 32),
+    ROTARY_STORE_FP8: RotaryVariant(64, 32),
     FEW_KEY_ATTENTION: FewKeyVariant(32),
     GELU_QUANTIZATION: GeluVariant(256),
+    LAYER_NORM: LayerNormVariant(256, True, True, False, True),
 }
 NAMES = [kernel.name.value for kernel in KERNELS]
 ON_TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
@@ -262,7 +268,7 @@ def test_the_transformer_goes_on_with_torch_where_triton_cannot_launch(transform
             block._compiled_call_impl = None
         torch._dynamo.reset()
     told = warnings_of(caplog)
-    assert len(told) == 2 and "rotary_store" in told[0] + told[1] and "few_key_attention" in told[0] + told[1]
+    assert len(told) == 3 and all(name in "".join(told) for name in ("rotary_store", "few_key_attention", "layer_norm"))
 
 
 class RecordingKernel:
@@ -353,9 +359,28 @@ def test_a_compiled_layer_holds_a_launch_and_no_break(traced):
         keys, values = draw(1, 9, 2, 16), draw(1, 9, 2, 16)
         bound = SelfAttentionPass(keys, values, 3, None, None, kernel=ROTARY_STORE.source())
         assert_a_launch_alone(traced(store_block, attention, projected, (table, table), bound))
+        scales = HeadScales(*(draw(1, 2) for _ in range(3)))
+        eight_bits = bound._replace(
+            keys=keys.to(torch.float8_e4m3fn),
+            values=values.to(torch.float8_e4m3fn),
+            kernel=ROTARY_STORE_FP8.source(),
+            scales=scales,
+            attends_in_8_bits=True,
+        )
+        assert_a_launch_alone(traced(store_block, attention, projected, (table, table), eight_bits))
 
         kernel = GELU_QUANTIZATION.source()
         assert_a_launch_alone(traced(launch_gelu_quantization, kernel, draw(4, 256)))
+
+        norm_kernel = LAYER_NORM.source()
+
+        def norm(rows: torch.Tensor, vector: torch.Tensor) -> Any:
+            scaling, residual = RowScaling(vector, vector, True, 1e-6), Residual(rows, vector)
+            summed, normed = add_and_norm(rows, scaling, residual, quantize=True, kernel=norm_kernel)
+            assert isinstance(normed, QuantizedRows)
+            return summed, normed.quantized, normed.scale
+
+        assert_a_launch_alone(traced(norm, draw(2, 3, 256), draw(2, 256)))
 
 
 def test_the_report_of_a_pipeline(cards, transformer):
@@ -365,7 +390,14 @@ def test_the_report_of_a_pipeline(cards, transformer):
     pipe.update_components(transformer=transformer)
     dtypes = {"dtype": torch.bfloat16, "vae_dtype": torch.float16}
     report = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=True)
-    assert report == dict.fromkeys(NAMES, "runs") | {"gelu_quantization": NOT_ASKED_FOR}
+    assert report == dict.fromkeys(NAMES, "runs") | {
+        "gelu_quantization": NOT_ASKED_FOR,
+        "rotary_store_fp8": KEYS_NOT_IN_8_BITS,
+    }
+    hook = transformer.blocks[1].norm2.register_forward_hook(lambda *call: None)
+    of_other_norms = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=True)
+    hook.remove()
+    assert of_other_norms == report | {"layer_norm": OTHER_NORMS}
     of_another_vae = report_kernels(pipe, SECOND_CARD, **dtypes, fused_vae=False)
     assert of_another_vae == report | {"norm_silu": OTHER_VAE}
 

@@ -156,12 +156,13 @@ class CausalWan(ModelFamily):
 
     def snapshot_kinds(self) -> Mapping[str, Callable[[Mapping[str, Any], torch.device], Any]]:
         """KV caches with a deferred block, and the caches of the VAE's decoder and encoder."""
+        from .transformer.head_scaled_kv_cache import HeadScaledKVCache
         from .transformer.kv_cache import DeferredBlock, KVCache
         from .transformer.packed_kv_cache import PackedKVCache
         from .vae.streaming_vae import DecoderCache, EncoderCache
         from .vae.video_encoder import VideoEncoder
 
-        kinds = (KVCache, PackedKVCache, DeferredBlock, DecoderCache, EncoderCache, VideoEncoder)
+        kinds = (KVCache, PackedKVCache, HeadScaledKVCache, DeferredBlock, DecoderCache, EncoderCache, VideoEncoder)
         return {kind.__name__: kind.from_snapshot for kind in kinds}
 
     def decoder_reach(self, pipe: ModularPipeline) -> int:

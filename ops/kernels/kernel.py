@@ -40,8 +40,10 @@ class KernelName(str, Enum):
 
     NORM_SILU = "norm_silu"
     ROTARY_STORE = "rotary_store"
+    ROTARY_STORE_FP8 = "rotary_store_fp8"
     FEW_KEY_ATTENTION = "few_key_attention"
     GELU_QUANTIZATION = "gelu_quantization"
+    LAYER_NORM = "layer_norm"
 
 
 @dataclass

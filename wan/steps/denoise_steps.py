@@ -78,7 +78,7 @@ class DenoiseBlockStep(ModularPipelineBlocks):
                 past_tokens=cache.length + context_tokens - dropped,
                 block_tokens=tokens,
                 tokens_per_frame=cache.tokens_per_frame,
-                like=cache.keys[0],
+                like=block_state.crossattn_cache.keys[0],
             ),
         )
         if context is None:

@@ -15,6 +15,7 @@ from ...families.step_list import StepList
 from ..transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
+    reads_8_bits,
     weight_device,
 )
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
@@ -141,6 +142,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             InputParam("sink_frames", type_hint=int, default=0),
             InputParam("kv_policy", type_hint=str, default=RECOMPUTE),
             InputParam("kv_format", type_hint=str, default=KV_PLAIN),
+            InputParam("attention_bias", type_hint=float, default=1.0),
             InputParam("prompt_embeds", required=True, type_hint=torch.Tensor),
             InputParam("encoded_prompt", required=True, type_hint=str),
             InputParam("kv_cache"),
@@ -204,6 +206,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
                 latent_width=block_state.width // scale,
                 sink_frames=block_state.sink_frames,
                 packing=find_packing(block_state.kv_policy, block_state.kv_format, context, block),
+                eight_bits=block_state.attention_bias == 1.0 and reads_8_bits(components.transformer),
             )
         if block_state.crossattn_cache is None:
             text_tokens = block_state.prompt_embeds.shape[1]

@@ -19,18 +19,32 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from ...ops import library_attention
-from ...ops.attention_backends import LIBRARY_BACKENDS
+from ...ops.attention_backends import FLASH3_FP8, LIBRARY_BACKENDS
 from ...ops.block_masks import BlockCausalShape, BlockMaskCache
+from ...ops.call_graphs import CallGraphs
+from ...ops.flash3 import flash3
+from ...ops.fp8_linear import QuantizedRows
+from ...ops.head_quantization import unround_heads
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
-from ...ops.kernels.rotary_store_launch import ROTARY_STORE, RotaryVariant
+from ...ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
 from .causal_block import CausalWanBlock
 from .cross_attention import CachedCrossAttnProcessor
+from .fused_norms import LayerNormKernels
+from .head_scaled_kv_cache import HeadScaledKVCache
 from .kv_cache import CrossAttentionCache
 from .next_window import make_next_window, split_tokens
 from .packed_kv_cache import PackedKVCache, PackedPast
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
-from .rotary_store import Projections, has_plain_norms, norm_and_rotate, project_qkv, split_heads, store_block
+from .rotary_store import (
+    Projections,
+    as_one_sequence,
+    has_plain_norms,
+    norm_and_rotate,
+    project_qkv,
+    split_heads,
+    store_block,
+)
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -49,6 +63,7 @@ class CausalAttention:
         takes_block_masks: whether a block-causal pass is one call with a mask, as flex attention takes it.
         block_masks: those masks.
         plain_norms: see `rotary_store.has_plain_norms`.
+        graphs: of passes, and of pictures that are encoded for them; None where all kernels are launched one by one.
     """
 
     def __init__(self, rope: FrameOffsetRotaryEmbedding, backend: str, *, plain_norms: bool) -> None:
@@ -57,6 +72,7 @@ class CausalAttention:
         self.use_backend(backend)
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
+        self.graphs: CallGraphs | None = None
 
     def use_backend(self, backend: str) -> None:
         """Compute attention with `backend` from now on: of diffusers, or one of `LIBRARY_BACKENDS`."""
@@ -85,6 +101,12 @@ class CausalAttention:
         finally:
             self._release()
 
+    def reads_8_bits(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+        """Whether self-attention is computed from 8 bits with a scale per head, which the cache may hold then."""
+        if self.library is None:
+            return False
+        return library_attention.load(self.library, device, dtype, head_dim) == FLASH3_FP8
+
     def _load_library(self, key_bias: torch.Tensor | None, like: torch.Tensor) -> str | None:
         """What computes self-attention instead of `backend`; what it leaves to `backend` is said once."""
         if self.library is None:
@@ -104,13 +126,17 @@ class CausalAttention:
 
     def _hand_out(self, causal_pass: CausalPass, tokens: int) -> None:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
-        device, dtype = own.keys[0].device, own.keys[0].dtype
+        # The dtype of the text's keys: those of the past may be in 8 bits.
+        device, dtype = own.keys[0].device, text.keys[0].dtype
         heads, head_dim = own.keys[0].shape[2:]
         few = text.few
         few_kernel = None if few is None else FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(head_dim))
         rotary = RotaryVariant(heads * head_dim, head_dim)
-        rotary_kernel = ROTARY_STORE.load(device, dtype, rotary) if self.plain_norms else None
-        library = self._load_library(causal_pass.key_bias, own.keys[0])
+        scales = own.scales if isinstance(own, HeadScaledKVCache) else [None] * len(self.layers)
+        kernel = ROTARY_STORE if scales[0] is None else ROTARY_STORE_FP8
+        rotary_kernel = kernel.load(device, dtype, rotary) if self.plain_norms else None
+        norms = LayerNormKernels.of_pass(device, dtype)
+        library = self._load_library(causal_pass.key_bias, text.keys[0])
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
         # With a window of its own, the second block attends in a call of its own; with a bias, which takes the mask's
@@ -135,7 +161,10 @@ class CausalAttention:
                 keys_only=causal_pass.keys_only and index == last,
                 next_window=causal_pass.next_window,
                 library=library,
+                scales=scales[index],
+                attends_in_8_bits=scales[index] is not None and library == FLASH3_FP8 and causal_pass.key_bias is None,
             )
+            self_attention.norms = norms
             if isinstance(own, PackedKVCache):
                 self_attention.packed = own.packed_past(index, causal_pass.kept_tokens)
             if text.texts > 1:
@@ -152,7 +181,7 @@ class CausalAttention:
     def _release(self) -> None:
         self.rope.frame_offset, self.rope.groups, self.rope.tables = 0, 1, None
         for self_attention, cross_attention in self.layers:
-            self_attention.bound = self_attention.packed = None
+            self_attention.bound = self_attention.packed = self_attention.norms = None
             cross_attention.bound = None
 
 
@@ -164,23 +193,23 @@ class CausalSelfAttnProcessor:
         self.bound: SelfAttentionPass | None = None
         # Read by the layer, outside its compiled part.
         self.packed: PackedPast | None = None
+        self.norms: LayerNormKernels | None = None
 
     def __call__(
         self,
         attn: WanAttention,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | QuantizedRows,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: RotaryTable | None = None,
-    ) -> torch.Tensor:
-        """Attend; hidden_states [batch, tokens, dim] in and out."""
+    ) -> torch.Tensor | QuantizedRows:
+        """Attend; hidden_states [batch, tokens, dim] in and out; returned as they are for a keys-only pass."""
         if rotary_emb is None:
             raise ValueError("rotary_emb is None: causal self-attention needs the rotary tables of its tokens.")
         bound = self.bound
-        batch = hidden_states.shape[0]
-        if bound is not None and batch > 1:
-            # Groups that follow one another in time: one sequence of tokens.
-            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+        groups = None
+        if bound is not None:
+            hidden_states, groups = as_one_sequence(hidden_states)
         projections = project_qkv(attn, hidden_states)
         if bound is None:
             query, key = norm_and_rotate(attn, projections, rotary_emb)
@@ -193,8 +222,8 @@ class CausalSelfAttnProcessor:
             if bound.keys_only:
                 return hidden_states
             attended = self._attend_to_cache(query, bound)
-        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states)))
-        return made if bound is None else made.view(batch, -1, made.shape[-1])
+        made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).to(hidden_states.dtype)))
+        return made if groups is None else made.view(groups, -1, made.shape[-1])
 
     def _attend_in_turn(
         self, attn: WanAttention, projections: Projections, rotary_emb: RotaryTable, bound: SelfAttentionPass
@@ -213,9 +242,9 @@ class CausalSelfAttnProcessor:
         end = bound.past + query.shape[1]
         keys, values = bound.keys[:, :end], bound.values[:, :end]
         if bound.causal_tokens is None or bound.causal_tokens >= query.shape[1]:
-            return self._attend(query, keys, values, bound.key_bias, bound.library)
+            return self._attend(query, keys, values, bound.key_bias, bound)
         if bound.block_mask is not None:
-            return self._attend(query, keys, values, bound.block_mask, None)
+            return self._attend(query, keys, values, bound.block_mask, bound)
         # One unmasked attention per block of queries replaces a block-causal mask: exact, without a tokens x tokens
         # mask, and available to backends that take no mask.
         parts = []
@@ -225,7 +254,7 @@ class CausalSelfAttnProcessor:
             # The bias is on the keys of the past of the block being denoised, which comes last.
             mask = bound.key_bias if visible == end else None
             part = query[:, start:stop], keys[:, :visible], values[:, :visible]
-            parts.append(self._attend(*part, mask, bound.library))
+            parts.append(self._attend(*part, mask, bound))
         return torch.cat(parts, dim=1)
 
     def _attend(
@@ -234,10 +263,15 @@ class CausalSelfAttnProcessor:
         keys: torch.Tensor,
         values: torch.Tensor,
         mask: torch.Tensor | BlockMask | None,
-        library: str | None,
+        bound: SelfAttentionPass,
     ) -> torch.Tensor:
-        if library is not None and mask is None:
-            return library_attention.attend(library, query, keys, values)
+        if bound.scales is not None:
+            if bound.attends_in_8_bits:
+                return flash3(query, keys, values, *bound.scales)
+            keys = unround_heads(keys, bound.scales.key, query.dtype)
+            values = unround_heads(values, bound.scales.value, query.dtype)
+        if bound.library is not None and mask is None:
+            return library_attention.attend(bound.library, query, keys, values)
         attended: torch.Tensor = dispatch_attention_fn(query, keys, values, attn_mask=mask, backend=self.causal.backend)
         return attended
 
@@ -283,6 +317,17 @@ def causal_attention_of(transformer: WanTransformer3DModel) -> CausalAttention:
 
 def block_masks_of(transformer: object) -> dict[str, BlockMask]:
     """The block masks kept for a transformer, by shape; empty for None and for a transformer without our processors."""
+    causal = _causal_attention_if_any(transformer)
+    return {} if causal is None else causal.block_masks.masks()
+
+
+def library_of(transformer: object) -> str | None:
+    """Which of `LIBRARY_BACKENDS` a transformer's attention is to be computed by; None for none of them."""
+    causal = _causal_attention_if_any(transformer)
+    return None if causal is None else causal.library
+
+
+def _causal_attention_if_any(transformer: object) -> CausalAttention | None:
     blocks = getattr(transformer, "blocks", None)
     processor = getattr(getattr(blocks[0] if blocks else None, "attn1", None), "processor", None)
-    return processor.causal.block_masks.masks() if isinstance(processor, CausalSelfAttnProcessor) else {}
+    return processor.causal if isinstance(processor, CausalSelfAttnProcessor) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ...ops.few_key_attention import FewKeys
+from ...ops.head_quantization import HeadScales
 from .kv_cache import CrossAttentionCache, KVCache, NextWindow
 
 if TYPE_CHECKING:
@@ -58,13 +59,17 @@ class SelfAttentionPass(NamedTuple):
     causal_tokens: int | None
     key_bias: torch.Tensor | None
     block_mask: BlockMask | None = None
-    # Of `ROTARY_STORE`; None where torch computes the same.
+    # Of `ROTARY_STORE`, or with scales of `ROTARY_STORE_FP8`; None where torch computes the same.
     kernel: Any = None
     # Write keys and values without attention: the last layer of a keys-only pass.
     keys_only: bool = False
     next_window: NextWindow | None = None
     # Of `library_attention.load`; None where diffusers' backend computes all.
     library: str | None = None
+    # Of a `HeadScaledKVCache`; None where keys and values are in the model's dtype.
+    scales: HeadScales | None = None
+    # With scales: whether attention is computed from 8 bits. Else keys and values are widened for it.
+    attends_in_8_bits: bool = False
 
 
 class CrossAttentionPass(NamedTuple):

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
+from .fused_norms import LayerNorms, norm_for_self_attention, run_layer
 from .rope import RotaryTable
 
 
 class CausalWanBlock(WanTransformerBlock):
-    """diffusers' layer; diffusers' forward runs every ordinary pass, compiled or not.
+    """diffusers' layer; diffusers' forward runs every ordinary pass, compiled or not, unless its norms have a kernel.
 
     The pass bound to the attention processors decides what a call does: an ordinary pass, the last layer's part of a
     keys-only pass (`CausalPass.keys_only`), or the keys and values of a prompt (`CrossAttentionPass.writes_text`). Each
@@ -33,7 +34,7 @@ class CausalWanBlock(WanTransformerBlock):
         """Compile the ordinary pass; arguments as those of `torch.compile`."""
         # The attribute in which `nn.Module` keeps its compiled call. It is left out of copies and pickles, which must
         # not call back into this layer.
-        self._compiled_call_impl = torch.compile(super().forward, *args, **kwargs)
+        self._compiled_call_impl = torch.compile(self._run, *args, **kwargs)
 
     def forward(
         self,
@@ -60,21 +61,42 @@ class CausalWanBlock(WanTransformerBlock):
         packed = getattr(self.attn1.processor, "packed", None)
         if packed is not None:
             packed.unpack()
+        kernels = getattr(self.attn1.processor, "norms", None)
+        norms = None if kernels is None else kernels.choose(self, hidden_states, temb)
         own_pass = getattr(self.attn1.processor, "bound", None)
         if own_pass is not None and own_pass.keys_only:
-            self._write_keys(hidden_states, temb, rotary_emb)
+            self._write_keys(hidden_states, temb, rotary_emb, norms)
             made = hidden_states
         else:
-            compiled = self._compiled_call_impl
-            ordinary = super().forward if compiled is None else compiled
-            made = ordinary(hidden_states, encoder_hidden_states, temb, rotary_emb)
+            ordinary = self._run if self._compiled_call_impl is None else self._compiled_call_impl
+            made = ordinary(hidden_states, encoder_hidden_states, temb, rotary_emb, norms)
         if packed is not None:
             packed.pack()
         return made
 
-    def _write_keys(self, hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: RotaryTable) -> None:
+    def _run(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        rotary_emb: RotaryTable,
+        norms: LayerNorms | None,
+    ) -> torch.Tensor:
+        """The ordinary pass, the only one that is compiled."""
+        if norms is not None:
+            return run_layer(self, norms, hidden_states, encoder_hidden_states, temb, rotary_emb)
+        made: torch.Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+        return made
+
+    def _write_keys(
+        self, hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: RotaryTable, norms: LayerNorms | None
+    ) -> None:
         """Self-attention up to its keys; everything after them is skipped."""
+        modulation = self.scale_shift_table + temb.float()
+        if norms is not None:
+            self.attn1(norm_for_self_attention(self, norms, hidden_states, modulation), None, None, rotary_emb)
+            return
         # As diffusers' forward begins.
-        shift, scale = (self.scale_shift_table + temb.float())[:, :2].chunk(2, dim=1)
+        shift, scale = modulation[:, :2].chunk(2, dim=1)
         normed = (self.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)
         self.attn1(normed, None, None, rotary_emb)

@@ -12,8 +12,10 @@ from ...ops.few_key_attention import merge_padding
 from .attention import causal_attention_of
 from .attention_passes import CausalPass
 from .eight_bits import Packing
+from .head_scaled_kv_cache import HeadScaledKVCache
 from .kv_cache import CrossAttentionCache, KVCache
 from .packed_kv_cache import PackedKVCache
+from .pass_graphs import run_pass
 
 
 class _CacheSizes(TypedDict):
@@ -51,6 +53,7 @@ def allocate_kv_cache(
     latent_width: int,
     sink_frames: int = 0,
     packing: Packing | None = None,
+    eight_bits: bool = False,
 ) -> KVCache:
     """Allocate a self-attention cache for this transformer, on its device.
 
@@ -60,7 +63,9 @@ def allocate_kv_cache(
         latent_height: of a latent frame.
         latent_width: of a latent frame.
         sink_frames: that stay for good.
-        packing: of the past; None keeps all frames in the transformer's dtype.
+        packing: of the past; None keeps all frames alike.
+        eight_bits: whether these are in 8 bits with a scale per head, as `reads_8_bits` says, or in the transformer's
+            dtype.
     """
     config = transformer.config
     sizes: _CacheSizes = {
@@ -73,9 +78,16 @@ def allocate_kv_cache(
         "device": weight_device(transformer),
         "dtype": weight_dtype(transformer),
     }
-    if packing is None:
-        return KVCache.allocate(**sizes)
-    return PackedKVCache.allocate_packed(**sizes, packing=packing)
+    if packing is not None:
+        return PackedKVCache.allocate_packed(**sizes, packing=packing)
+    return HeadScaledKVCache.allocate_scaled(**sizes) if eight_bits else KVCache.allocate(**sizes)
+
+
+def reads_8_bits(transformer: WanTransformer3DModel) -> bool:
+    """Whether its attention, where it has no bias, takes keys and values in 8 bits with a scale per head."""
+    head_dim = transformer.config.attention_head_dim
+    kind = weight_device(transformer), weight_dtype(transformer), head_dim
+    return causal_attention_of(transformer).reads_8_bits(*kind)
 
 
 def allocate_cross_cache(transformer: WanTransformer3DModel, *, text_tokens: int) -> CrossAttentionCache:
@@ -212,13 +224,11 @@ def _forward(
 ) -> torch.Tensor:
     dtype = weight_dtype(transformer)
     sample = latents.to(weight_device(transformer), dtype)
-    # Text of length 0: the prompt's keys are cached, so the text embedder has no work.
-    no_text = sample.new_zeros((sample.shape[0], 0, transformer.config.text_dim))
     # Filled one by one: a tensor made from a list would be a copy that the host waits for.
     time = torch.empty((len(timesteps),), device=sample.device, dtype=torch.float32)
     for place, timestep in zip(time, timesteps, strict=True):
         place.fill_(timestep)
     tokens = causal_pass.groups * latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
-    with causal_attention_of(transformer).bind(causal_pass, tokens):
-        velocity: torch.Tensor = transformer(sample, time, no_text, return_dict=False)[0]
-    return velocity
+    causal = causal_attention_of(transformer)
+    with causal.bind(causal_pass, tokens):
+        return run_pass(transformer, causal, causal_pass, sample, time)

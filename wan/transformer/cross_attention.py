@@ -9,9 +9,10 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from ...ops.few_key_attention import attend_by_frame, attend_to_few_keys
+from ...ops.fp8_linear import QuantizedRows
 from .attention_passes import CrossAttentionPass
 from .rope import RotaryTable
-from .rotary_store import split_heads
+from .rotary_store import as_one_sequence, split_heads
 
 if TYPE_CHECKING:
     from .attention import CausalAttention
@@ -27,11 +28,11 @@ class CachedCrossAttnProcessor:
     def __call__(
         self,
         attn: WanAttention,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | QuantizedRows,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: RotaryTable | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | QuantizedRows:
         """Attend; hidden_states [batch, tokens, dim] in and out."""
         bound = self.bound
         if bound is not None and bound.writes_text:
@@ -39,10 +40,10 @@ class CachedCrossAttnProcessor:
             bound.keys.copy_(key)
             bound.values.copy_(value)
             return hidden_states
-        batch = hidden_states.shape[0]
-        if bound is not None and batch > 1:
+        groups = None
+        if bound is not None:
             # The prompt's keys are those of one sequence.
-            hidden_states = hidden_states.reshape(1, -1, hidden_states.shape[-1])
+            hidden_states, groups = as_one_sequence(hidden_states)
         query = split_heads(attn.norm_q(attn.to_q(hidden_states)), attn.heads)
         if bound is None:
             bound = CrossAttentionPass(*_project_text(attn, encoder_hidden_states))
@@ -53,7 +54,7 @@ class CachedCrossAttnProcessor:
         else:
             attended = dispatch_attention_fn(query, bound.keys, bound.values, backend=self.causal.backend)
         made = attn.to_out[1](attn.to_out[0](attended.flatten(2, 3).type_as(query)))
-        return made.view(batch, -1, made.shape[-1])
+        return made if groups is None else made.view(groups, -1, made.shape[-1])
 
 
 def _project_text(attn: WanAttention, text: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

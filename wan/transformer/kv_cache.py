@@ -150,6 +150,14 @@ class KVCache:
 
         return rewind
 
+    def of_all_layers(self) -> dict[str, Any]:
+        """What a cache of another kind with the same past has too."""
+        return {name: part for name, part in vars(self).items() if name not in _BUFFERS}
+
+    def pop_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the first layer's keys and values out, in the model's dtype."""
+        return self.keys.pop(0), self.values.pop(0)
+
     def reset(self) -> None:
         """Drop every past frame; the memory stays allocated."""
         self.length = 0

@@ -108,16 +108,16 @@ class PackedKVCache(KVCache):
         _, _, heads, head_dim = cache.keys[0].shape
         device, layers = cache.keys[0].device, len(cache.keys)
         packed: list[tuple[PackedTokens, PackedTokens]] = []
+        known = cache.of_all_layers()
         # Those of the last layer become the shared buffers.
         key = value = cache.keys[0]
         while cache.keys:
-            key, value = cache.keys.pop(0), cache.values.pop(0)
+            key, value = cache.pop_layer()
             one = [PackedTokens.allocate(room, heads, head_dim, device, packing.dtype) for _ in range(2)]
             if cache.length:
                 one[0].pack_from(key, 0, cache.length)
                 one[1].pack_from(value, 0, cache.length)
             packed.append((one[0], one[1]))
-        known = {name: part for name, part in vars(cache).items() if name not in ("keys", "values")}
         return cls([key] * layers, [value] * layers, packed=packed, **known)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -62,6 +64,16 @@ class FrameOffsetRotaryEmbedding(nn.Module):
         self.frame_offset = 0
         self.groups = 1
         self.tables: RotaryTables | None = None
+        self._given: RotaryTable | None = None
+
+    @contextmanager
+    def given_table(self, table: RotaryTable) -> Iterator[None]:
+        """Inside, `table` is what every forward returns."""
+        self._given = table
+        try:
+            yield
+        finally:
+            self._given = None
 
     def forward(self, hidden_states: torch.Tensor) -> RotaryTable:
         """Tables for the patches of a latent video.
@@ -73,6 +85,8 @@ class FrameOffsetRotaryEmbedding(nn.Module):
             Two float32 tensors [1, tokens, 1, head_dim / 2, 2] for `apply_rotary`: (cos, sin) and (-sin, cos)
             of each pair. diffusers' layout stores each value twice and needs more passes over memory.
         """
+        if self._given is not None:
+            return self._given
         frames, height, width = (n // p for n, p in zip(hidden_states.shape[2:], self.patch_size, strict=True))
         place = (self.frame_offset, (self.groups * frames, height, width), hidden_states.device)
         table = None if self.tables is None else self.tables.find(place)

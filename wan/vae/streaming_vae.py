@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchif
 from torch import nn
 
 from ...memory.way_back import FREE_WAY_BACK, WayBack
+from ...ops.call_graphs import CallGraphs
 from .banded_decoder import UNBOUNDED, DecodeBounds, decode_within
 from .decoder_stages import count_features
 from .kept_features import KeptFeatures
@@ -195,7 +196,10 @@ def decode_latent_frame(
 
 @torch.no_grad()
 def encode_pixel_frame(
-    vae: AutoencoderKLWan, frame: torch.Tensor, statistics: LatentStatistics | None = None
+    vae: AutoencoderKLWan,
+    frame: torch.Tensor,
+    statistics: LatentStatistics | None = None,
+    graphs: CallGraphs | None = None,
 ) -> torch.Tensor:
     """Encode one picture as the first latent frame of a video.
 
@@ -203,6 +207,7 @@ def encode_pixel_frame(
         vae: Wan's VAE.
         frame: [batch, 3, 1, height, width] in -1..1.
         statistics: of the VAE's latents; None reads them from its config.
+        graphs: repeat the encoder's kernels, of which there are more than a host launches in their time.
 
     Returns:
         Float32 latents as the transformer works on them [batch, z_dim, 1, height / S, width / S], S as
@@ -210,10 +215,19 @@ def encode_pixel_frame(
     """
     pixels = frame.to(vae_device(vae), vae_dtype(vae))
     if pixels.shape[0] == 1 and takes_fused_passes(vae.config):
-        latent = encode_first_frame(vae, pixels).chunk(2, dim=1)[0]
+        latent = _encode_alone(vae, pixels, graphs).chunk(2, dim=1)[0]
     else:
         latent = vae.encode(pixels).latent_dist.mode()
     return _normalize_latents(latent, statistics or LatentStatistics.of(vae))
+
+
+def _encode_alone(vae: AutoencoderKLWan, pixels: torch.Tensor, graphs: CallGraphs | None) -> torch.Tensor:
+    if graphs is None or vae.encoder.conv_in._forward_pre_hooks:
+        return encode_first_frame(vae, pixels)
+    # One weight of each end, which tells whether the encoder has moved.
+    weights = vae.encoder.conv_in.weight, vae.encoder.conv_out.weight, vae.quant_conv.weight
+    key = "encode", pixels.shape, pixels.dtype
+    return graphs.call(key, weights, (pixels,), lambda held: encode_first_frame(vae, held))
 
 
 @torch.no_grad()

@@ -1,0 +1,93 @@
+"""A KV cache in e4m3fn with one scale per layer and head, which 8-bit attention reads as it is.
+
+Keys and values are rounded once, when a pass writes them, instead of in each pass that reads them. So a head's scale
+must hold for all tokens of the cache: it is fixed by the pass that begins at the cache's front, which under `recompute`
+is each block's context, with a margin of 16 for what comes later (`scale_with_margin`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...ops.fp8_linear import FP8_DTYPE
+from ...ops.head_quantization import HeadScales, unround_heads
+from .kv_cache import KVCache, move_tokens
+
+
+@dataclass
+class HeadScaledKVCache(KVCache):
+    """See the module. `keys` and `values` are float8_e4m3fn.
+
+    Attributes:
+        scales: of each layer; written by the passes that begin at the front.
+        wide_dtype: name of the model's dtype.
+    """
+
+    scales: list[HeadScales] = field(default_factory=list)
+    wide_dtype: str = "bfloat16"
+
+    @classmethod
+    def allocate_scaled(
+        cls,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        frames: int,
+        tokens_per_frame: int,
+        sink_frames: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> HeadScaledKVCache:
+        """Allocate room for `frames` latent frames (context and current block together) of a model in `dtype`.
+
+        Raises:
+            ValueError: the sink leaves no room for other frames.
+        """
+        made = KVCache.allocate(
+            layers=layers,
+            heads=heads,
+            head_dim=head_dim,
+            frames=frames,
+            tokens_per_frame=tokens_per_frame,
+            sink_frames=sink_frames,
+            device=device,
+            dtype=FP8_DTYPE,
+        )
+        scales = [HeadScales.allocate(heads, device) for _ in range(layers)]
+        return cls(**vars(made), scales=scales, wide_dtype=str(dtype).removeprefix("torch."))
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes that one layer more would take."""
+        return super().layer_bytes + sum(scale.nbytes for scale in self.scales[0])
+
+    def of_all_layers(self) -> dict[str, Any]:
+        """See `KVCache`."""
+        return {name: part for name, part in super().of_all_layers().items() if name not in ("scales", "wide_dtype")}
+
+    def pop_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `KVCache`."""
+        dtype, scales = getattr(torch, self.wide_dtype), self.scales.pop(0)
+        key, value = super().pop_layer()
+        return unround_heads(key, scales.key, dtype), unround_heads(value, scales.value, dtype)
+
+    @classmethod
+    def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> HeadScaledKVCache:
+        """The same cache on `device`."""
+        scales = [HeadScales(*(scale.to(device, copy=True) for scale in layer)) for layer in parts["scales"]]
+        made = super().from_snapshot({**parts, "scales": scales}, device)
+        assert isinstance(made, HeadScaledKVCache)
+        return made
+
+    def _stored(self, sink: int, first_kept: int) -> dict[str, Any]:
+        return super()._stored(sink, first_kept) | {"scales": [list(layer) for layer in self.scales]}
+
+    def _move_kept(self, first_kept: int, target: int) -> None:
+        # As bytes: not every device copies 8-bit floats into a part of a tensor.
+        for buffer in (*self.keys, *self.values):
+            move_tokens(buffer.view(torch.uint8), first_kept, self.length, target)
