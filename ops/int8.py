@@ -1,4 +1,4 @@
-"""A linear layer with INT8 weights, which torchao quantizes and which `torch._int_mm` multiplies where the device has it.
+"""A linear layer with INT8 weights: torchao quantizes them, `torch._int_mm` multiplies where the device has it.
 
 torchao is imported inside the functions: it takes seconds and only quantizing to INT8 needs it.
 """

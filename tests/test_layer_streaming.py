@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from streamblocks.benchmarks.quantize_afterwards import quantize_layer
 from streamblocks.memory.tensor_bytes import live_tensor_bytes, module_bytes
 from streamblocks.ops.fp8_linear import FP8Linear, fp8_scale, largest_magnitude, round_to_fp8
-from streamblocks.ops.int8 import Int8Linear, int8_scale, round_to_int8
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.layer_plan import spread_evenly
 from streamblocks.stream.layer_streaming import LayerStreamer, streamer_of
@@ -32,10 +32,7 @@ def fp8(linear):
 
 
 def int8(linear):
-    scale = int8_scale(largest_magnitude(linear.weight, "per row"))
-    return Int8Linear(
-        round_to_int8(linear.weight, scale), scale.view(1, -1), linear.bias, activations="dynamic per row"
-    )
+    return quantize_layer(linear, QuantizationSpec("int8"))
 
 
 def layer(kind, seed):

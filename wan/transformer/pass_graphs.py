@@ -81,7 +81,7 @@ def _may_repeat(transformer: WanTransformer3DModel, causal: CausalAttention, cau
     if isinstance(causal_pass.kv_cache, PackedKVCache) or causal.takes_block_masks or "forward" in vars(transformer):
         return False
     blocks = transformer.blocks
-    # Quantized tensors of torchao have no address of their own.
+    # Tensors of a library's own type, quantized ones for example, have no address of their own.
     has_addresses = type(_first_weight(blocks[0])) in (torch.Tensor, torch.nn.Parameter)
     return has_addresses and not any(block._forward_pre_hooks or block._forward_hooks for block in blocks)
 
