@@ -27,7 +27,8 @@ from streamblocks.ops.library_attention import attend
 from streamblocks.tools.train_mini.scenes import all_scenes
 from streamblocks.wan.transformer import attention
 
-from quality import MINI, spread
+from quality import MINI
+from quality_figures import spread
 
 _KINDS = (FLASH3, FLASH3_FP8, FLASH3_FP8_SMOOTH)
 _FIRST_SEED = 1_030_000

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from ...wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from .checkpoint import TrainingState, save_whole, step_generator
@@ -92,6 +93,17 @@ def train_tiny_decoder(options: TrainOptions, tiny: TinyOptions) -> tuple[TinyDe
     stage = Stage("tiny decoder", "mean absolute error", tiny.steps, AVERAGE_DECAY, CHECKPOINT)
     run_stage(stage, state, options, lambda: _make_step(state, options, tiny, decoder, pool))
     return decoder.eval().requires_grad_(False), state.losses
+
+
+def load_tiny_decoder(file: Path) -> TinyDecoder:
+    """The mini's decoder from its file, float32.
+
+    Raises:
+        RuntimeError: the file's tensors are not those of a decoder of `WIDTHS`.
+    """
+    decoder = TinyDecoder(TinyDecoderConfig(latent_channels=LATENT_CHANNELS, widths=WIDTHS))
+    decoder.load_state_dict(load_file(file), strict=True)
+    return decoder.eval().requires_grad_(False)
 
 
 def export_tiny_decoder(decoder: TinyDecoder, losses: list[tuple[int, float]], pipeline: Path) -> Path:
