@@ -18,6 +18,7 @@ from unittest.mock import patch
 import streamblocks_path  # noqa: F401
 import torch
 from emulated_flash3 import emulated_flash3
+from quality_figures import spread
 from quality_streams import StreamJob, make_stream
 from torch.nn import functional as F
 from weight_formats import PLAIN
@@ -28,7 +29,6 @@ from streamblocks.tools.train_mini.scenes import all_scenes
 from streamblocks.wan.transformer import attention
 
 from quality import MINI
-from quality_figures import spread
 
 _KINDS = (FLASH3, FLASH3_FP8, FLASH3_FP8_SMOOTH)
 _FIRST_SEED = 1_030_000

@@ -1,6 +1,7 @@
 """The part of `quality.py` for decoders: the mini's tiny decoder beside its VAE, on the same latents.
 
-python benchmarks/quality.py --only decoder
+Run it alone by
+`python benchmarks/quality.py --only decoder`.
 """
 
 from __future__ import annotations
