@@ -1,7 +1,6 @@
 """The part of `quality.py` for decoders: the mini's tiny decoder beside its VAE, on the same latents.
 
-Run it alone by
-`python benchmarks/quality.py --only decoder`.
+Run it alone by `python benchmarks/quality.py --only decoder`.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def decode_by_both(job: StreamJob) -> dict[str, DecodedOutcome]:
     with Session(pipeline, settings) as session, torch.no_grad():
         for scene in job.scenes:
             pictures[VAE].append(session.run_block(plain_caption(scene)).frames)
-            pictures[TINY].append(_as_frames(tiny(session.state.values["latents"].float(), past)))
+            pictures[TINY].append(as_frames(tiny(session.state.values["latents"].float(), past)))
     return {decoder: _outcome(job, blocks, pictures[VAE]) for decoder, blocks in pictures.items()}
 
 
@@ -82,7 +81,7 @@ def add_decoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder-captions", type=int, default=72, help="for decoders")
 
 
-def _as_frames(pictures: torch.Tensor) -> torch.Tensor:
+def as_frames(pictures: torch.Tensor) -> torch.Tensor:
     """[1, 3, F, 64, 64], 0..1, to uint8 [F, 64, 64, 3]."""
     return (pictures[0].clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).movedim(0, -1)
 

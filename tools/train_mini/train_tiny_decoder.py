@@ -24,13 +24,13 @@ from .clips import SIZE
 from .decoded_pool import CLIP_FRAMES, STREAM_BLOCKS, DecodedStream, make_decoded_pool
 from .latent_pool import BLOCK_FRAMES
 from .mini_models import LATENT_CHANNELS, STORED_DTYPE
-from .train_options import TrainOptions, learning_rate_at
+from .train_options import TrainOptions, autocast, learning_rate_at
 from .train_vae import weighted_error
 from .training_loop import Stage, run_stage
 
 WIDTHS = (32, 16, 16, 16)
 FILE = "tiny_decoder/tiny_decoder.safetensors"
-PEAK_RATE = 3e-3
+PEAK_RATE = 2e-3
 AVERAGE_DECAY = 0.99
 CHECKPOINT = "tiny_decoder_state.safetensors"
 _SCALE = 8
@@ -52,7 +52,7 @@ class TinyOptions:
     pipeline: Path
     clips: int = 256
     streams: int = 40
-    steps: int = 1400
+    steps: int = 2500
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def train_tiny_decoder(options: TrainOptions, tiny: TinyOptions) -> tuple[TinyDe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         decoder = TinyDecoder(TinyDecoderConfig(latent_channels=LATENT_CHANNELS, widths=WIDTHS))
-    decoder.to(options.device)
+    # Twice as fast on a CPU.
+    decoder.to(options.device, memory_format=torch.channels_last)
     state = TrainingState.start(decoder, learning_rate=PEAK_RATE, weight_decay=0.0)
     stage = Stage("tiny decoder", "mean absolute error", tiny.steps, AVERAGE_DECAY, CHECKPOINT)
     run_stage(stage, state, options, lambda: _make_step(state, options, tiny, decoder, pool))
@@ -123,7 +124,8 @@ def _make_step(
     windows = [_draw_window(lesson, pool, generator) for _ in range(lesson.batch)]
     latents = torch.stack([window.latents for window in windows]).to(options.device)
     pictures = torch.stack([window.pictures for window in windows]).to(options.device).float() / 127.5 - 1.0
-    made = decoder(latents) * 2.0 - 1.0
+    with autocast(options.device):
+        made = decoder(latents).float() * 2.0 - 1.0
     loss = weighted_error(made, pictures)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, tiny.steps, PEAK_RATE)
