@@ -163,8 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
     for name in ("clips", "streams", "steps"):
         parser.add_argument(f"--{name}", type=int, default=getattr(TinyOptions, name))
+    parser.add_argument("--save-every", type=int, default=TrainOptions.save_every)
     chosen = parser.parse_args(arguments)
-    options = TrainOptions(folder=chosen.folder, device=torch.device(chosen.device), seed=chosen.seed)
+    options = TrainOptions(
+        folder=chosen.folder, device=torch.device(chosen.device), seed=chosen.seed, save_every=chosen.save_every
+    )
     tiny = TinyOptions(chosen.pipeline, clips=chosen.clips, streams=chosen.streams, steps=chosen.steps)
     decoder, losses = train_tiny_decoder(options, tiny)
     file = export_tiny_decoder(decoder, losses, tiny.pipeline)
