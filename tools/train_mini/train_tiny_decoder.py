@@ -52,7 +52,7 @@ class TinyOptions:
     pipeline: Path
     clips: int = 256
     streams: int = 40
-    steps: int = 4000
+    steps: int = 2000
 
 
 @dataclass(frozen=True)
