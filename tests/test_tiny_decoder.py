@@ -1,13 +1,13 @@
 """The tiny decoder, against ComfyUI's own class on the same random weights, and decoded in pieces."""
 
-import importlib.util
+import runpy
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig, tensor_shapes
+from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 
 from comfyui_server import comfyui_path
 
@@ -44,10 +44,7 @@ def taehv():
         patch.setitem(sys.modules, "comfy", comfy)
         patch.setitem(sys.modules, "comfy.ops", comfy.ops)
         patch.setitem(sys.modules, "comfy.model_management", management)
-        spec = importlib.util.spec_from_file_location("comfyuis_taehv", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module.TAEHV
+        return runpy.run_path(str(path))["TAEHV"]
 
 
 @pytest.mark.parametrize("config", [WAN, WAN_22], ids=["wan21", "wan22"])
@@ -84,13 +81,6 @@ def test_a_past_of_the_reach_is_the_whole_past():
     whole, reach = past_of(latents), SMALL.reach
     assert all(map(torch.equal, past_of(latents[:, :, -reach:]), whole))
     assert not all(map(torch.equal, past_of(latents[:, :, 1 - reach :]), whole))
-
-
-def test_shapes_are_those_of_the_module():
-    for config in (WAN, WAN_22, SMALL, TinyDecoderConfig(blocks_per_stage=1)):
-        with torch.device("meta"):
-            module = TinyDecoder(config)
-        assert tensor_shapes(config) == {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
 def test_gradients_reach_every_parameter_and_the_latents():

@@ -84,7 +84,7 @@ class MemoryBlock(nn.Module):
 
     def forward(self, frames: torch.Tensor, before: torch.Tensor | None, batch: int) -> torch.Tensor:
         """[batch * frames, width, height, width], and the frame before the first one, [batch, ...]."""
-        return F.relu_(self.conv(_beside_past(frames, before, batch)) + frames)
+        return F.relu_(self.conv(_beside_past(frames, before, batch)).add_(frames))
 
 
 class FrameGrowth(nn.Module):
@@ -167,62 +167,19 @@ class TinyDecoder(nn.Module):
         return pictures[:, :, self.config.pictures_per_latent - 1 :] if begins else pictures
 
 
-def tensor_shapes(config: TinyDecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each of the decoder's tensors in a file; builds no module."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, kind, sizes in _plan(config):
-        name = f"decoder.{index}"
-        if kind == "block":
-            (width,) = sizes
-            for place, inputs in ((0, 2 * width), (2, width), (4, width)):
-                shapes[f"{name}.conv.{place}.weight"] = (width, inputs, 3, 3)
-                shapes[f"{name}.conv.{place}.bias"] = (width,)
-        elif kind == "growth":
-            width, growth = sizes
-            shapes[f"{name}.conv.weight"] = (width * growth, width, 1, 1)
-        elif kind in ("conv", "narrowing"):
-            inputs, outputs = sizes
-            shapes[f"{name}.weight"] = (outputs, inputs, 3, 3)
-            if kind == "conv":
-                shapes[f"{name}.bias"] = (outputs,)
-    return shapes
-
-
-def _plan(config: TinyDecoderConfig) -> Iterator[tuple[int, str, tuple[int, ...]]]:
-    """Each layer: its index in the file, its kind and its sizes."""
-    widths, pixels = config.widths, IMAGE_CHANNELS * config.patch_size**2
-    plan: list[tuple[str, tuple[int, ...]]] = [
-        ("bound", ()),
-        ("conv", (config.latent_channels, widths[0])),
-        ("relu", ()),
-    ]
-    for width, narrower, growth in zip(widths, widths[1:], config.time_growth, strict=False):
-        plan += [("block", (width,))] * config.blocks_per_stage
-        # In the files' order enlarging comes first. It changes nothing that a 1x1 convolution reads, so the frames are
-        # made before it, of a quarter of the pixels.
-        plan += [("enlarge", ()), ("growth", (width, growth)), ("narrowing", (width, narrower))]
-    plan += [("relu", ()), ("conv", (widths[-1], pixels))]
-    return ((index, kind, sizes) for index, (kind, sizes) in enumerate(plan))
-
-
 def _layers(config: TinyDecoderConfig) -> Iterator[nn.Module]:
-    for _, kind, sizes in _plan(config):
-        match kind:
-            case "bound":
-                yield BoundedLatents()
-            case "relu":
-                yield nn.ReLU(inplace=True)
-            case "block":
-                yield MemoryBlock(*sizes)
-            case "enlarge":
-                # Done by `EnlargedConvolution`, behind the growth.
-                yield nn.Identity()
-            case "growth":
-                yield FrameGrowth(*sizes)
-            case "narrowing":
-                yield EnlargedConvolution(*sizes, 3, padding=1, bias=False)
-            case _:
-                yield _conv3(*sizes)
+    """In the order of the makers' files, whose names count all of them."""
+    widths = config.widths
+    yield from (BoundedLatents(), _conv3(config.latent_channels, widths[0]), nn.ReLU(inplace=True))
+    for width, narrower, growth in zip(widths, widths[1:], config.time_growth, strict=False):
+        for _ in range(config.blocks_per_stage):
+            yield MemoryBlock(width)
+        # Here the files have the enlargement. It changes nothing that a 1x1 convolution reads, so frames are made
+        # before it, of a quarter of the pixels.
+        yield nn.Identity()
+        yield FrameGrowth(width, growth)
+        yield EnlargedConvolution(width, narrower, 3, padding=1, bias=False)
+    yield from (nn.ReLU(inplace=True), _conv3(widths[-1], IMAGE_CHANNELS * config.patch_size**2))
 
 
 class EnlargedConvolution(nn.Conv2d):
