@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from safetensors import safe_open
 from streamblocks.tools.train_mini import decoded_pool
 from streamblocks.tools.train_mini import train_tiny_decoder as trainer
 from streamblocks.tools.train_mini.decoded_pool import DecodedStream, make_decoded_pool
-from streamblocks.wan.vae.tiny_decoder import TinyDecoderConfig, tensor_shapes
+from streamblocks.wan.checkpoints.components import decoder_component
+from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig, tensor_shapes
 
 MINI = Path(__file__).resolve().parent.parent / "models/mini"
 STEPS, GREY = 24, 200
@@ -36,12 +38,6 @@ def train(monkeypatch):
         return folder / "mini" / trainer.FILE
 
     return run
-
-
-def untrained():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return trainer.TinyDecoder(TinyDecoderConfig(latent_channels=8, widths=trainer.WIDTHS))
 
 
 @torch.no_grad()
@@ -80,11 +76,14 @@ def test_a_window_shows_the_pixels_of_its_latents():
 def test_the_file_is_in_the_makers_layout_and_a_killed_training_ends_with_the_same(train, tmp_path, monkeypatch):
     file = train(tmp_path / "whole")
     whole = read(file)
-    config = TinyDecoderConfig(latent_channels=8, widths=trainer.WIDTHS)
+    config = TinyDecoderConfig(latent_channels=8, widths=trainer.WIDTHS, takes_normalized=True)
     assert {name: tuple(tensor.shape) for name, tensor in whole.items()} == tensor_shapes(config)
     assert {tensor.dtype for tensor in whole.values()} == {torch.float16}
     assert [step for step, _ in json.loads(file.with_name("losses.json").read_text())] == [20, STEPS]
-    assert error_of(trainer.load_tiny_decoder(file)) < 0.98 * error_of(untrained())
+    component = decoder_component(file, dtype=torch.float32)
+    assert component.config == asdict(config)
+    torch.manual_seed(0)
+    assert error_of(component.load(torch.device("cpu"))) < 0.98 * error_of(TinyDecoder(config))
     save = trainer.TrainingState.save
 
     def save_and_be_killed(self, path):

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from ...wan.checkpoints.tiny_decoder_file import LATENTS_FIELD, NORMALIZED
 from ...wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from .checkpoint import TrainingState, save_whole, step_generator
 from .clips import SIZE
@@ -96,22 +96,11 @@ def train_tiny_decoder(options: TrainOptions, tiny: TinyOptions) -> tuple[TinyDe
     return decoder.eval().requires_grad_(False), state.losses
 
 
-def load_tiny_decoder(file: Path) -> TinyDecoder:
-    """The mini's decoder from its file, float32.
-
-    Raises:
-        RuntimeError: the file's tensors are not those of a decoder of `WIDTHS`.
-    """
-    decoder = TinyDecoder(TinyDecoderConfig(latent_channels=LATENT_CHANNELS, widths=WIDTHS))
-    decoder.load_state_dict(load_file(file), strict=True)
-    return decoder.eval().requires_grad_(False)
-
-
 def export_tiny_decoder(decoder: TinyDecoder, losses: list[tuple[int, float]], pipeline: Path) -> Path:
     """Write the decoder, float16, into a pipeline's folder, and its losses beside it; returns the file."""
     target = pipeline / FILE
     tensors = {name: tensor.to("cpu", STORED_DTYPE) for name, tensor in decoder.state_dict().items()}
-    save_whole(target, tensors)
+    save_whole(target, tensors, {LATENTS_FIELD: NORMALIZED})
     target.with_name("losses.json").write_text(json.dumps(losses))
     return target
 
