@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import streamblocks_path  # noqa: F401
 import torch
@@ -41,7 +41,7 @@ def measure_decoders(jobs: Sequence[StreamJob], workers: int) -> dict[str, Any]:
     by_vae = list(make_streams(kept, workers))
     in_its_place = [replace(job, decoder=file) for job in kept]
     by_tiny = list(make_streams(in_its_place, workers))
-    decoder = decoder_component(Path(file), dtype=torch.float32).load(torch.device("cpu"))
+    decoder = cast(TinyDecoder, decoder_component(Path(file), dtype=torch.float32).load(torch.device("cpu")))
     outcomes = {VAE: by_vae, SAME_LATENTS: [decoded_again(one, decoder) for one in by_vae], TINY: by_tiny}
     found = {name: _figures(shown, by_vae) for name, shown in outcomes.items()}
     print(f"Decoders, {len(jobs)} captions, blocks 1 to {len(jobs[0].scenes)}; PSNR against the {VAE}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from streamblocks.tools.train_mini.scenes import Scene, plain_caption
 from streamblocks.tools.train_mini.train_tiny_decoder import FILE
 from streamblocks.wan.checkpoints.components import decoder_component
 from streamblocks.wan.steps.decode_step import to_uint8_pictures
+from streamblocks.wan.vae.tiny_decoder import TinyDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "models/mini"
@@ -84,11 +86,11 @@ def test_a_track_turns_the_stream_at_its_block(turning_stream):
 
 def test_the_tiny_decoder_makes_the_vaes_pictures_of_the_same_latents(turning_stream):
     expected, latents = turning_stream
-    decoder = decoder_component(MINI / FILE, dtype=torch.float32).load(torch.device("cpu"))
+    decoder = cast(TinyDecoder, decoder_component(MINI / FILE, dtype=torch.float32).load(torch.device("cpu")))
     past = decoder.empty_past()
     with torch.no_grad():
-        blocks = [to_uint8_pictures(decoder(block, past) * 2.0 - 1.0)[0] for block in latents]
-        alone = to_uint8_pictures(decoder(latents[4]) * 2.0 - 1.0)[0]
+        blocks = [to_uint8_pictures(decoder(block, past).mul(2.0).sub(1.0))[0] for block in latents]
+        alone = to_uint8_pictures(decoder(latents[4]).mul(2.0).sub(1.0))[0]
     assert [len(block) for block in blocks] == [len(block) for block in expected]
     assert min(map(psnr, blocks, expected)) > LEAST_PSNR_DB
     assert psnr(blocks[0][:1], expected[0][:1]) > LEAST_PSNR_DB
