@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import streamblocks_path  # noqa: F401
 import torch
@@ -39,7 +40,7 @@ def main() -> None:
     for name, pieces in (("frames", [1] * BLOCK), ("block", [BLOCK])):
         torch.cuda.reset_peak_memory_stats()
         before, past = torch.cuda.memory_allocated(), decoder.empty_past()
-        took = _milliseconds(lambda pieces=pieces, past=past: _decode(decoder, latents, past, pieces))
+        took = _milliseconds(partial(_decode, decoder, latents, past, pieces))
         peak = torch.cuda.max_memory_allocated() - before
         print(f"{name}: {took:.2f} ms a block of {BLOCK} latent frames, {peak / 1e9:.2f} GB at its largest")
     whole, parts = (

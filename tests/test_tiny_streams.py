@@ -15,6 +15,7 @@ from streamblocks.memory.way_back import FREE_WAY_BACK
 from streamblocks.stream.estimate import estimate_memory
 from streamblocks.stream.going_on import check_recipe
 from streamblocks.stream.materialise import materialise
+from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_point import parse_description
 from streamblocks.stream.saved_stream import SavedStream, describe_saved, read_saved
@@ -135,6 +136,7 @@ def test_the_estimate_counts_the_decoder(tiny_folder, files):
 
     def estimate(decoder):
         pipeline = materialise(Recipe(str(tiny_folder), decoder=decoder, dtype="float32"))
+        assert isinstance(pipeline, BuiltInPipeline)
         return estimate_memory(pipeline.family, pipeline._store.components, settings, AttentionChoice(), CPU), pipeline
 
     own, pipeline = estimate(None)

@@ -187,7 +187,12 @@ class EnlargedConvolution(nn.Conv2d):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """[frames, channels, height, width] to [frames, out channels, 2 * height, 2 * width]."""
-        return super().forward(F.interpolate(frames, scale_factor=2, mode="nearest"))
+        count, channels, height, width = frames.shape
+        shape = (count, channels, 2 * height, 2 * width)
+        enlarged = torch.empty(shape, dtype=frames.dtype, device=frames.device, memory_format=_layout(frames))
+        # A copy: on an H200 torch's own enlarging of channels-last pictures takes three times as long.
+        enlarged.unflatten(3, (width, 2)).unflatten(2, (height, 2)).copy_(frames[:, :, :, None, :, None])
+        return super().forward(enlarged)
 
 
 def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
