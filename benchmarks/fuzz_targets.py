@@ -11,7 +11,7 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
-from fuzz_headers import quantized_seed, read_seed
+from fuzz_headers import Seed, parse_seed, quantized_seed, read_seed
 from fuzz_inputs import (
     LAYOUTS,
     MINI,
@@ -27,6 +27,7 @@ from fuzz_inputs import (
     write_text,
     write_torch,
 )
+from safetensors.torch import save
 
 from streamblocks.checkpoints.checkpoint_error import CheckpointError
 from streamblocks.checkpoints.checkpoint_reading import read_checkpoint
@@ -37,10 +38,16 @@ from streamblocks.memory.cleanup import parse_state_rules
 from streamblocks.stream.known_families import recognise_family
 from streamblocks.stream.prompt_track import PromptTrack
 from streamblocks.wan.checkpoints.causality import causality_notice
-from streamblocks.wan.checkpoints.components import text_encoder_component, transformer_component, vae_component
+from streamblocks.wan.checkpoints.components import (
+    decoder_component,
+    text_encoder_component,
+    transformer_component,
+    vae_component,
+)
 from streamblocks.wan.checkpoints.lora_names import put_loras_on
 from streamblocks.wan.checkpoints.tokenizer import find_tokenizer
 from streamblocks.wan.family import CAUSAL_WAN_21
+from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 
 # Longer messages are no sentences.
 _LONGEST_MESSAGE = 2000
@@ -108,6 +115,17 @@ def _transformer_file(folder: Path) -> object:
 
 def _vae_file(folder: Path) -> object:
     component = vae_component(folder / "vae.safetensors", dtype=torch.bfloat16)
+    component.check()
+    return component.bytes
+
+
+def _tiny_decoder_seed() -> Seed:
+    module = TinyDecoder(TinyDecoderConfig(widths=(16, 12, 8, 8)))
+    return parse_seed(save({name: value.half() for name, value in module.state_dict().items()}))
+
+
+def _decoder_file(folder: Path) -> object:
+    component = decoder_component(folder / "taew2_1.safetensors", dtype=torch.bfloat16)
     component.check()
     return component.bytes
 
@@ -182,6 +200,7 @@ def make_targets() -> list[Target]:
         file_target(
             "vae file", 2, write_header(seeds_of("comfy_wan_vae", "comfy_wan22_vae"), "vae.safetensors"), _vae_file
         ),
+        file_target("tiny decoder file", 2, write_header([_tiny_decoder_seed()], "taew2_1.safetensors"), _decoder_file),
         file_target(
             "text encoder file",
             8,

@@ -120,6 +120,7 @@ def _model_of(recipe: Recipe) -> dict[str, str | None]:
         "revision": recipe.revision,
         "weights": recipe.weights,
         "vae": recipe.vae or recipe.components or recipe.model,
+        "decoder": recipe.decoder,
         # Features of the VAE and keys have the dtype that these two choose.
         "dtype": recipe.dtype,
         "device": recipe.device,
@@ -128,7 +129,8 @@ def _model_of(recipe: Recipe) -> dict[str, str | None]:
 
 def _sources(recipe: Recipe) -> tuple[str | None, ...]:
     """All that `stamp` stands for."""
-    return recipe.model, recipe.components, recipe.vae, recipe.text_encoder, recipe.tokenizer
+    of_vae = recipe.vae, recipe.decoder
+    return recipe.model, recipe.components, *of_vae, recipe.text_encoder, recipe.tokenizer
 
 
 def _shown(value: str | None) -> str:

@@ -63,13 +63,15 @@ class Recipe:
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
         loras: put on the transformer one after another, before it is quantized. Built-in blocks only.
-        stamp: changes with the files of `model`, `components`, `vae`, `text_encoder` and `tokenizer`, so that a
-            replaced checkpoint is loaded anew.
+        stamp: changes with the files of `model`, `components`, `vae`, `text_encoder`, `tokenizer` and `decoder`, so
+            that a replaced checkpoint is loaded anew.
         vae: absolute path of a single file, or of a diffusers folder; None: from `components`. Built-in blocks only.
         text_encoder: like `vae`. Its tokenizer comes from inside the file, or else from `components` or `model`.
         weights: one of `WEIGHT_CHOICES`, of a training checkpoint that holds both; others have no choice. Built-in
             blocks only.
         tokenizer: absolute path of a file that holds one, or of a diffusers folder; None: see `text_encoder`. Built-in
+            blocks only.
+        decoder: absolute path of a single file of what decodes latents in the VAE's place; None: the VAE. Built-in
             blocks only.
     """
 
@@ -89,6 +91,7 @@ class Recipe:
     text_encoder: str | None = None
     weights: str = AVERAGED_WEIGHTS
     tokenizer: str | None = None
+    decoder: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values that can be checked without disk or device.
@@ -101,7 +104,8 @@ class Recipe:
         for name, place in (("model", self.model), ("components", self.components)):
             if place is not None and not is_hub_id(place) and not Path(place).is_absolute():
                 raise ValueError(f"{name} is {place!r}: give an absolute path, or a hub id such as owner/name.")
-        for name, file in (("vae", self.vae), ("text_encoder", self.text_encoder), ("tokenizer", self.tokenizer)):
+        for name in ("vae", "text_encoder", "tokenizer", "decoder"):
+            file = getattr(self, name)
             if file is not None and not Path(file).is_absolute():
                 raise ValueError(f"{name} is {file!r}: give the absolute path of a file.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
@@ -124,6 +128,7 @@ class Recipe:
             ("text_encoder", self.text_encoder, None),
             ("weights", self.weights, AVERAGED_WEIGHTS),
             ("tokenizer", self.tokenizer, None),
+            ("decoder", self.decoder, None),
         ):
             if value != neutral:
                 raise ValueError(

@@ -30,7 +30,7 @@ from streamblocks.stream.start_pictures import StartPictures
 from streamblocks.stream.steering import Steering
 from streamblocks.stream.stream_saver import StreamSaver
 from streamblocks.stream.video_input import VideoInput
-from streamblocks.wan.vae.decoded_again import decode_again, decoder_reach
+from streamblocks.wan.vae.stream_decoder import StreamDecoder
 
 from small_wan import make_components
 
@@ -273,11 +273,12 @@ def test_a_full_disk_is_said_once_and_the_stream_goes_on(recipe, tmp_path, monke
 def test_latents_decoded_again_leave_the_decoder_as_it_was():
     """And one fewer does not, but for what is kept for the first frame's sake."""
     _, vae = make_components()
-    reach = decoder_reach(vae.decoder)
+    decoder = StreamDecoder(vae)
+    reach = decoder.reach
     latents = torch.randn((1, 16, reach + 3, 2, 2), generator=torch.Generator().manual_seed(0))
-    whole = decode_again(vae, latents).features
-    assert equal(decode_again(vae, latents[:, :, -reach:]).features, whole)
-    assert not equal(decode_again(vae, latents[:, :, 3 - reach :]).features, whole)
+    whole = decoder.decode_again(latents).features
+    assert equal(decoder.decode_again(latents[:, :, -reach:]).features, whole)
+    assert not equal(decoder.decode_again(latents[:, :, 3 - reach :]).features, whole)
 
 
 def test_a_snapshot_is_megabytes(recipe):

@@ -10,7 +10,9 @@ from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, 
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ..vae.banded_decoder import DecodeBounds
-from ..vae.streaming_vae import DecoderCache, decode_latent_frame
+from ..vae.stream_decoder import StreamDecoder
+from ..vae.streaming_vae import DecoderCache
+from ..vae.tiny_decoder import TinyDecoder
 from .names import MODEL_NAME
 from .prepare_steps import State
 
@@ -27,8 +29,8 @@ class DecodeBlockStep(ModularPipelineBlocks):
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        """The VAE."""
-        return [ComponentSpec("vae", AutoencoderKLWan)]
+        """The VAE, and what may decode in its place."""
+        return [ComponentSpec("vae", AutoencoderKLWan), ComponentSpec("decoder", TinyDecoder)]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -55,10 +57,11 @@ class DecodeBlockStep(ModularPipelineBlocks):
         block_state = self.get_block_state(state)
         frame_cache: deque[torch.Tensor] = block_state.frame_cache_context
         bounds = DecodeBounds(block_state.decode_bands, block_state.decoder_cache_in_ram)
+        decoder = StreamDecoder.of(components)
         pictures = []
         finite = []
         for latent in block_state.latents.split(1, dim=2):
-            pixels = decode_latent_frame(components.vae, latent, block_state.decoder_cache, bounds)
+            pixels = decoder.decode(latent, block_state.decoder_cache, bounds)
             for frame in pixels.unbind(2)[-(frame_cache.maxlen or 0) :]:
                 # Cloned: a view in the deque would keep all frames of its chunk.
                 frame_cache.append(frame.clone())
