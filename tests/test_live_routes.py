@@ -67,6 +67,8 @@ def test_pictures_come_once_and_late_pages_get_all(opened):
         header, jpegs = stream.page.news().news
         assert header["pictures"] == {
             "block": 3,
+            "first": 0,
+            "end": 20,
             "of": 20,
             "width": 24,
             "height": 16,
