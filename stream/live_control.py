@@ -63,6 +63,9 @@ class Edit:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+_NOTHING = Edit()
+
+
 @dataclass(frozen=True)
 class Allowed:
     """Which edits take effect: "" where one does, else a sentence that says why not, such as a `Refusal`."""
@@ -136,6 +139,11 @@ class LiveControl:
         """What waits for the next block."""
         with self._changed:
             return self._edit
+
+    @property
+    def has_edit(self) -> bool:
+        """Whether anything waits; does not wait for a lock, so it may be asked often."""
+        return self._edit != _NOTHING
 
     @property
     def is_paused(self) -> bool:
