@@ -1,19 +1,21 @@
-"""A block that people change or see while it is made: what it costs, and that it can be made again to the bit."""
+"""Blocks that people see and change while they are made: what that costs, and that it can be made again to the bit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from file_streams import Nobody
 from test_steered_streams import CAT, DOG, place, video_of
 
-from streamblocks.families.kv_policies import RECOMPUTE_KEYS
+from streamblocks.families.kv_policies import KV_INT8, RECOMPUTE_KEYS
 from streamblocks.stream import pipelines
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.keep_frames import KeepFrames
+from streamblocks.stream.live_block import LiveAttempt, LiveBlock
 from streamblocks.stream.live_control import Edit, LiveControl
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
@@ -22,7 +24,9 @@ from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import FrameKeeper
 from streamblocks.stream.steering import Steering
 
-LAYERS, STEPS, PASSES = 2, 3, 4
+# With a pass for the context, under "rolling" for the clean keys, three passes a block.
+BLOCKS, STEPS = 3, 2
+NEW = Edit(prompt=DOG)
 
 
 @pytest.fixture(scope="module")
@@ -32,71 +36,168 @@ def pipeline(tiny_folder):
         yield materialise(Recipe(model=str(tiny_folder)))
 
 
-@dataclass
 class Page(Nobody):
-    """Somebody who watches and steers; `asked[block, layer]` is edited before that layer call of the block's first try.
+    """Somebody who watches and steers: `asked` has edits by block, and by which pass that was begun in it, from 0."""
 
-    Attributes:
-        calls: of layers, by block, within passes.
-        shown: block, place and number of pictures, in the order they came.
-        takes: how often a block was told of.
-    """
-
-    asked: dict[tuple[int, int], Edit] = field(default_factory=dict)
-    most_done: float = 0.75
-    is_watched: bool = True
-    calls: dict[int, int] = field(default_factory=dict)
-    shown: list[tuple[int, int, int]] = field(default_factory=list)
-    parts: list[torch.Tensor] = field(default_factory=list)
-    told: list[int] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.control, self.block = LiveControl(), 0
-        self.passes: list[int] = []
-        self.steering = Steering(
-            self.control, tell=self.tell, show=self.show, is_watched=lambda: self.is_watched, most_done=self.most_done
-        )
+    def __init__(self, asked=None, *, watches=True, **steering):
+        super().__init__()
+        self.asked, self.control, self.block = dict(asked or {}), LiveControl(), -1
+        self.told, self.passes = [], Counter()
+        self.shown, self.parts = [], []
+        self.steering = Steering(self.control, tell=self.tell, show=self.show, is_watched=lambda: watches, **steering)
 
     def tell(self, index, direction):
         self.told.append(index)
         self.block = index
 
-    def show(self, frames, first, of):
-        self.shown.append((self.block, first, of))
-        self.parts.append(frames)
-
-    def before_layer(self, *_):
-        call = self.calls.get(self.block, 0)
-        self.calls[self.block] = call + 1
-        edit = self.asked.pop((self.block, call), None)
+    def before_pass(self, index):
+        edit = self.asked.pop((self.block, self.passes[self.block]), None)
+        self.passes[self.block] += 1
         if edit is not None:
             self.control.edit(edit)
 
-    def before_pass(self, index):
-        self.passes.append(self.block)
-
-    def stream(self, pipeline, blocks=4, policy="recompute", direction=None, **settings):
-        keeper = FrameKeeper(KeepFrames.ALL)
-        settings = StreamSettings(32, 32, blocks=blocks, steps=STEPS, seed=7, kv_policy=policy, **settings)
-        hooks = []
-
-        def before_pass(index):
-            self.before_pass(index)
-            if not hooks:
-                transformer = pipeline.pipe.transformer
-                hooks.extend(layer.register_forward_pre_hook(self.before_layer) for layer in transformer.blocks)
-
-        watcher = Nobody()
-        watcher.before_pass = before_pass
-        try:
-            report = run_stream(
-                pipeline, settings, direction or Direction.of(CAT), [keeper], watcher, steering=self.steering
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return report, keeper.frames()
+    def show(self, frames, first, of):
+        self.shown.append((self.block, first, len(frames), of))
+        self.parts.append(frames)
 
 
-def test_it():
-    pass
+def stream(pipeline, page=None, direction=None, **settings):
+    """Report and pictures of a stream that a page watches, or nobody."""
+    page = page or Page(watches=False)
+    keeper = FrameKeeper(KeepFrames.ALL)
+    made = {"blocks": BLOCKS, "steps": STEPS, "seed": 7, "kv_policy": "recompute"} | settings
+    report = run_stream(
+        pipeline,
+        StreamSettings(32, 32, **made),
+        direction or Direction.of(CAT),
+        [keeper],
+        page,
+        steering=page.steering,
+        keep_stream=True,
+    )
+    return report, keeper.frames()
+
+
+def same_snapshot(one, other):
+    named = one.tensors, other.tensors
+    return named[0].keys() == named[1].keys() and all(torch.equal(named[0][key], named[1][key]) for key in named[0])
+
+
+ROLLING, VIDEO = {"kv_policy": "rolling"}, Edit(strength=0.25)
+# By name: settings, the edit, in which block and pass it comes, and in which block it counts.
+CASES = {
+    "before the context's pass": ({}, NEW, 2, 0, 2),
+    "in the last pass": ({}, NEW, 1, 2, 2),
+    "in the first block": ({}, replace(NEW, attention_bias=0.5), 0, 1, 0),
+    "into keys in 8 bits": (ROLLING | {"kv_format": KV_INT8, "sink_frames": 1}, NEW, 2, 1, 2),
+    "with keys made anew": (ROLLING | {"on_prompt_change": RECOMPUTE_KEYS}, NEW, 2, 1, 2),
+    "before deferred keys are written": (ROLLING | {"fuse_context": True}, NEW, 2, 0, 2),
+    "once deferred keys are written": (ROLLING | {"fuse_context": True, "steps": 3}, NEW, 1, 1, 2),
+    "into a video": (ROLLING, VIDEO, 2, 1, 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_an_early_edit_counts_in_its_block_and_gives_the_same_bits_again(pipeline, case):
+    settings, edit, block, at, counts = case
+    video = video_of() if edit is VIDEO else None
+    page = Page({(block, at): edit})
+    report, edited = stream(pipeline, page, Direction.of(CAT, video=video), **settings)
+    is_early = counts == block
+    assert page.steering.begun_again == is_early and report.by_hand
+    assert page.told == sorted([*range(BLOCKS), *[block] * is_early])
+    track = report.direction.as_track()
+    again = Page(watches=False)
+    played, replayed = stream(
+        pipeline, again, Direction.of("", track=place(track.written(), BLOCKS), video=video), **settings
+    )
+    assert torch.equal(edited, replayed) and same_snapshot(report.snapshot, played.snapshot)
+    # The passes that were begun before the edit was seen, and no others, were for nothing.
+    assert page.passes - again.passes == Counter({block: at + 1} if is_early else {})
+    assert not again.passes - page.passes
+    names = [report.direction.name_of(index) for index in range(BLOCKS)]
+    strengths = [report.direction.strength_of(index) for index in range(BLOCKS)]
+    if edit is VIDEO:
+        assert strengths == [0.5] * counts + [0.25] * (BLOCKS - counts)
+    else:
+        assert names == [CAT] * counts + [DOG] * (BLOCKS - counts)
+
+
+def test_a_block_is_begun_again_once_however_often_it_is_edited(pipeline):
+    asked = {(block, at): Edit(attention_bias=0.3 + 0.01 * (10 * block + at)) for block in (1, 2) for at in range(6)}
+    page = Page(asked)
+    stream(pipeline, page)
+    assert page.steering.begun_again == 2
+    assert page.told == [0, 1, 1, 2, 2] and [page.passes[block] for block in range(BLOCKS)] == [2, 4, 4]
+
+
+def test_a_cut_is_begun_again_as_a_cut(pipeline):
+    planned = f"0: {CAT}\n2 cut: a bird"
+    page = Page({(2, 1): NEW})
+    report, edited = stream(pipeline, page, Direction.of("", track=place(planned, BLOCKS)))
+    assert page.steering.begun_again == 1 and report.direction.prompt_of(2).cut
+    track = report.direction.as_track().written()
+    _, replayed = stream(pipeline, direction=Direction.of("", track=place(track, BLOCKS)))
+    assert torch.equal(edited, replayed)
+
+
+@pytest.mark.parametrize("why", ["nobody watches", "it is off", "unknown blocks", "stale keys"])
+def test_otherwise_an_edit_counts_in_the_next_block(pipeline, monkeypatch, why):
+    asked, settings, direction = {(1, 0): NEW}, {}, None
+    page = Page(asked, watches=why != "nobody watches", **({"most_done": 0.0} if why == "it is off" else {}))
+    if why == "unknown blocks":
+        monkeypatch.setattr(type(pipeline.saving), "can_make_again", False)
+    elif why == "stale keys":
+        settings = ROLLING | {"on_prompt_change": RECOMPUTE_KEYS}
+        direction = Direction.of("", track=place(f"0: {CAT}\n1: a bird", BLOCKS))
+    report, _ = stream(pipeline, page, direction, **settings)
+    assert page.steering.begun_again == 0 and page.told == [0, 1, 2]
+    assert report.direction.name_of(1) != DOG and report.direction.name_of(2) == DOG
+    assert bool(page.shown) == (why != "nobody watches")
+
+
+def test_pictures_are_shown_latent_frame_by_latent_frame(pipeline):
+    page = Page()
+    _, frames = stream(pipeline, page)
+    first = [(0, 0, 1, 9), (0, 1, 4, 9), (0, 5, 4, 9)]
+    assert page.shown == first + [(block, at, 4, 12) for block in range(1, BLOCKS) for at in (0, 4, 8)]
+    _, unseen = stream(pipeline)
+    assert torch.equal(torch.cat(page.parts), frames) and torch.equal(frames, unseen)
+
+
+def test_pictures_that_are_not_finite_are_not_shown(pipeline, monkeypatch):
+    from streamblocks.wan.steps import decode_step
+
+    decode, page, made = decode_step.decode_latent_frame, Page(), []
+
+    def spoil(*arguments):
+        made.append(None)
+        pixels = decode(*arguments)
+        return pixels * float("nan") if len(made) == 5 else pixels
+
+    monkeypatch.setattr(decode_step, "decode_latent_frame", spoil)
+    report, frames = stream(pipeline, page)
+    assert report.blocks_made == 1 and len(frames) == 9
+    assert page.shown[3:] == [(1, 0, 4, 12), (1, 8, 4, 12)]
+
+
+def test_an_edit_is_seen_before_the_next_layer(pipeline):
+    """Of three passes of two layers, up to three quarters; not while the prompt's keys are made."""
+    transformer = pipeline.pipe.transformer
+    seen = []
+    block = LiveBlock(is_edited=lambda: bool(seen.append(None)))
+    attempt = LiveAttempt(block, {}, pipeline, StreamSettings(steps=2))
+    nothing = torch.zeros(1, 0, 8)
+    with attempt.watched():
+        for layer in attempt._layers:
+            for hook in layer._forward_pre_hooks.values():
+                hook(layer, (nothing,))
+        assert seen == []
+        for _ in range(3):
+            for hook in transformer._forward_pre_hooks.values():
+                hook(transformer, ())
+            for layer in attempt._layers:
+                for hook in layer._forward_pre_hooks.values():
+                    hook(layer, ())
+    assert len(attempt._layers) == 2 and len(seen) == 4 and not attempt.is_given_up
+    assert not transformer._forward_pre_hooks and not transformer._forward_hooks
