@@ -5,8 +5,8 @@
 Three streams of each model, one behind the other in one run: as it was (whole blocks, edits taken between two blocks),
 with pictures shown as they are decoded, and with blocks begun again for an edit that comes early in them. A fourth has
 nobody who watches, and says what watching costs. The edit is put into the stream's `LiveControl`, where the server's
-route puts it; its picture counts when a page that asks `LiveNews` gets it, and once more when it is a JPEG. Each edit is
-a prompt that was not known; with `--text-encoder` the encoder is on the card and encodes it, else its embeddings are
+route puts it; its picture counts when a page that asks `LiveNews` gets it, and once more when it is a JPEG. Each edit
+is a prompt that was not known; with `--text-encoder` the encoder is on the card and encodes it, else its embeddings are
 drawn. On a CPU, in a minute: `--sizes tiny --device cpu --resolution 32x32 --steps 24` (the tiny model decodes for as
 long as 20 of its passes take).
 """
@@ -27,7 +27,6 @@ import torch
 from compiled_blocks import compiled
 from edited_stream import EditedStream, Mode
 from floors import device_of
-from full_size import describe_environment
 from full_size_models import SIZES
 from live_random_pipeline import LiveRandomPipeline
 from random_pipeline import PipelineOptions
@@ -37,6 +36,8 @@ from streamblocks.families.kv_policies import KV_POLICIES, RECOMPUTE
 from streamblocks.memory.cleanup import release_cached_memory
 from streamblocks.stream.live_block import MOST_DONE
 from streamblocks.stream.settings import StreamSettings
+
+from full_size import describe_environment
 
 _UNWATCHED_BLOCKS = 14
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
+from functools import partial
 from statistics import median
 from threading import Condition, Thread
 
@@ -24,7 +25,6 @@ from streamblocks.stream.steering import Steering
 
 # The window has slid and everything is compiled; blocks that are alike tell a block's time.
 FIRST_STEADY_BLOCK = 3
-_FPS = Fraction(16)
 _SECONDS_TO_WAIT = 120.0
 
 
@@ -86,9 +86,8 @@ class EditedStream:
         self._began: dict[int, float] = {}
         self._prompts: dict[int, str] = {}
         self._seen: dict[int, tuple[float, float]] = {}
-        self._version_told = 0
-        self._block = self._blocks_done = 0
-        self._is_over = False
+        self._has_news = self._is_over = False
+        self._block = 0
         self._block_ended = 0.0
 
     def run(self) -> None:
@@ -135,9 +134,6 @@ class EditedStream:
         if block.index > FIRST_STEADY_BLOCK and self._prompts[block.index] == known:
             self.block_seconds.append(now - self._block_ended)
         self._block_ended = now
-        with self._changed:
-            self._blocks_done = block.index + 1
-            self._changed.notify_all()
 
     def write(self, frames: torch.Tensor) -> None:
         """Show a whole block, as the node does."""
@@ -158,19 +154,19 @@ class EditedStream:
 
     def _wake(self) -> None:
         with self._changed:
-            self._version_told += 1
+            self._has_news = True
             self._changed.notify_all()
 
     # A page, and somebody who edits, each in a thread.
 
     def _watch(self) -> None:
-        told, block, pictures = 0, -1, 0
+        block, pictures = -1, 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._version_told > told or self._is_over)
+                self._changed.wait_for(lambda: self._has_news or self._is_over)
                 if self._is_over:
                     return
-                told = self._version_told
+                self._has_news = False
             page = self._news.since(block, pictures=pictures if self.mode.parts else None)
             if page.pictures is None:
                 continue
@@ -187,13 +183,13 @@ class EditedStream:
         for number in range(self.edits):
             # A whole block that nobody edits lies between two edits.
             start = max(FIRST_STEADY_BLOCK + 2, self._block + 2)
-            if not self._wait(lambda start=start: start in self._began):
+            if not self._wait(partial(self._began.__contains__, start)):
                 return
             phase = chance.random()
             time.sleep(max(0.0, self._began[start] + phase * self.block_time - time.perf_counter()))
             prompt, came_in, posted = f"edit {number}", self._block, time.perf_counter()
             self._control.edit(Edit(prompt=prompt))
-            if not self._wait(lambda prompt=prompt: self._follower(prompt) in self._seen):
+            if not self._wait(partial(self._is_seen, prompt)):
                 return
             follower = self._follower(prompt)
             there, encoded = self._seen[follower]
@@ -201,11 +197,14 @@ class EditedStream:
             self.made.append(MadeEdit(phase, there - posted, encoded - posted, follower - came_in))
         self._control.stop()
 
+    def _is_seen(self, prompt: str) -> bool:
+        return self._follower(prompt) in self._seen
+
     def _follower(self, prompt: str) -> int:
         """The block that follows an edit; -1 where none has begun."""
         return next((block for block, shown in list(self._prompts.items()) if shown == prompt), -1)
 
-    def _wait(self, holds: object) -> bool:
+    def _wait(self, holds: Callable[[], bool]) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or holds(), _SECONDS_TO_WAIT)  # type: ignore[operator]
+            self._changed.wait_for(lambda: self._is_over or holds(), _SECONDS_TO_WAIT)
             return not self._is_over
