@@ -42,7 +42,7 @@ class EditRefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Edit:
-    """New values from the next block on; None leaves a value as it is.
+    """New values from the next block on, or from the one being made, begun again; None leaves a value as it is.
 
     Attributes:
         prompt: taken as it is, not mixed.
@@ -81,7 +81,7 @@ class Allowed:
 
 
 class LiveControl:
-    """A mailbox between whoever steers and the stream, which looks into it between two blocks.
+    """A mailbox between whoever steers and the stream, which looks into it between two blocks, and early in one.
 
     All methods may be called from any thread; none but `wait_while_paused` waits.
     """
@@ -106,7 +106,7 @@ class LiveControl:
             )
 
     def edit(self, edit: Edit) -> None:
-        """Have values changed from the next block on; they replace those that wait.
+        """Have values changed, see `Edit`; they replace those that wait.
 
         Raises:
             EditRefusedError: one of them would have no effect; none is taken.
@@ -136,7 +136,7 @@ class LiveControl:
 
     @property
     def pending(self) -> Edit:
-        """What waits for the next block."""
+        """What waits."""
         with self._changed:
             return self._edit
 

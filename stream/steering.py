@@ -15,7 +15,7 @@ def _nothing(*_: object) -> None:
 
 
 class Steering:
-    """Applies what a `LiveControl` was asked, between two blocks.
+    """Applies what a `LiveControl` was asked, between two blocks or by beginning one again.
 
     Args:
         control: filled by whoever steers; None changes nothing.

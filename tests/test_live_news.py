@@ -187,6 +187,7 @@ def test_a_block_comes_in_parts_to_pages_that_take_them(encodings):
     assert parts_of(news.since(block=1, pictures=12)) == []
     assert parts_of(news.since(block=0)) == [(1, 0, 12)] and encodings == []
     page = news.since(block=0, pictures=9)
+    assert page.pictures is not None
     assert [len(part.encoded().jpegs) for part in (page.pictures, *page.more)] == [4, 4, 4] and encodings == [4, 4, 4]
     # A block that is not shown in parts takes the place of one that was.
     news.show_block(frames, block=2)
