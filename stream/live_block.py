@@ -14,7 +14,6 @@ from torch import nn
 from .block_prompt import BlockPrompt
 from .settings import StreamSettings
 from .stream_pipeline import StreamPipeline
-from .text_before import KEYS_ARE_STALE
 
 # Called with pictures of the block that is being decoded, uint8 [F, height, width, 3] on the CPU and not to be written
 # to, the place of the first of them in the block, and how many the block has.
@@ -85,7 +84,7 @@ class LiveAttempt:
         self._keys = state.get("kv_cache")
         self._deferred = getattr(self._keys, "deferred", None)
         # Stale keys of the past are computed anew, with the prompt that the block was begun with.
-        self._can_undo = pipeline.saving.can_make_again and not state.get(KEYS_ARE_STALE)
+        self._can_undo = pipeline.saving.can_make_again and not state.get("keys_are_stale")
         self._most = int(block.most_done * settings.passes_per_block * len(self._layers))
         self._done = 0
         self._in_pass = False

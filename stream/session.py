@@ -32,7 +32,6 @@ from .shortages import Shortages
 from .snapshot import StreamSnapshot
 from .state import StreamState
 from .stream_pipeline import StreamPipeline
-from .text_before import KEYS_ARE_STALE, TextBefore
 
 __all__ = ("BlockFailedError", "Session", "StreamBlock")
 
@@ -181,10 +180,10 @@ class Session:
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
         self._inputs = inputs or {}
         self._last_prompt = None
-        text = TextBefore.note(self._state.values, None if self._going_on is None else self._going_on.prompt)
-        while not self._try_block(shown, text, live):
+        # Embeddings may be given to a stream whose past had a prompt.
+        before = self._state.get("encoded_prompt") if self._going_on is None else self._going_on.prompt
+        while not self._try_block(shown, before, live):
             shown, self._inputs, live = live.begin_again()
-            text.put_back(self._state.values)
         values = self._state.values
         check_finite(values, self.next_block, self.pipeline.explain_not_finite)
         frames = self._shortages.survive(self.next_block, _PICTURES, lambda: take_frames(values, self.next_block))
@@ -203,10 +202,10 @@ class Session:
         self._kept.block_made(self._state.values, self.settings.frames_per_block)
         return block
 
-    def _try_block(self, shown: BlockPrompt, text: TextBefore, live: LiveBlock) -> bool:
-        """Call the pipeline for the block, with all that it needs; False where it is wanted otherwise now."""
+    def _try_block(self, shown: BlockPrompt, before: str | None, live: LiveBlock) -> bool:
+        """Call the pipeline for the block behind one of the prompt `before`; False where it is wanted otherwise now."""
         survive = partial(self._shortages.survive, self.next_block)
-        survive("text_encoder", lambda: self._encode(shown, text), of_text=True)
+        survive("text_encoder", lambda: self._encode(shown, before), of_text=True)
         survive("past", self._take_up_past)
         # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
         # goes through all its models and may empty the cache.
@@ -324,12 +323,13 @@ class Session:
         self._first_of_scene = self._blocks_made
         self._kept.begin_afresh()
 
-    def _encode(self, prompt: BlockPrompt, before: TextBefore) -> None:
+    def _encode(self, prompt: BlockPrompt, before: str | None) -> None:
         worked = self._prompts.put(self._state, prompt)
         has_past = self._blocks_made > self._first_of_scene or bool(self._state.get("stream_position"))
-        recomputes = self.settings.on_prompt_change == RECOMPUTE_KEYS and KEYS_ARE_STALE in self._expected_inputs
-        if before.has_gone(prompt) and has_past and recomputes:
-            self._state.values[KEYS_ARE_STALE] = True
+        recomputes = self.settings.on_prompt_change == RECOMPUTE_KEYS and "keys_are_stale" in self._expected_inputs
+        # Not at each step of a transition, but behind it.
+        if before not in (None, prompt.name) and prompt.coming_from is None and has_past and recomputes:
+            self._state.values["keys_are_stale"] = True
         # Most blocks have the previous block's prompt: nothing ran, so nothing is recorded.
         if worked:
             self.recorder.add("text encode", "prompt changed" if self.next_block else "")

@@ -136,13 +136,22 @@ def test_a_block_is_begun_again_once_however_often_it_is_edited(pipeline):
     assert page.told == [0, 1, 1, 2, 2] and [page.passes[block] for block in range(BLOCKS)] == [2, 4, 4]
 
 
-def test_a_cut_is_begun_again_as_a_cut(pipeline):
-    planned = f"0: {CAT}\n2 cut: a bird"
-    page = Page({(2, 1): NEW})
-    report, edited = stream(pipeline, page, Direction.of("", track=place(planned, BLOCKS)))
-    assert page.steering.begun_again == 1 and report.direction.prompt_of(2).cut
-    track = report.direction.as_track().written()
-    _, replayed = stream(pipeline, direction=Direction.of("", track=place(track, BLOCKS)))
+PLANNED = {
+    "a cut stays a cut": (f"0: {CAT}\n2 cut: a bird", 2, DOG, [CAT, CAT, DOG]),
+    # The keys of the past are not made anew: its prompt has not gone.
+    "a transition that is taken back": (f"0: {CAT}\n1->3: a bird", 1, CAT, [CAT, CAT, CAT]),
+}
+
+
+@pytest.mark.parametrize("planned", PLANNED.values(), ids=PLANNED)
+def test_what_was_planned_for_the_block_counts_as_in_a_replay(pipeline, planned):
+    track, block, prompt, names = planned
+    page, settings = Page({(block, 1): Edit(prompt=prompt)}), ROLLING | {"on_prompt_change": RECOMPUTE_KEYS}
+    report, edited = stream(pipeline, page, Direction.of("", track=place(track, BLOCKS)), **settings)
+    assert page.steering.begun_again == 1 and report.direction.prompt_of(block).cut == ("cut" in track)
+    assert [report.direction.name_of(index) for index in range(BLOCKS)] == names
+    applied = report.direction.as_track().written()
+    _, replayed = stream(pipeline, direction=Direction.of("", track=place(applied, BLOCKS)), **settings)
     assert torch.equal(edited, replayed)
 
 
