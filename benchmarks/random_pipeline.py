@@ -137,10 +137,10 @@ class RandomPipeline:
             setattr(self.pipe, name, None)
 
     @torch.no_grad()
-    def embed_prompt(self) -> torch.Tensor:
-        """[1, 512, text_dim], zero after the prompt's end; by the text encoder where there is one."""
+    def embed_prompt(self, seed: int = 1) -> torch.Tensor:
+        """[1, 512, text_dim] of random words, zero after the prompt's end; by the text encoder where there is one."""
         encoder = getattr(self.pipe, "text_encoder", None)
-        generator = torch.Generator(self.device).manual_seed(1)
+        generator = torch.Generator(self.device).manual_seed(seed)
         embeds = torch.zeros(1, DEFAULT_TEXT_TOKENS, self.text_dim, device=self.device, dtype=self.options.dtype)
         if encoder is None:
             shape = (1, _PROMPT_TOKENS, self.text_dim)
