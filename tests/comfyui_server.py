@@ -168,6 +168,13 @@ class ComfyUIServer:
             self._log.close()
             self._log = None
 
+    def kill(self) -> None:
+        """End the process as a crash does, and wait for it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self.stop()
+
     def log_text(self) -> str:
         """Everything ComfyUI has printed so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -248,6 +255,8 @@ class ComfyUIServer:
 
 def _link(link: Path, source: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
+    # Another server's, before it ended.
+    link.unlink(missing_ok=True)
     link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
 
 
