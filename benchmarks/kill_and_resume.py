@@ -242,15 +242,20 @@ def main() -> int:
     equal = 0
     with tempfile.TemporaryDirectory() as folder:
         trial = (ServerTrial if arguments.comfyui else Trial)(Path(folder), arguments)
-        for index in range(arguments.runs):
-            began = time.monotonic()
-            wrong = list(trial.run(index))
-            equal += not wrong
-            if not arguments.json:
-                print(f"run {index}: {'equal' if not wrong else 'wrong'}, {time.monotonic() - began:.0f} s", flush=True)
-            for sentence in wrong:
-                print(sentence, file=sys.stderr)
-        trial.stop()
+        try:
+            for index in range(arguments.runs):
+                began = time.monotonic()
+                wrong = list(trial.run(index))
+                equal += not wrong
+                if not arguments.json:
+                    print(
+                        f"run {index}: {'equal' if not wrong else 'wrong'}, {time.monotonic() - began:.0f} s",
+                        flush=True,
+                    )
+                for sentence in wrong:
+                    print(sentence, file=sys.stderr)
+        finally:
+            trial.stop()
         if equal < arguments.runs:
             print(trial.errors()[-4000:], file=sys.stderr)
     print(trial.killed_so(), file=sys.stderr)

@@ -15,7 +15,6 @@ from typing import Any
 import streamblocks_path
 from killed_prompt import (
     BLOCKS,
-    LOADER,
     MODEL,
     NEW,
     RESUMED,
@@ -110,8 +109,8 @@ class ServerTrial:
         )
 
     def _started(self) -> ComfyUIServer:
-        server = ComfyUIServer(self._base, packs={"StreamBlocks": streamblocks_path.ROOT}, models={MODEL: self._model})
-        return server.__enter__()
+        packs, models = {"StreamBlocks": streamblocks_path.ROOT}, {MODEL: self._model}
+        return ComfyUIServer(self._base, packs, models, boot_timeout=_PATIENCE).__enter__()
 
     def _kill(self, index: int) -> None:
         self._server.kill()
@@ -120,8 +119,8 @@ class ServerTrial:
         # A folder without a snapshot may be of an earlier run.
         resumable = [folder for folder in folders if any(folder.glob("*.safetensors"))]
         self.in_stream += bool(resumable)
-        made = [(folder / "video.mp4").read_bytes().count(b"moof") for folder in resumable]
-        self._moments.append(f"run {index}: {made[0] if made else 'no'} blocks")
+        made = max((_blocks_in(folder / "video.mp4") for folder in resumable), default=0)
+        self._moments.append(f"run {index}: {made} blocks")
         self._server = self._started()
 
     def _await_moment(self, queued: str, began: float, seconds: float) -> None:
@@ -130,34 +129,40 @@ class ServerTrial:
         Args:
             queued: the prompt.
             began: when it was queued, seconds since 1970.
-            seconds: that the stream takes behind its first block.
+            seconds: that a block takes.
         """
         if self._random.random() < _WHILE_LOADING:
             time.sleep(self._random.uniform(0.0, 2.0))
             return
-        while not self._grows(began) and not self._server.get(f"/history/{queued}"):
+        saved = self._blocks_saved()
+        target = self._random.uniform(saved + 1, BLOCKS)
+        while self._blocks_made(began) < int(target) and not self._server.get(f"/history/{queued}"):
             time.sleep(0.02)
-        time.sleep(self._random.uniform(0.0, 1.0) * seconds * (1 - self._share_saved()))
+        time.sleep(target % 1 * seconds)
 
-    def _grows(self, began: float) -> bool:
-        """Whether a block was made since then."""
+    def _blocks_made(self, began: float) -> int:
+        """Blocks in the file that has grown since `began`."""
         files = [*self._unfinished().glob("*/video.mp4"), *(self._base / "temp").glob("streamblocks*.mp4")]
-        return any(path.stat().st_mtime > began for path in files)
+        try:
+            return max((_blocks_in(path) for path in files if path.stat().st_mtime > began), default=0)
+        except FileNotFoundError:
+            # Finished meanwhile.
+            return BLOCKS
 
-    def _share_saved(self) -> float:
+    def _blocks_saved(self) -> int:
         saved = [int(path.stem.removeprefix("block_")) for path in self._unfinished().glob("*/block_*.safetensors")]
-        return max(saved, default=0) / BLOCKS
+        return max(saved, default=0)
 
     def _made_whole(self, scenario: tuple[str, bool]) -> tuple[list[str], float]:
-        """Digests of the stream that is never stopped, made once, without saves; and how many seconds it takes."""
+        """Digests of the stream that is never stopped, made once, without saves; and the seconds of a block."""
         if scenario not in self._whole:
             name, began = f"whole_{scenario[0]}_{scenario[1]}", time.time()
             queued = self._server.queue(self._prompt(name, scenario, NEW, 0))
-            while not self._grows(began) and not self._server.get(f"/history/{queued}"):
+            while not self._blocks_made(began) and not self._server.get(f"/history/{queued}"):
                 time.sleep(0.02)
             first = time.monotonic()
             entry = self._server.wait(queued, _PATIENCE)
-            self._whole[scenario] = decoded_digests(self._file(entry)), time.monotonic() - first
+            self._whole[scenario] = decoded_digests(self._file(entry)), (time.monotonic() - first) / BLOCKS
         return self._whole[scenario]
 
     def _prompt(self, name: str, scenario: tuple[str, bool], resume: str, save_every: int) -> dict[str, Any]:
@@ -166,12 +171,14 @@ class ServerTrial:
             "name": name, "policy": policy, "video": INPUT if video else "", "blocks": BLOCKS, "seed": SEED,
             "save_every": save_every, "resume": resume,
         }  # fmt: skip
-        of_loader = self._server.get(f"/object_info/{LOADER}")[LOADER]["input"]["required"]
-        made = prompt_of(request, defaults_of(of_loader))
+        made = prompt_of(request, self._defaults)
         if video:
             made[VIDEO] = {"class_type": "LoadVideo", "inputs": {"file": INPUT}}
         made[SHOWN] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 2]}}
         return made
+
+    def _defaults(self, node: str) -> dict[str, Any]:
+        return defaults_of(self._server.get(f"/object_info/{node}")[node]["input"]["required"])
 
     def _file(self, entry: dict[str, Any]) -> Path:
         (video,) = [path for path in self._server.output_files(entry) if path.suffix == ".mp4"]
@@ -179,3 +186,7 @@ class ServerTrial:
 
     def _unfinished(self) -> Path:
         return self._base / "output/streamblocks/unfinished"
+
+
+def _blocks_in(growing: Path) -> int:
+    return growing.read_bytes().count(b"moof")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ def defaults_of(required: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options["default"] for name, options in given.items() if "default" in options}
 
 
-def prompt_of(request: Mapping[str, Any], of_loader: Mapping[str, Any]) -> dict[str, Any]:
+def prompt_of(request: Mapping[str, Any], defaults: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
     """The prompt of a request, but for the node with its input video.
 
     Args:
         request: with `name`, `policy`, `video`, `blocks`, `seed`, `save_every` and `resume`.
-        of_loader: defaults of the loader's inputs.
+        defaults: the default values of a node's inputs, by its class.
     """
     sampler = {
+        **defaults(SAMPLER),
         "pipeline": ["1", 0], "prompt": "a red circle", "seed": request["seed"], "blocks": request["blocks"],
         "width": 32, "height": 32, "steps": 2, "shift": 0, "kv_policy": request["policy"], "context_frames": 0,
         "sink_frames": -1, "attention_bias": 0, "fps": 0, "cleanup": "never", "keep_frames": "none",
@@ -43,7 +44,7 @@ def prompt_of(request: Mapping[str, Any], of_loader: Mapping[str, Any]) -> dict[
     }  # fmt: skip
     if request["video"]:
         sampler["video"] = [VIDEO, 0]
-    loader = {**of_loader, "model": MODEL, "dtype": "float32", "device": "cpu"}
+    loader = {**defaults(LOADER), "model": MODEL, "dtype": "float32", "device": "cpu"}
     return {
         "1": {"class_type": LOADER, "inputs": loader},
         "3": {"class_type": SAMPLER, "inputs": sampler},

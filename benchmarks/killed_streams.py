@@ -72,7 +72,7 @@ def defaults(class_type: str) -> dict[str, Any]:
 
 def graph(request: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt of a request."""
-    made = prompt_of(request, defaults(LOADER))
+    made = prompt_of(request, defaults)
     if request["video"]:
         made[VIDEO] = {"class_type": SHOWN, "inputs": {"path": request["video"]}}
     return made

@@ -83,6 +83,7 @@ class ComfyUIServer:
     settings: Mapping[str, object] = field(default_factory=dict)
     extra_args: Sequence[str] = ()
     port: int = field(default_factory=free_port)
+    boot_timeout: float = BOOT_TIMEOUT
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _log: IO[bytes] | None = field(default=None, init=False)
 
@@ -138,7 +139,7 @@ class ComfyUIServer:
         )
 
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + BOOT_TIMEOUT
+        deadline = time.monotonic() + self.boot_timeout
         while time.monotonic() < deadline:
             self._raise_if_dead()
             try:
@@ -147,7 +148,7 @@ class ComfyUIServer:
                 time.sleep(0.25)
             else:
                 return
-        raise ComfyUIError(f"ComfyUI did not answer within {BOOT_TIMEOUT:.0f} s.\n{self.log_tail()}")
+        raise ComfyUIError(f"ComfyUI did not answer within {self.boot_timeout:.0f} s.\n{self.log_tail()}")
 
     def _raise_if_dead(self) -> None:
         if self._process is None or self._process.poll() is not None:
