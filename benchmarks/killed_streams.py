@@ -6,6 +6,7 @@ takes seconds to make, and nothing of a stream: no model is loaded, and no strea
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -93,6 +94,8 @@ class Streams:
         self.live_run = self._module(f"{pack}.nodes.live_run")
         for name in ("nodes.stream_run", "wan.steps.causal_wan_blocks", "wan.vae.streaming_vae"):
             self._module(f"{pack}.{name}")
+        # How much memory a stream takes, found out by rehearsing one, is most of a small stream's time.
+        self._module(f"{pack}.wan.rehearsal").rehearse_streaming_bytes = lambda *_: 0
         folder = base / "models" / MODEL
         if not folder.exists():
             self._module(f"{pack}.wan.tiny_model").write_tiny_model(folder)
@@ -130,6 +133,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     streams = Streams(Path(sys.argv[1]))
+    # Forks collect their own garbage only: what imports have made would be copied for each of them.
+    gc.collect()
+    gc.freeze()
     # Told apart from what libraries print.
     print("READY", flush=True)
     while line := sys.stdin.readline():
