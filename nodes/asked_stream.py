@@ -17,6 +17,7 @@ _COMPARED = (
     "on_prompt_change",
 )  # fmt: skip
 _OF_PICTURES = ("strength", "fit", "video_end")
+_CONNECTED = ("start", "video", "track", "live", "conditioning", "go_on_from")
 # Longer ones are cut, and a digest of all follows.
 _LONGEST = 100
 
@@ -37,7 +38,7 @@ def asked_of(values: SamplerValues, pictures: ConnectedPictures) -> str:
     for name, value in (("track", values.track), ("live", values.live)):
         if value is not None:
             asked[name] = _short(repr(value))
-    asked |= {name: True for name in ("conditioning", "go_on_from") if getattr(values, name) is not None}
+    asked |= {name: True for name in _CONNECTED[-2:] if getattr(values, name) is not None}
     return json.dumps(asked)
 
 
@@ -52,7 +53,8 @@ def difference(known: str, asked: str) -> str:
         before, now = json.loads(known or "{}"), json.loads(asked)
         if not before:
             return ""
-        names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+        known_names = dict.fromkeys((*now, *_OF_PICTURES, *_CONNECTED))
+        names = [name for name in known_names if before.get(name) != now.get(name)]
     except (ValueError, TypeError, AttributeError, RecursionError):
         return "what was asked of it cannot be read"
     return "; ".join(f"its {name} is {_shown(before.get(name))}, here {_shown(now.get(name))}" for name in names[:3])

@@ -165,6 +165,7 @@ class RunSaving:
         return folder
 
     def _find(self, recipe: Recipe, keep_all: bool) -> None:
+        other = ""
         for folder in saved_folders(host.output_folder() / UNFINISHED_STREAMS):
             point = folder.point()
             if point is None or (point.node, point.workflow) != (self._node, self._workflow):
@@ -172,7 +173,8 @@ class RunSaving:
             # Without a workflow, a node's id is that of any prompt.
             differs = "" if self._workflow else difference(point.asked, self._asked)
             if differs:
-                self.notices.append(
+                # The newest one of those that are others.
+                other = other or (
                     f"resume: the unfinished stream in {folder.path} is another one ({differs}): it was left as it is."
                 )
             elif not folder.claim():
@@ -183,6 +185,7 @@ class RunSaving:
             else:
                 self._take_or_leave(folder, recipe, keep_all)
                 return
+        self.notices += [other] if other else []
 
     def _take_or_leave(self, folder: SavedFolder, recipe: Recipe, keep_all: bool) -> None:
         try:
