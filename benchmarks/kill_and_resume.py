@@ -141,6 +141,7 @@ class Trial:
         self.nursery = Nursery(base)
         self.random = random.Random(arguments.seed)
         self.kills, self.fresh, self.save_every = arguments.kills, arguments.fresh, arguments.save_every
+        self.large_saves = arguments.large_saves
         self.killed = self.in_stream = self.went_on = 0
         self._whole: dict[tuple[str, bool], tuple[Log, float]] = {}
         write_input(base / "input.mp4")
@@ -152,6 +153,7 @@ class Trial:
         return {
             "name": name, "policy": policy, "video": str(self.base / "input.mp4") if video else "", "blocks": BLOCKS,
             "seed": SEED, "save_every": save_every, "resume": resume, "log": str(self.base / f"{name}.log"),
+            "large_saves": self.large_saves,
         }  # fmt: skip
 
     def whole(self, scenario: tuple[str, bool]) -> tuple[Log, float]:
@@ -236,6 +238,7 @@ def main() -> int:
     parser.add_argument("--save-every", type=int, default=3, help="blocks")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--fresh", action="store_true", help="import everything anew after each kill (seconds each)")
+    parser.add_argument("--large-saves", action="store_true", help="write saves beside the stream, as large ones are")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--comfyui", action="store_true", help="kill a real ComfyUI (minutes)")
     arguments = parser.parse_args()

@@ -94,6 +94,7 @@ class Streams:
         self.live_run = self._module(f"{pack}.nodes.live_run")
         for name in ("nodes.stream_run", "wan.steps.causal_wan_blocks", "wan.vae.streaming_vae"):
             self._module(f"{pack}.{name}")
+        self.snapshot_writing = self._module(f"{pack}.stream.snapshot_writing")
         # How much memory a stream takes, found out by rehearsing one, is most of a small stream's time.
         self._module(f"{pack}.wan.rehearsal").rehearse_streaming_bytes = lambda *_: 0
         folder = base / "models" / MODEL
@@ -105,6 +106,8 @@ class Streams:
         # As ComfyUI does when it starts.
         shutil.rmtree(self.host.temp, ignore_errors=True)
         self.host.temp.mkdir(parents=True)
+        if request["large_saves"]:
+            self.snapshot_writing.LARGE_BYTES = 0
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         write = self.live_run.LiveRun.write
 
