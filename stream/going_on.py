@@ -23,7 +23,7 @@ def check_recipe(snapshot: StreamSnapshot, recipe: Recipe) -> None:
     LoRAs, quantization, attention backend, compilation and the text encoder's files may differ: as with a new prompt,
     they change what is made from here on. Under "rolling", keys of before stay in the window until they leave it.
     """
-    known, wanted = _model_of(snapshot.recipe), _model_of(recipe)
+    known, wanted = model_of(snapshot.recipe), model_of(recipe)
     for name, value in known.items():
         if wanted[name] != value:
             raise ValueError(
@@ -112,8 +112,8 @@ def _check_context(snapshot: StreamSnapshot, settings: StreamSettings) -> None:
         )
 
 
-def _model_of(recipe: Recipe) -> dict[str, str | None]:
-    """What may not differ."""
+def model_of(recipe: Recipe) -> dict[str, str | None]:
+    """Of a recipe, what may not differ between a stream and what goes on with it."""
     return {
         "blocks": recipe.blocks,
         "model": recipe.model,

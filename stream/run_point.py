@@ -51,6 +51,7 @@ class RunPoint:
         node: the execution id of the sampler's node; "" outside of a prompt.
         workflow: the page's id of the workflow; "" outside of a page.
         saved: seconds since 1970.
+        asked: what the prompt asked for, as text of whoever ran it; "" where nobody said.
     """
 
     blocks: int
@@ -65,6 +66,7 @@ class RunPoint:
     node: str
     workflow: str
     saved: float
+    asked: str = ""
 
 
 def read_point(path: Path, text: str) -> RunPoint | None:

@@ -145,6 +145,8 @@ def run_stream(
         ) as session:
             try:
                 _make_blocks(made, session, pictures_given, steering, sinks, watcher, saver)
+                if saver is not None:
+                    saver.stream_finished()
             except BaseException:
                 if saver is not None:
                     saver.stream_failed(session, made.direction, edited=steering.edited)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .running_lock import is_running
+
 NAME = re.compile(r"block_(\d{7,18})\.safetensors")
 # More would be no list that anybody reads.
 _MOST = 1000
@@ -19,6 +21,11 @@ def names_of_saved(root: Path) -> list[str]:
         return []
     newest = [(written, folder.name) for folder in folders if (written := newest_written(folder))]
     return [name for _, name in sorted(newest, reverse=True)[:_MOST]]
+
+
+def names_at_rest(root: Path) -> list[str]:
+    """The same without those that some process runs now."""
+    return [name for name in names_of_saved(root) if not is_running(root / name)]
 
 
 def newest_written(folder: Path) -> float:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,11 +26,15 @@ _BEFORE_SUM = b'{"__metadata__":{"sha256":"'
 _NO_SUM = b"0" * 64
 _TEXT = "streamblocks"
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Names of what is not whole yet.
+PARTS = ".*.safetensors.part"
 _LENGTH_BYTES, _ALIGNMENT = 8, 8
 # A layout of 40 layers of keys takes 100 kB. A list of nothing in so many bytes becomes 45 MB of Python's objects.
 LARGEST_HEADER = 2_000_000
 _MOST_TENSORS = 20_000
 _PIECE = 1 << 20
+# Bytes that wait for the disk at a time: more would hold up whoever writes to it meanwhile, and the last call.
+_WAITING = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,12 @@ class _Entry:
     end: int
 
 
-def write_snapshot_file(path: Path, tensors: Mapping[str, torch.Tensor], text: str) -> None:
+def write_snapshot_file(
+    path: Path, tensors: Mapping[str, torch.Tensor], text: str, check: Callable[[], None] = lambda: None
+) -> None:
     """Write `path`, beside it first; on return it is on the disk whole, and before that it is what it was.
+
+    `check` is called at each piece that is written; what it raises ends the writing.
 
     Raises:
         ValueError: a tensor has a dtype that safetensors does not know, or the text is too long.
@@ -56,9 +64,16 @@ def write_snapshot_file(path: Path, tensors: Mapping[str, torch.Tensor], text: s
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
+            waiting = 0
             for piece in _pieces(header, ordered):
+                check()
                 digest.update(piece)
                 file.write(piece)
+                waiting += len(piece)
+                if waiting >= _WAITING:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    waiting = 0
             file.seek(_LENGTH_BYTES + len(_BEFORE_SUM))
             file.write(digest.hexdigest().encode())
             file.flush()
