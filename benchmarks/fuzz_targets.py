@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from fuzz_inputs import (
     write_text,
     write_torch,
 )
+from fuzz_target import Target, names_its_file, names_its_line
 
-from streamblocks.checkpoints.checkpoint_error import CheckpointError
 from streamblocks.checkpoints.checkpoint_reading import read_checkpoint
 from streamblocks.checkpoints.json_text import read_json
 from streamblocks.checkpoints.lora_choice import LoraChoice
@@ -41,48 +40,6 @@ from streamblocks.wan.checkpoints.components import text_encoder_component, tran
 from streamblocks.wan.checkpoints.lora_names import put_loras_on
 from streamblocks.wan.checkpoints.tokenizer import find_tokenizer
 from streamblocks.wan.family import CAUSAL_WAN_21
-
-# Longer messages are no sentences.
-_LONGEST_MESSAGE = 2000
-
-
-@dataclass(frozen=True)
-class Target:
-    """A parser.
-
-    Attributes:
-        name: for reports.
-        share: how often it is called beside the others.
-        write: makes an input in a folder of its own.
-        call: reads it from there.
-        is_clear: whether an error says in one sentence what is wrong and where.
-        prepare: what lies beside the inputs in the folder.
-    """
-
-    name: str
-    share: int
-    write: Write
-    call: Callable[[Path], object]
-    is_clear: Callable[[Exception, Path], bool]
-    prepare: Callable[[Path], None] = field(default=lambda folder: None)
-
-
-def names_its_file(error: Exception, folder: Path) -> bool:
-    """Whether `error` is the pack's own, in one line, and names a file in `folder`."""
-    text = str(error)
-    return isinstance(error, CheckpointError) and str(folder) in text and _is_sentence(text)
-
-
-def names_its_line(error: Exception, folder: Path) -> bool:
-    """Whether `error` says in one line which part of a text is wrong."""
-    text = str(error)
-    named = ("the track", "interpolation is", "state rule", "state_rules")
-    return type(error) is ValueError and any(name in text for name in named) and _is_sentence(text)
-
-
-def _is_sentence(text: str) -> bool:
-    return len(text) < _LONGEST_MESSAGE and text.endswith(".") and text.replace("\u2028", "").isprintable()
-
 
 def _all_of_a_folder(folder: Path) -> object:
     family = recognise_family(folder)
