@@ -19,7 +19,7 @@ from fuzz_mutations import change_bytes
 from fuzz_target import Target, names
 from PIL import Image
 
-from streamblocks.stream.going_on import check_earlier
+from streamblocks.stream.joined_mp4 import check_earlier
 from streamblocks.stream.jpeg_pictures import decode_jpeg
 from streamblocks.stream.picture_sources import VideoFile
 from streamblocks.stream.run_point import VideoMark

@@ -137,8 +137,10 @@ def check_fragments(path: Path, blocks: int, size: int) -> None:
                 length, kind = struct.unpack(">I4s", file.read(8))
                 if length == 1:
                     (length,) = struct.unpack(">Q", file.read(8))
+                if length < 8:
+                    break
                 found += kind == b"moof"
-                position += max(8, length)
+                position += length
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}, the video of the stream so far, is gone: go on from the saved stream by Load Saved Stream, or "
