@@ -131,7 +131,9 @@ class _WriteVideo:
                 inside = random.randrange(8, length - 4)
                 content[place + inside : place + inside + 4] = struct.pack(">I", random.choice(_SIZES))
             elif what == 2:
-                content[place + 4 : place + 8] = random.choice((b"free", b"moov", b"moof", b"mdat", b"\0\0\0\0", b"trak"))
+                content[place + 4 : place + 8] = random.choice(
+                    (b"free", b"moov", b"moof", b"mdat", b"\0\0\0\0", b"trak")
+                )
             elif length > 8:
                 changed = change_bytes(random, bytes(content[place + 8 : place + length]))
                 content[place + 8 : place + length] = (changed + b"\0" * length)[: length - 8]

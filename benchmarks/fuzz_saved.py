@@ -212,5 +212,3 @@ def saved_targets() -> list[Target]:
         Target("saved stream", 16, WriteSaved(), _go_on, _clear),
         Target("names of saved streams", 2, _write_names, _list_names, _clear),
     ]
-
-

@@ -10,6 +10,7 @@ from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
+from fuzz_foreign import foreign_targets
 from fuzz_headers import quantized_seed, read_seed
 from fuzz_inputs import (
     LAYOUTS,
@@ -26,7 +27,11 @@ from fuzz_inputs import (
     write_text,
     write_torch,
 )
+from fuzz_pictures import picture_targets
+from fuzz_quantized import quantized_targets
+from fuzz_saved import saved_targets
 from fuzz_target import Target, names_its_file, names_its_line
+from fuzz_texts import TRACKS, text_targets
 
 from streamblocks.checkpoints.checkpoint_reading import read_checkpoint
 from streamblocks.checkpoints.json_text import read_json
@@ -40,6 +45,7 @@ from streamblocks.wan.checkpoints.components import text_encoder_component, tran
 from streamblocks.wan.checkpoints.lora_names import put_loras_on
 from streamblocks.wan.checkpoints.tokenizer import find_tokenizer
 from streamblocks.wan.family import CAUSAL_WAN_21
+
 
 def _all_of_a_folder(folder: Path) -> object:
     family = recognise_family(folder)
@@ -98,11 +104,6 @@ def _track(folder: Path) -> object:
     return track.is_mixed
 
 
-_TRACKS = (
-    "0-3: a calm sea\n4: storm\n8->11: calm again\n12 cut: a street",
-    "0s-2.5s: fog\n2.5s-4s: rain",
-    "0: a :0.7 || b :0.3\n5 strength 0.4: c",
-)
 _RULES = ("videos = drop\nkv_cache = share # kept\nmine = copy", "a = drop")
 
 
@@ -199,8 +200,13 @@ def make_targets() -> list[Target]:
             names_its_file,
             prepare_tokenizer,
         ),
-        Target("track", 30, write_text(_TRACKS), _track, names_its_line),
+        Target("track", 30, write_text(TRACKS), _track, names_its_line),
         Target("state rules", 20, write_text(_RULES), lambda f: parse_state_rules(_text(f)), names_its_line),
+        *quantized_targets(),
+        *saved_targets(),
+        *picture_targets(),
+        *foreign_targets(),
+        *text_targets(),
     ]
 
 

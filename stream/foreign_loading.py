@@ -14,12 +14,14 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
 from torch import nn
 
+from ..checkpoints.checkpoint_error import first_line
 from ..checkpoints.checkpoint_files import CheckpointError
 from ..checkpoints.json_text import read_json
 from .abandoned_work import Check, never_cancelled
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
 from .code_files import MODULAR_INDEX, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
+from .foreign_bounds import MOST_LAYERS, check_config_bounds, count_tensors
 from .hub import refuse_folder_as_hub_id
 from .recipe import Recipe, is_hub_id
 
@@ -66,6 +68,7 @@ def load_foreign_pipeline(
     if not recipe.is_hub_id:
         _check_configs(Path(recipe.model))
     _refuse_fetched_kernels(code)
+    _check_bounds(code)
     blocks = code.own_blocks
     if blocks is None:
         return _load_components(_pipeline_without_code(recipe, code), recipe, code, None, dtype, vae_dtype), None
@@ -86,8 +89,20 @@ def load_foreign_pipeline(
 def _check_configs(folder: Path) -> None:
     """Raise CheckpointError for a config that diffusers would wait for, or fail on without its name."""
     for pattern in _CONFIGS:
-        for config in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
-            read_json(config)
+        for path in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
+            config = read_json(path)
+            # Not the vocabulary of a tokenizer, nor the names of shards.
+            if path.parent != folder and path.name.endswith("config.json") and not path.name.startswith("tokenizer"):
+                tensors = count_tensors(path.parent)
+                layers = MOST_LAYERS if tensors is None else min(MOST_LAYERS, tensors)
+                check_config_bounds(str(path), config, layers)
+
+
+def _check_bounds(code: RepositoryCode) -> None:
+    """Raise CheckpointError for numbers in the configs of components, also those of the hub, that no model has."""
+    for file in code.files:
+        if file.path.endswith("/config.json"):
+            check_config_bounds(f"{file.path} of {code.place!r}", code.json(file.path) or {})
 
 
 def _refuse_fetched_kernels(code: RepositoryCode) -> None:
@@ -139,9 +154,8 @@ def _pipeline_of_blocks(recipe: Recipe, code: RepositoryCode, blocks: type) -> M
 
 
 def _not_usable(recipe: Recipe, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"model {recipe.model!r} is not a diffusers modular repository that can be used here: {reason}"
+        f"model {recipe.model!r} is not a diffusers modular repository that can be used here ({first_line(error)})."
     )
 
 

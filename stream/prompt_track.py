@@ -35,7 +35,9 @@ class PromptTrack:
             ValueError: one sentence.
         """
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {shown(self.interpolation)}: choose one of {', '.join(INTERPOLATIONS)}.")
+            raise ValueError(
+                f"interpolation is {shown(self.interpolation)}: choose one of {', '.join(INTERPOLATIONS)}."
+            )
         if len(self.lines) > MOST_LINES:
             raise ValueError(f"the track has {len(self.lines)} lines: write at most {MOST_LINES}.")
         if self.lines:
@@ -127,7 +129,9 @@ class PromptTrack:
         if not self.lines:
             raise ValueError("the track has no line: write one such as '0: a calm sea'.")
         if clock is None and self._is_in_seconds:
-            raise ValueError("the track has times in seconds, and no stream says how long its blocks are: write blocks.")
+            raise ValueError(
+                "the track has times in seconds, and no stream says how long its blocks are: write blocks."
+            )
         lines, values = place_lines(self.lines, blocks, clock)
         return PlacedTrack(lines, self.interpolation, values)
 

@@ -98,7 +98,9 @@ def reading(path: Path, read: Callable[[], _Read]) -> _Read:
     try:
         return read()
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise SnapshotFileError(f"{path} is no saved stream: its description cannot be read ({first_line(error)}).") from error
+        raise SnapshotFileError(
+            f"{path} is no saved stream: its description cannot be read ({first_line(error)})."
+        ) from error
 
 
 def point_of(values: Any) -> RunPoint | None:  # noqa: ANN401

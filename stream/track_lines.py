@@ -155,7 +155,9 @@ def _read_strength(line: TrackLine, written: str) -> float:
 def _read_bias(line: TrackLine, written: str) -> float:
     bias = _read_number(written)
     if not 0.0 < bias <= 1.0:
-        raise line.error(f"has the bias {shorten(written)}: give a weight of past frames above 0 and up to 1 (1 is off)")
+        raise line.error(
+            f"has the bias {shorten(written)}: give a weight of past frames above 0 and up to 1 (1 is off)"
+        )
     return bias
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-
 import pytest
 import torch
 from fuzz import Meter, read_input
