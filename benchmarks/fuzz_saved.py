@@ -187,7 +187,8 @@ def _write_below(random: Random, place: bytes) -> None:
     if what == 0:
         os.mkfifo(path)
     elif what == 1:
-        os.symlink(random.choice((b"/dev/zero", b"nowhere", name, b"..", b"/")), path)
+        target = random.choice((b"/dev/zero", b"nowhere", name, b"..", b"/"))
+        Path(os.fsdecode(path)).symlink_to(os.fsdecode(target))
     elif what == 2:
         Path(os.fsdecode(path)).mkdir()
     else:

@@ -35,8 +35,8 @@ class StepList:
         falls = all(larger > smaller for larger, smaller in itertools.pairwise(numbers))
         if not numbers or not falls or not all(0 < number <= LARGEST_TIMESTEP for number in numbers):
             raise ValueError(
-                f"the list is {str(self)[:_SHOWN_LETTERS]}: give falling numbers above 0 and up to {LARGEST_TIMESTEP}, such as "
-                "1000, 750, 500, 250."
+                f"the list is {str(self)[:_SHOWN_LETTERS]}: give falling numbers above 0 and up to {LARGEST_TIMESTEP}, "
+                "such as 1000, 750, 500, 250."
             )
 
     @classmethod

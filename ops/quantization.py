@@ -76,9 +76,10 @@ class QuantizationSpec:
         for pattern in self.skip:
             component, _, name = pattern.rpartition(":")
             if not name or (component and component not in self.components):
+                known = ", ".join(self.components)
                 raise ValueError(
-                    f"skip has the pattern {pattern[:_SHOWN_LETTERS]!r}: give a layer name pattern such as blocks.0.*, with one of "
-                    f"{', '.join(self.components)} and a colon before it where it is not for {self.components[0]}."
+                    f"skip has the pattern {pattern[:_SHOWN_LETTERS]!r}: give a layer name pattern such as blocks.0.*, "
+                    f"with one of {known} and a colon before it where it is not for {self.components[0]}."
                 )
 
     def skip_patterns(self, component: str) -> tuple[str, ...]:

@@ -32,8 +32,9 @@ def check_recipe(snapshot: StreamSnapshot, recipe: Recipe) -> None:
                 f"{_shown(value)} in the loader, or disconnect go_on_from to start a new stream."
             )
     if _sources(snapshot.recipe) == _sources(recipe) and snapshot.recipe.stamp != recipe.stamp:
+        known_stamp = shown_word(snapshot.recipe.stamp)
         raise ValueError(
-            f"go_on_from is a stream of {recipe.model}, whose files have changed since (stamp {shown_word(snapshot.recipe.stamp)}, "
+            f"go_on_from is a stream of {recipe.model}, whose files have changed since (stamp {known_stamp}, "
             f"now {recipe.stamp}): run the sampler before this one again, or disconnect go_on_from."
         )
 

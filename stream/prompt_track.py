@@ -11,8 +11,8 @@ from .placed_track import PlacedTrack
 from .track_lines import SEPARATOR, Moment, TrackLine, parse_line, parse_prompts, shorten
 from .track_placing import place_lines
 
-# A prompt of a hundred letters on each line; as it is read, a letter takes up to 30 bytes.
-MOST_LINES, MOST_LETTERS, MOST_MIXED = 10_000, 1_000_000, 20_000
+# A prompt of two hundred letters on each line; as it is read, a letter takes up to 25 bytes.
+MOST_LINES, MOST_LETTERS, MOST_MIXED = 10_000, 2_400_000, 20_000
 _COMMENT = "#"
 
 

@@ -143,8 +143,8 @@ class Recipe:
         if self.revision is None or self.is_hub_id:
             return ()
         return (
-            f"revision {shown(self.revision)} has no effect: the model {Path(self.model).name} is on this disk, and only a "
-            "hub repository has revisions.",
+            f"revision {shown(self.revision)} has no effect: the model {Path(self.model).name} is on this disk, and "
+            "only a hub repository has revisions.",
         )
 
 
