@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
 from torch import nn
 
-from ..checkpoints.checkpoint_error import first_line
+from ..checkpoints.checkpoint_error import first_line, shown, shown_word
 from ..checkpoints.checkpoint_files import CheckpointError
 from ..checkpoints.json_text import read_json
 from .abandoned_work import Check, never_cancelled
@@ -177,8 +177,8 @@ def _check_index(model: str, index: Mapping[str, Any]) -> None:
             hint = value[2].get("type_hint") if isinstance(value[2], dict) else None
         if not isinstance(hint, list) or len(hint) != 2 or (hint != [None, None] and not _is_component(*hint)):
             raise CheckpointError(
-                f"model {model!r} names {str(hint)[:80]} as the class of its {name}: only classes of diffusers and "
-                "transformers are loaded."
+                f"model {model!r} names {shown(hint)} as the class of its {shown_word(name)}: only classes of "
+                "diffusers and transformers are loaded."
             )
 
 
@@ -205,7 +205,7 @@ def _load_components(
             pipe._component_specs[name].type_hint = _own_class(recipe, code, imported, specs[name].subfolder or "")
         elif imported is None:
             raise CheckpointError(
-                f"model {recipe.model!r} names no class for its {name}: name one in its {MODULAR_INDEX}."
+                f"model {recipe.model!r} names no class for its {shown_word(name)}: name one in its {MODULAR_INDEX}."
             )
     # The specs are copies.
     hints = {name: pipe.get_component_spec(name).type_hint for name in specs}
@@ -221,8 +221,8 @@ def _load_components(
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
-            f"model {recipe.model!r} did not provide {', '.join(missing)}: its files are incomplete, not safetensors, "
-            "or need code, which only blocks and a model of diffusers' may bring; the log above says why."
+            f"model {recipe.model!r} did not provide {', '.join(map(shown_word, missing))}: its files are incomplete, "
+            "not safetensors, or need code, which only blocks and a model of diffusers' may bring; the log above says why."
         )
     return pipe
 
@@ -238,8 +238,8 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
     if named is not None:
         if imported is None:
             raise CheckpointError(
-                f"model {recipe.model!r} has code for its {subfolder} and none for its blocks: only a repository that "
-                "brings blocks may bring code."
+                f"model {recipe.model!r} has code for its {shown_word(subfolder)} and none for its blocks: only a "
+                "repository that brings blocks may bring code."
             )
         found = imported.load_class(*named)
         if not issubclass(found, ModelMixin):
@@ -253,8 +253,8 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
     elif "model_type" in config:
         return transformers.AutoModel
     raise CheckpointError(
-        f"model {recipe.model!r} names no class of diffusers or transformers for its {subfolder or 'model'}: name one "
-        f"in its {MODULAR_INDEX}."
+        f"model {recipe.model!r} names no class of diffusers or transformers for its {shown_word(subfolder or 'model')}: name "
+        f"one in its {MODULAR_INDEX}."
     )
 
 
@@ -266,7 +266,7 @@ def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
             continue
         if not is_hub_id(str(place)):
             raise CheckpointError(
-                f"model {recipe.model!r} takes its {name} from {str(place)!r}, which is outside of it: name the "
-                "repository itself or a hub id in its modular_model_index.json."
+                f"model {recipe.model!r} takes its {shown_word(name)} from {shown(str(place))}, which is outside of "
+                "it: name the repository itself or a hub id in its modular_model_index.json."
             )
         refuse_folder_as_hub_id(str(place))
