@@ -222,7 +222,8 @@ def _load_components(
     if missing:
         raise CheckpointError(
             f"model {recipe.model!r} did not provide {', '.join(map(shown_word, missing))}: its files are incomplete, "
-            "not safetensors, or need code, which only blocks and a model of diffusers' may bring; the log above says why."
+            "not safetensors, or need code, which only blocks and a model of diffusers' may bring; the log above says "
+            "why."
         )
     return pipe
 
@@ -252,9 +253,10 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
             return found_by_name
     elif "model_type" in config:
         return transformers.AutoModel
+    part = shown_word(subfolder or "model")
     raise CheckpointError(
-        f"model {recipe.model!r} names no class of diffusers or transformers for its {shown_word(subfolder or 'model')}: name "
-        f"one in its {MODULAR_INDEX}."
+        f"model {recipe.model!r} names no class of diffusers or transformers for its {part}: name one in its "
+        f"{MODULAR_INDEX}."
     )
 
 
