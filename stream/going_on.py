@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.checkpoint_error import shown, shown_word
 from ..families.kv_policies import KV_AUTO
 from .joined_mp4 import check_earlier
 from .recipe import Recipe
@@ -31,8 +32,9 @@ def check_recipe(snapshot: StreamSnapshot, recipe: Recipe) -> None:
                 f"{_shown(value)} in the loader, or disconnect go_on_from to start a new stream."
             )
     if _sources(snapshot.recipe) == _sources(recipe) and snapshot.recipe.stamp != recipe.stamp:
+        known_stamp = shown_word(snapshot.recipe.stamp)
         raise ValueError(
-            f"go_on_from is a stream of {recipe.model}, whose files have changed since (stamp {snapshot.recipe.stamp}, "
+            f"go_on_from is a stream of {recipe.model}, whose files have changed since (stamp {known_stamp}, "
             f"now {recipe.stamp}): run the sampler before this one again, or disconnect go_on_from."
         )
 
@@ -134,4 +136,4 @@ def _sources(recipe: Recipe) -> tuple[str | None, ...]:
 
 
 def _shown(value: str | None) -> str:
-    return "none" if value is None else repr(value)
+    return "none" if value is None else shown(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,18 +119,25 @@ def split_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def check_fragments(path: Path, blocks: int, size: int) -> None:
     """Raise OSError, one sentence, unless the first `size` bytes of `path` are `blocks` blocks of a growing mp4.
 
-    Reads the heads of the boxes only.
+    Reads the heads of the boxes only, and no more of them than such a file has.
     """
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(f"{path}, the video of the stream so far, is no file: start a new stream.")
+        found, position, there = 0, 0, facts.st_size
         with path.open("rb") as file:
-            found, position, there = 0, 0, file.seek(0, os.SEEK_END)
-            while position < min(size, there):
+            for _ in range(len(_FILE_HEADER) + len(_FRAGMENT) * blocks):
+                if position >= min(size, there):
+                    break
                 file.seek(position)
                 length, kind = struct.unpack(">I4s", file.read(8))
                 if length == 1:
                     (length,) = struct.unpack(">Q", file.read(8))
+                if length < 8:
+                    break
                 found += kind == b"moof"
-                position += max(8, length)
+                position += length
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}, the video of the stream so far, is gone: go on from the saved stream by Load Saved Stream, or "

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.checkpoint_error import shown
 from ..checkpoints.lora_choice import LoraChoice
 from ..memory.cleanup import StateRule
 from ..ops.attention_backends import LIBRARY_BACKENDS
@@ -103,11 +104,11 @@ class Recipe:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
         for name, place in (("model", self.model), ("components", self.components)):
             if place is not None and not is_hub_id(place) and not Path(place).is_absolute():
-                raise ValueError(f"{name} is {place!r}: give an absolute path, or a hub id such as owner/name.")
+                raise ValueError(f"{name} is {shown(place)}: give an absolute path, or a hub id such as owner/name.")
         for name in ("vae", "text_encoder", "tokenizer", "decoder"):
             file = getattr(self, name)
             if file is not None and not Path(file).is_absolute():
-                raise ValueError(f"{name} is {file!r}: give the absolute path of a file.")
+                raise ValueError(f"{name} is {shown(file)}: give the absolute path of a file.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("weights", self.weights, WEIGHT_CHOICES)
@@ -132,7 +133,7 @@ class Recipe:
         ):
             if value != neutral:
                 raise ValueError(
-                    f"{name} is {value!r}, and {self.blocks} blocks do not use it: choose the blocks "
+                    f"{name} is {shown(value)}, and {self.blocks} blocks do not use it: choose the blocks "
                     f"{BUILT_IN_BLOCKS!r}, or for {name} {'none' if neutral is None else repr(neutral)}."
                 )
 
@@ -147,8 +148,8 @@ class Recipe:
         if self.revision is None or self.is_hub_id:
             return ()
         return (
-            f"revision {self.revision!r} has no effect: the model {Path(self.model).name} is on this disk, and only a "
-            "hub repository has revisions.",
+            f"revision {shown(self.revision)} has no effect: the model {Path(self.model).name} is on this disk, and "
+            "only a hub repository has revisions.",
         )
 
 
@@ -159,4 +160,4 @@ def is_hub_id(model: str) -> bool:
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(allowed)}.")
+        raise ValueError(f"{name} is {shown(value)}: choose one of {', '.join(allowed)}.")

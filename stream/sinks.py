@@ -17,6 +17,7 @@ from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4, check_fragments, cut_fragments
 from .joined_mp4 import check_alike, copy_pictures
 from .keep_frames import KeepFrames
+from .opened_video import UnreadableVideoError, open_video, video_track
 from .picture_rate import exact_rate
 from .remux import remux_mp4
 from .run_point import VideoMark
@@ -124,8 +125,14 @@ class Mp4Sink:
             return file
         mark = self._resume
         check_fragments(self.path, mark.fragments, mark.bytes)
-        with av.open(str(self.path)) as reader:
-            check_alike(self.path, reader.streams.video[0], encoder.stream)
+        try:
+            with open_video(self.path) as reader:
+                check_alike(self.path, video_track(reader), encoder.stream)
+        except (av.FFmpegError, UnreadableVideoError) as error:
+            raise OSError(
+                f"{self.path}, the video of the stream so far, cannot be read as a video ({error}): go on from the "
+                "saved stream by Load Saved Stream, or start a new stream."
+            ) from error
         encoder.pictures = mark.pictures
         return GrowingMp4.reopen(self.path, mark.fragments, mark.bytes)
 
