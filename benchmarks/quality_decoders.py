@@ -21,7 +21,7 @@ from quality_streams import StreamJob, StreamOutcome, make_streams
 
 from streamblocks.tools.train_mini.train_tiny_decoder import FILE
 from streamblocks.wan.checkpoints.components import decoder_component
-from streamblocks.wan.steps.decode_step import to_uint8_pictures
+from streamblocks.wan.steps.host_pictures import to_uint8_pictures
 from streamblocks.wan.vae.tiny_decoder import TinyDecoder
 
 # The stream's pictures, which its context is made from, are the VAE's in the first two rows.

@@ -180,9 +180,9 @@ def test_pictures_are_shown_latent_frame_by_latent_frame(pipeline):
 
 
 def test_pictures_that_are_not_finite_are_not_shown(pipeline, monkeypatch):
-    from streamblocks.wan.steps import decode_step
+    from streamblocks.wan.vae import stream_decoder
 
-    decode, page = decode_step.decode_latent_frame, Page()
+    decode, page = stream_decoder.decode_latent_frame, Page()
     made: list[None] = []
 
     def spoil(*arguments):
@@ -190,7 +190,7 @@ def test_pictures_that_are_not_finite_are_not_shown(pipeline, monkeypatch):
         pixels = decode(*arguments)
         return pixels * float("nan") if len(made) == 5 else pixels
 
-    monkeypatch.setattr(decode_step, "decode_latent_frame", spoil)
+    monkeypatch.setattr(stream_decoder, "decode_latent_frame", spoil)
     report, frames = stream(pipeline, page, blocks=2, steps=1, frames_per_block=3)
     assert report.blocks_made == 1 and len(frames) == 9
     assert page.shown[3:] == [(1, 0, 4, 12), (1, 8, 4, 12)]

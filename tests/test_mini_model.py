@@ -18,7 +18,7 @@ from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.scenes import Scene, plain_caption
 from streamblocks.tools.train_mini.train_tiny_decoder import FILE
 from streamblocks.wan.checkpoints.components import decoder_component
-from streamblocks.wan.steps.decode_step import to_uint8_pictures
+from streamblocks.wan.steps.host_pictures import to_uint8_pictures
 from streamblocks.wan.vae.tiny_decoder import TinyDecoder
 
 ROOT = Path(__file__).resolve().parent.parent

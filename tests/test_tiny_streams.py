@@ -22,7 +22,7 @@ from streamblocks.stream.saved_stream import SavedStream, describe_saved, read_s
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.checkpoints.components import decoder_component, vae_component
-from streamblocks.wan.steps.decode_step import to_uint8_pictures
+from streamblocks.wan.steps.host_pictures import to_uint8_pictures
 from streamblocks.wan.vae.banded_decoder import DecodeBounds
 from streamblocks.wan.vae.stream_decoder import StreamDecoder
 from streamblocks.wan.vae.streaming_vae import denormalize_latents
