@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from fractions import Fraction
 from random import Random
 from types import SimpleNamespace
 
