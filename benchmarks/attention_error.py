@@ -20,6 +20,7 @@ from unittest.mock import patch
 import streamblocks_path  # noqa: F401
 import torch
 from emulated_flash3 import emulated_flash3
+from quality_figures import spread
 from quality_streams import StreamJob, make_stream
 from torch.nn import functional as F
 from weight_formats import PLAIN
@@ -31,7 +32,7 @@ from streamblocks.ops.library_attention import attend
 from streamblocks.tools.train_mini.scenes import all_scenes
 from streamblocks.wan.transformer import attention
 
-from quality import MINI, spread
+from quality import MINI
 
 _FIXED = "fixed scales"
 _KINDS = (FLASH3, FLASH3_FP8, FLASH3_FP8_SMOOTH, _FIXED)

@@ -55,11 +55,11 @@ def digest(frames: torch.Tensor) -> str:
 
 def settings_of(options: argparse.Namespace, policy: str) -> StreamSettings:
     """Of the streams here."""
-    side = {"width": 32, "height": 32} if options.size == "tiny" else {"width": 832, "height": 480}
-    return StreamSettings(**side, blocks=options.blocks, kv_policy=policy, seed=7)
+    width, height = (32, 32) if options.size == "tiny" else (832, 480)
+    return StreamSettings(width=width, height=height, blocks=options.blocks, kv_policy=policy, seed=7)
 
 
-def stream_on(recipe: Recipe, settings: StreamSettings, folder: SavedFolder | None) -> None:
+def stream_on(recipe: Recipe, settings: StreamSettings, folder: AnySaved | None) -> None:
     """Print each block's digest, saving on the way; goes on from what is saved."""
     pipeline = materialise(recipe)
     settings = pipeline.check_fit(settings)
@@ -225,9 +225,7 @@ def cap_memory(device: torch.device, most: int | None) -> None:
     torch.cuda.set_per_process_memory_fraction(1.0 if most is None else min(1.0, most / total), device)
 
 
-def run_short(
-    recipe: Recipe, settings: StreamSettings, share: float | None, lasts: bool, beyond: int
-) -> dict[str, Any]:
+def run_short(recipe: Recipe, settings: StreamSettings, share: float, lasts: bool, beyond: int) -> dict[str, Any]:
     """A stream with `share` of the memory that a block takes beyond what is held."""
     device = torch.device("cuda", torch.cuda.current_device())
     watcher = Shortage(device, int(share * beyond), lasts)

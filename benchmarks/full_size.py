@@ -87,6 +87,7 @@ class Benchmark:
             text_encoder=self.options.text_encoder,
             fused_vae=self.options.fused_vae,
             device_noise=self.options.device_noise,
+            tiny_decoder=self.options.tiny_decoder,
         )
         return RandomPipeline(size, options, layer_replacement(weight_format, size))
 

@@ -67,6 +67,7 @@ def _add_variants(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--no-fused-vae", dest="fused_vae", action="store_false", help="the VAE as diffusers has it")
+    parser.add_argument("--tiny-decoder", action="store_true", help="decode with one in TAEHV's layout")
     parser.add_argument("--device-noise", action="store_true", help="noise from a generator on the device")
     parser.add_argument("--plain", action="store_true", help="the plain deep-copying loop beside the session")
     parser.add_argument("--plain-blocks", type=int, default=4)

@@ -31,7 +31,11 @@ class Seed:
 
 def read_seed(path: Path) -> Seed:
     """The header of `path`, and what of it is small."""
-    content = path.read_bytes()
+    return parse_seed(path.read_bytes())
+
+
+def parse_seed(content: bytes) -> Seed:
+    """The same of a file's content."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     small = {}

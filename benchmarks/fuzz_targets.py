@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import streamblocks_path  # noqa: F401
 import torch
-from fuzz_headers import quantized_seed, read_seed
+from fuzz_foreign import foreign_targets
+from fuzz_headers import Seed, parse_seed, quantized_seed, read_seed
 from fuzz_inputs import (
     LAYOUTS,
     MINI,
@@ -27,8 +27,13 @@ from fuzz_inputs import (
     write_text,
     write_torch,
 )
+from fuzz_pictures import picture_targets
+from fuzz_quantized import quantized_targets
+from fuzz_saved import saved_targets
+from fuzz_target import Target, names_its_file, names_its_line
+from fuzz_texts import TRACKS, text_targets
+from safetensors.torch import save
 
-from streamblocks.checkpoints.checkpoint_error import CheckpointError
 from streamblocks.checkpoints.checkpoint_reading import read_checkpoint
 from streamblocks.checkpoints.json_text import read_json
 from streamblocks.checkpoints.lora_choice import LoraChoice
@@ -37,51 +42,16 @@ from streamblocks.memory.cleanup import parse_state_rules
 from streamblocks.stream.known_families import recognise_family
 from streamblocks.stream.prompt_track import PromptTrack
 from streamblocks.wan.checkpoints.causality import causality_notice
-from streamblocks.wan.checkpoints.components import text_encoder_component, transformer_component, vae_component
+from streamblocks.wan.checkpoints.components import (
+    decoder_component,
+    text_encoder_component,
+    transformer_component,
+    vae_component,
+)
 from streamblocks.wan.checkpoints.lora_names import put_loras_on
 from streamblocks.wan.checkpoints.tokenizer import find_tokenizer
 from streamblocks.wan.family import CAUSAL_WAN_21
-
-# Longer messages are no sentences.
-_LONGEST_MESSAGE = 2000
-
-
-@dataclass(frozen=True)
-class Target:
-    """A parser.
-
-    Attributes:
-        name: for reports.
-        share: how often it is called beside the others.
-        write: makes an input in a folder of its own.
-        call: reads it from there.
-        is_clear: whether an error says in one sentence what is wrong and where.
-        prepare: what lies beside the inputs in the folder.
-    """
-
-    name: str
-    share: int
-    write: Write
-    call: Callable[[Path], object]
-    is_clear: Callable[[Exception, Path], bool]
-    prepare: Callable[[Path], None] = field(default=lambda folder: None)
-
-
-def names_its_file(error: Exception, folder: Path) -> bool:
-    """Whether `error` is the pack's own, in one line, and names a file in `folder`."""
-    text = str(error)
-    return isinstance(error, CheckpointError) and str(folder) in text and _is_sentence(text)
-
-
-def names_its_line(error: Exception, folder: Path) -> bool:
-    """Whether `error` says in one line which part of a text is wrong."""
-    text = str(error)
-    named = ("the track", "interpolation is", "state rule", "state_rules")
-    return type(error) is ValueError and any(name in text for name in named) and _is_sentence(text)
-
-
-def _is_sentence(text: str) -> bool:
-    return len(text) < _LONGEST_MESSAGE and text.endswith(".") and text.replace("\u2028", "").isprintable()
+from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 
 
 def _all_of_a_folder(folder: Path) -> object:
@@ -108,6 +78,17 @@ def _transformer_file(folder: Path) -> object:
 
 def _vae_file(folder: Path) -> object:
     component = vae_component(folder / "vae.safetensors", dtype=torch.bfloat16)
+    component.check()
+    return component.bytes
+
+
+def _tiny_decoder_seed() -> Seed:
+    module = TinyDecoder(TinyDecoderConfig(widths=(16, 12, 8, 8)))
+    return parse_seed(save({name: value.half() for name, value in module.state_dict().items()}))
+
+
+def _decoder_file(folder: Path) -> object:
+    component = decoder_component(folder / "taew2_1.safetensors", dtype=torch.bfloat16)
     component.check()
     return component.bytes
 
@@ -141,11 +122,6 @@ def _track(folder: Path) -> object:
     return track.is_mixed
 
 
-_TRACKS = (
-    "0-3: a calm sea\n4: storm\n8->11: calm again\n12 cut: a street",
-    "0s-2.5s: fog\n2.5s-4s: rain",
-    "0: a :0.7 || b :0.3\n5 strength 0.4: c",
-)
 _RULES = ("videos = drop\nkv_cache = share # kept\nmine = copy", "a = drop")
 
 
@@ -182,6 +158,7 @@ def make_targets() -> list[Target]:
         file_target(
             "vae file", 2, write_header(seeds_of("comfy_wan_vae", "comfy_wan22_vae"), "vae.safetensors"), _vae_file
         ),
+        file_target("tiny decoder file", 2, write_header([_tiny_decoder_seed()], "taew2_1.safetensors"), _decoder_file),
         file_target(
             "text encoder file",
             8,
@@ -242,8 +219,13 @@ def make_targets() -> list[Target]:
             names_its_file,
             prepare_tokenizer,
         ),
-        Target("track", 30, write_text(_TRACKS), _track, names_its_line),
+        Target("track", 30, write_text(TRACKS), _track, names_its_line),
         Target("state rules", 20, write_text(_RULES), lambda f: parse_state_rules(_text(f)), names_its_line),
+        *quantized_targets(),
+        *saved_targets(),
+        *picture_targets(),
+        *foreign_targets(),
+        *text_targets(),
     ]
 
 

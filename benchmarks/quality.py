@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import streamblocks_path
-import torch
-from drawn_truth import Hits
 from picture_differences import psnr_of
+from quality_decoders import add_decoder_options, measure_decoders
 from quality_direct import add_direct_options, measure_direct
+from quality_figures import ASPECTS, by_aspect, mean, percent, print_row, share, spread, squared_errors
 from quality_sheets import write_sheet
 from quality_streams import FLOAT32, WINDOW, StreamJob, StreamOutcome, make_streams
 from weight_formats import FORMATS, PLAIN
@@ -38,7 +38,7 @@ from streamblocks.stream.recipe import NATIVE_ATTENTION
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.tools.train_mini.scenes import COLORS, Scene, all_scenes
 
-PARTS = ("prompts", "long", "changes", "formats")
+PARTS = ("prompts", "long", "changes", "formats", "decoder")
 MINI = streamblocks_path.ROOT / "models" / "mini"
 _FIRST_SEED = 1_000_000
 _BLOCKS_BEFORE_CHANGE, _BLOCKS_BEHIND_CHANGE = 3, 4
@@ -52,7 +52,6 @@ KV_IN_8_BITS = {"kv-fp8": KV_FP8, "kv-int8": KV_INT8}
 ATTENTION_IN_8_BITS = {"attention-fp8": FLASH3_FP8, "attention-fp8-smooth": FLASH3_FP8_SMOOTH}
 ALL_FORMATS = (*FORMATS, *KV_IN_8_BITS, *ATTENTION_IN_8_BITS)
 _SHOWN_FORMATS = tuple(name for name in ALL_FORMATS if name != "fp8-slow")
-ASPECTS = ("color", "shape", "direction")
 
 
 @dataclass
@@ -69,6 +68,7 @@ class Quality:
             "long": self.measure_long_streams,
             "changes": self.measure_prompt_changes,
             "formats": self.measure_formats,
+            "decoder": self.measure_decoder,
             "direct": self.measure_directed_streams,
         }
         for name in (*self.options.only, *["direct"] * self.options.direct):
@@ -178,8 +178,14 @@ class Quality:
         self.figures |= {"psnr_db": psnr, "median_psnr_db": median}
         self.figures |= {"accuracy": accuracy, "accuracy_by_aspect": aspects}
 
+    def measure_decoder(self) -> None:
+        """(f) The tiny decoder beside the VAE."""
+        scenes = spread(all_scenes(), self.options.decoder_captions)
+        jobs = [self._job((scene,) * WINDOW, 30_000 + number) for number, scene in enumerate(scenes)]
+        self.figures |= measure_decoders(jobs, self.options.workers)
+
     def measure_directed_streams(self) -> None:
-        """(f) Prompt tracks, start images, video to video, and streams that go on."""
+        """(g) Prompt tracks, start images, video to video, and streams that go on."""
         self.figures |= measure_direct(self.options)
 
     def _job(self, scenes: Sequence[Scene], seed: int, *, policy: str = StreamSettings().kv_policy) -> StreamJob:
@@ -195,45 +201,6 @@ class Quality:
             kept = [outcome for outcome in outcomes if len(outcome.frames)]
             write_sheet(spread(kept, _ON_SHEET), self.options.sheets / f"{sheet}.png")
         return outcomes
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items in a fixed random order, which spreads them over every kind; all where there are fewer."""
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
-    return [items[place] for place in sorted(order[:count])]
-
-
-def share(hits: Sequence[Hits], aspect: str) -> float:
-    """How many of the clips are right in an aspect, 0..1."""
-    return mean([float(getattr(hit, aspect)) for hit in hits])
-
-
-def by_aspect(hits: Sequence[Hits]) -> dict[str, float]:
-    """`share` of each aspect."""
-    return {aspect: share(hits, aspect) for aspect in ASPECTS}
-
-
-def percent(hits: Sequence[Hits]) -> list[str]:
-    """The shares of each aspect and of all three, for a table."""
-    return [f"{100 * share(hits, aspect):.1f}" for aspect in (*ASPECTS, "all")]
-
-
-def squared_errors(reference: Sequence[StreamOutcome], outcomes: Sequence[StreamOutcome]) -> list[float]:
-    """The mean squared error of each clip's pictures, 0..255 squared."""
-    return [
-        float((one.frames.float() - other.frames.float()).square().mean())
-        for one, other in zip(reference, outcomes, strict=True)
-    ]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def print_row(*cells: object) -> None:
-    """One row of a table."""
-    print("  " + "".join(f"{cell!s:>13}" for cell in cells), flush=True)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -266,6 +233,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="file for the figures; without a file they are all that is printed, tables go to the standard error",
     )
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    add_decoder_options(parser)
     add_direct_options(parser)
     options = parser.parse_args(arguments)
     if options.only is None:

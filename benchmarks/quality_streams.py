@@ -43,6 +43,8 @@ class StreamJob:
         kv_format: of the KV cache.
         keep_frames: also return the frames.
         attention: backend; FlashAttention 3 is emulated, in bfloat16 weights only.
+        decoder: file of what decodes in the VAE's place; None: the VAE.
+        keep_latents: also return the latents.
     """
 
     scenes: tuple[Scene, ...]
@@ -53,12 +55,14 @@ class StreamJob:
     kv_format: str = KV_PLAIN
     keep_frames: bool = False
     attention: str = NATIVE_ATTENTION
+    decoder: str | None = None
+    keep_latents: bool = False
 
     def recipe(self) -> Recipe:
         """Of the pipeline."""
         if self.weights == FLOAT32:
-            return Recipe(self.model, dtype="float32")
-        recipe = Recipe(self.model, dtype="bfloat16", attention_backend=self.attention)
+            return Recipe(self.model, dtype="float32", decoder=self.decoder)
+        recipe = Recipe(self.model, dtype="bfloat16", attention_backend=self.attention, decoder=self.decoder)
         if self.weights == PLAIN:
             return recipe
         return replace(recipe, quantization=QuantizationSpec(**SPECS[self.weights]))
@@ -76,6 +80,7 @@ class StreamOutcome:
         inside: mean absolute differences (0..1) between neighbouring pictures of a block.
         seams: the same between the last picture of a block and the first of the next.
         frames: uint8 [pictures, 64, 64, 3]; empty where they were not asked for.
+        latents: float32 [1, channels, latent frames, 8, 8]; None where they were not asked for.
     """
 
     job: StreamJob
@@ -85,6 +90,7 @@ class StreamOutcome:
     inside: tuple[float, ...]
     seams: tuple[float, ...]
     frames: torch.Tensor
+    latents: torch.Tensor | None = None
 
 
 def make_streams(jobs: Sequence[StreamJob], workers: int) -> Iterator[StreamOutcome]:
@@ -108,8 +114,11 @@ def _make_stream(job: StreamJob) -> StreamOutcome:
         kv_policy=job.policy,
         kv_format=job.kv_format,
     )
+    blocks, latents = [], []
     with rounded_fp8_activations(), Session(pipeline, settings) as session:
-        blocks = [session.run_block(plain_caption(scene)).frames for scene in job.scenes]
+        for scene in job.scenes:
+            blocks.append(session.run_block(plain_caption(scene)).frames)
+            latents.append(session.state.values["latents"].float())
     return StreamOutcome(
         job,
         early=compare(torch.cat(blocks[:WINDOW]), job.scenes[0]),
@@ -118,4 +127,5 @@ def _make_stream(job: StreamJob) -> StreamOutcome:
         inside=tuple(jump for block in blocks for jump in jumps(block)),
         seams=seam_jumps(blocks),
         frames=torch.cat(blocks) if job.keep_frames else torch.empty(0, SIZE, SIZE, 3, dtype=torch.uint8),
+        latents=torch.cat(latents, dim=2) if job.keep_latents else None,
     )

@@ -21,7 +21,8 @@ from streamblocks.wan.family import CAUSAL_WAN_21
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
 from streamblocks.wan.transformer.attention import block_masks_of, causal_attention_of, install_causal_attention
-from streamblocks.wan.vae.gpu_layout import speed_up_vae
+from streamblocks.wan.vae.gpu_layout import speed_up_decoder, speed_up_vae
+from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 
 PROMPT = "random weights"
 _PROMPT_TOKENS = 60
@@ -37,6 +38,7 @@ class PipelineOptions:
         text_encoder: whether the text encoder is on the card too.
         fused_vae: the VAE as the pack runs it; False leaves it as diffusers has it.
         device_noise: noise drawn on the device instead of on the CPU.
+        tiny_decoder: one in TAEHV's layout decodes in the VAE's place.
         seed: of the weights.
     """
 
@@ -45,6 +47,7 @@ class PipelineOptions:
     text_encoder: bool = False
     fused_vae: bool = True
     device_noise: bool = False
+    tiny_decoder: bool = False
     seed: int = 0
 
 
@@ -70,6 +73,11 @@ class RandomPipeline:
             speed_up_vae(vae)
         self.pipe = make_causal_wan_pipeline()
         self.pipe.update_components(transformer=transformer, vae=vae)
+        if options.tiny_decoder:
+            decoder = TinyDecoder(TinyDecoderConfig(latent_channels=size.transformer["in_channels"]))
+            decoder = decoder.eval().requires_grad_(False).to(options.device, vae.dtype)
+            speed_up_decoder(decoder)
+            self.pipe.update_components(decoder=decoder)
         if options.text_encoder:
             encoder = build_text_encoder(size, options.device, options.dtype, seed=options.seed)
             self.pipe.update_components(text_encoder=encoder)
@@ -125,14 +133,14 @@ class RandomPipeline:
 
     def release(self) -> None:
         """Delete every component."""
-        for name in ("transformer", "vae", "text_encoder"):
+        for name in ("transformer", "vae", "decoder", "text_encoder"):
             setattr(self.pipe, name, None)
 
     @torch.no_grad()
-    def embed_prompt(self) -> torch.Tensor:
-        """[1, 512, text_dim], zero after the prompt's end; by the text encoder where there is one."""
+    def embed_prompt(self, seed: int = 1) -> torch.Tensor:
+        """[1, 512, text_dim] of random words, zero after the prompt's end; by the text encoder where there is one."""
         encoder = getattr(self.pipe, "text_encoder", None)
-        generator = torch.Generator(self.device).manual_seed(1)
+        generator = torch.Generator(self.device).manual_seed(seed)
         embeds = torch.zeros(1, DEFAULT_TEXT_TOKENS, self.text_dim, device=self.device, dtype=self.options.dtype)
         if encoder is None:
             shape = (1, _PROMPT_TOKENS, self.text_dim)

@@ -43,16 +43,30 @@ def parse_json(text: bytes | str, place: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it is no JSON object, is larger or nested deeper than such files are, or names something twice.
     """
+    try:
+        return load_object(text)
+    except _NoObjectError as error:
+        raise CheckpointError(f"{place} holds no JSON object: download it again.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{place} cannot be read as JSON ({error}): download it again.") from error
+
+
+def load_object(text: bytes | str) -> dict[str, Any]:
+    """The same for what is no checkpoint; raises ValueError, a part of a sentence."""
     # A surrogate, which JSON can spell and UTF-8 cannot, is refused when the bytes are decoded.
     content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    _check_bounds(content)
     try:
-        _check_bounds(content)
         found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place} cannot be read as JSON ({error}): download it again.") from error
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{place} holds no JSON object: download it again.")
+        raise _NoObjectError("it is no JSON object")
     return found
+
+
+class _NoObjectError(ValueError):
+    """JSON of another kind."""
 
 
 def _check_bounds(text: bytes) -> None:

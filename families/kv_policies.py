@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..checkpoints.checkpoint_error import shown
+
 RECOMPUTE = "recompute"
 ROLLING = "rolling"
 # In the order of the node's menu.
@@ -22,7 +24,7 @@ def check_prompt_change(name: str) -> None:
         ValueError: with the allowed names.
     """
     if name not in PROMPT_CHANGES:
-        raise ValueError(f"on_prompt_change is {name!r}: choose one of {', '.join(PROMPT_CHANGES)}.")
+        raise ValueError(f"on_prompt_change is {shown(name)}: choose one of {', '.join(PROMPT_CHANGES)}.")
 
 
 def check_kv_format(name: str) -> None:
@@ -32,7 +34,7 @@ def check_kv_format(name: str) -> None:
         ValueError: with the allowed names.
     """
     if name not in KV_FORMATS:
-        raise ValueError(f"kv_format is {name!r}: choose one of {', '.join(KV_FORMATS)}.")
+        raise ValueError(f"kv_format is {shown(name)}: choose one of {', '.join(KV_FORMATS)}.")
 
 
 def check_kv_policy(name: str) -> None:
@@ -42,4 +44,4 @@ def check_kv_policy(name: str) -> None:
         ValueError: with the allowed names.
     """
     if name not in KV_POLICIES:
-        raise ValueError(f"kv_policy is {name!r}: choose one of {', '.join(KV_POLICIES)}.")
+        raise ValueError(f"kv_policy is {shown(name)}: choose one of {', '.join(KV_POLICIES)}.")

@@ -81,12 +81,14 @@ class ModelSources:
         vae: pipeline folder or single file.
         text_encoder: pipeline folder or single file; None where prompts come as embeddings only.
         tokenizers: where the text encoder's tokenizer may be; the first that has one counts.
+        decoder: single file of what decodes in the VAE's place; None for the VAE itself.
     """
 
     transformer: Path
     vae: Path
     text_encoder: Path | None
     tokenizers: tuple[Path, ...]
+    decoder: Path | None = None
 
     @classmethod
     def in_folder(cls, folder: Path) -> ModelSources:
@@ -153,7 +155,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def components(self, sources: ModelSources, options: ComponentOptions) -> dict[str, Component]:
-        """Transformer, VAE and, if `sources` names one, text encoder, known from their headers.
+        """Transformer, VAE and, if `sources` names them, text encoder and decoder, known from their headers.
 
         Args:
             sources: where they are.

@@ -6,8 +6,11 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from ..checkpoints.checkpoint_error import shown
+
 LARGEST_TIMESTEP = 1000
 _RAW = "raw:"
+_MOST_LETTERS, _SHOWN_LETTERS = 10_000, 80
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class StepList:
         falls = all(larger > smaller for larger, smaller in itertools.pairwise(numbers))
         if not numbers or not falls or not all(0 < number <= LARGEST_TIMESTEP for number in numbers):
             raise ValueError(
-                f"the list is {self}: give falling numbers above 0 and up to {LARGEST_TIMESTEP}, such as "
-                "1000, 750, 500, 250."
+                f"the list is {str(self)[:_SHOWN_LETTERS]}: give falling numbers above 0 and up to {LARGEST_TIMESTEP}, "
+                "such as 1000, 750, 500, 250."
             )
 
     @classmethod
@@ -47,6 +50,8 @@ class StepList:
         Raises:
             ValueError: it is no such list.
         """
+        if len(text) > _MOST_LETTERS:
+            raise ValueError(f"{name} has {len(text)} letters: write up to {_MOST_LETTERS}.")
         text = text.strip()
         if not text:
             return None
@@ -56,7 +61,7 @@ class StepList:
             return cls(tuple(float(word) for word in words), raw)
         except ValueError as error:
             raise ValueError(
-                f"{name} is {text!r}: give falling timesteps above 0 and up to {LARGEST_TIMESTEP}, such as "
+                f"{name} is {shown(text)}: give falling timesteps above 0 and up to {LARGEST_TIMESTEP}, such as "
                 f"'1000, 750, 500, 250', or '{_RAW} 700, 500' for ones that the shift does not change."
             ) from error
 

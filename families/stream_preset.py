@@ -103,7 +103,7 @@ class StreamPreset:
                 raise ValueError(
                     f"{place} has {shown_word(name)} = {shown(value)}: write up to {_LONGEST_WORD} printable letters."
                 )
-            if type(value) is not type(known):
+            if name not in IN_FILES or type(value) is not type(known):
                 raise ValueError(
                     f"{place} has {shown_word(name)} = {shown(value)}: it may have {', '.join(IN_FILES)}, each of its "
                     "kind."

@@ -24,6 +24,7 @@ from .model_management import (
     unload_all_models,
 )
 from .models_on_disk import (
+    approximate_vae_files,
     diffusers_folders,
     lora_files,
     new_transformer_file,
@@ -47,6 +48,7 @@ __all__ = [
     "WholeModelPatcher",
     "allowed_code",
     "allowed_code_file",
+    "approximate_vae_files",
     "ask_about_code",
     "blocked_output",
     "default_device",

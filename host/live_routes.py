@@ -58,14 +58,17 @@ async def control_schema(request: web.Request) -> web.Response:
 async def news(request: web.Request) -> web.Response:
     """What a page has not seen of a stream, once there is something: header and JPEGs."""
     stream = _stream(request)
-    version, block, points = (_number(request, *one) for one in (("version", -1), ("block", -1), ("points", 0)))
+    asked = (("version", -1), ("block", -1), ("points", 0), ("pictures", -1))
+    version, block, points, pictures = (_number(request, *one) for one in asked)
     if stream.waiting >= MOST_WAITING:
         raise RefusedRequestError(503, f"{MOST_WAITING} requests wait for this stream's news already: ask again later.")
     stream.waiting += 1
     try:
         if not await wait_for_news(request, stream.news, version):
             return web.Response(status=204)
-        body = await _news_body(request, stream, stream.news.since(block, points, version))
+        # Whoever says how many pictures of the block it has takes blocks in parts.
+        page = stream.news.since(block, points, version, pictures if pictures >= 0 else None)
+        body = await _news_body(request, stream, page)
     finally:
         stream.waiting -= 1
     return web.Response(body=body, content_type="application/octet-stream", headers={"Cache-Control": "no-store"})
@@ -160,13 +163,16 @@ async def _news_body(request: web.Request, stream: LiveStream, page: NewsPage) -
     header: dict[str, Any] = {**page.header, **ids, "pictures": None}
     jpegs: tuple[bytes, ...] = ()
     if page.pictures is not None:
-        encoded = await _encoded(request.app[_ENCODINGS], page.pictures)
-        jpegs = encoded.jpegs
+        parts = (page.pictures, *page.more)
+        encoded = [await _encoded(request.app[_ENCODINGS], part) for part in parts]
+        jpegs = tuple(jpeg for one in encoded for jpeg in one.jpegs)
         header["pictures"] = {
             "block": page.pictures.block,
-            "of": page.pictures.count,
-            "width": encoded.width,
-            "height": encoded.height,
+            "first": page.pictures.first,
+            "end": parts[-1].end,
+            "of": page.pictures.of,
+            "width": encoded[0].width,
+            "height": encoded[0].height,
             "lengths": [len(jpeg) for jpeg in jpegs],
         }
     text = json.dumps(header).encode()

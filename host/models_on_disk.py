@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 FOLDERS = "diffusers"
 FILES = "diffusion_models"
 VAE_FILES = "vae"
+APPROXIMATE_VAE_FILES = "vae_approx"
 TEXT_ENCODER_FILES = "text_encoders"
 LORAS = "loras"
-_MODEL_FILES = (FILES, VAE_FILES, TEXT_ENCODER_FILES)
+_MODEL_FILES = (FILES, VAE_FILES, APPROXIMATE_VAE_FILES, TEXT_ENCODER_FILES)
 
 
 def diffusers_folders() -> dict[str, PipelineFolder]:
@@ -46,6 +47,11 @@ def transformer_files() -> list[str]:
 def vae_files() -> list[str]:
     """Single files in `models/vae`, as `vae/<name>`."""
     return _named(VAE_FILES)
+
+
+def approximate_vae_files() -> list[str]:
+    """Single files in `models/vae_approx`, tiny decoders among them, as `vae_approx/<name>`."""
+    return _named(APPROXIMATE_VAE_FILES)
 
 
 def text_encoder_files() -> list[str]:

@@ -35,6 +35,7 @@ STATE_RULES: tuple[StateRule, ...] = (
     StateRule("input_pictures", Handling.DROP, "input pictures of the block just made"),
     StateRule("input_latents", Handling.DROP, "of the input pictures of the block just made"),
     StateRule("input_encoder", Handling.SHARE, "carries the VAE's temporal convolutions across the input's seams"),
+    StateRule("show_pictures", Handling.DROP, "whom pictures of the block just made were shown to"),
     StateRule("pictures_finite", Handling.DROP, "of the block just made; the session has checked it"),
     StateRule("latents", Handling.DROP, "noise, then result, of the block just made"),
     StateRule(

@@ -71,7 +71,7 @@ class LiveRun:
         self._control = LiveControl()
         self._node, self._workflow, self._look = node, workflow, look
         self._frames = frames
-        self._steering = Steering(self._control, self._wait, self._tell)
+        self._steering = Steering(self._control, self._wait, self._tell, self._show_part, lambda: self.news.is_watched)
         self._attention_bias = 1.0
         self._fps = 1.0
         self._allowed = Allowed()
@@ -163,6 +163,10 @@ class LiveRun:
         changed = self._steering.stopped or self._steering.edited or self._frames is not None or self.ran_out
         if self._node is not None and changed:
             host.note_changed_by_hand(self._node)
+
+    def _show_part(self, frames: torch.Tensor, first: int, of: int) -> None:
+        """Show pictures of the block that is being decoded."""
+        self.news.show_part(frames, block=self._blocks, first=first, of=of)
 
     def _wait(self) -> None:
         """Say that the stream waits, and look whether it is cancelled."""

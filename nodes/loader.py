@@ -28,6 +28,7 @@ BLOCK_LABELS = {"built-in causal Wan": BUILT_IN_BLOCKS, "the repository's own": 
 FROM_MODEL = "from the model"
 FROM_COMPONENTS = "from the components"
 FROM_TEXT_ENCODER = "from the text encoder"
+OWN_DECODER = "the VAE's own"
 
 
 class LoadStreamingPipeline(io.ComfyNode):
@@ -187,6 +188,17 @@ class LoadStreamingPipeline(io.ComfyNode):
                         "encoder's file, then in 'components'."
                     ),
                 ),
+                io.Combo.Input(
+                    "decoder",
+                    options=[OWN_DECODER, *host.approximate_vae_files(), *host.vae_files()],
+                    default=OWN_DECODER,
+                    optional=True,
+                    tooltip=(
+                        "What makes pictures of latents. A tiny decoder from models/vae_approx or models/vae, such as "
+                        "taew2_1, lighttaew2_1 or lightvaew2_1 (5B: taew2_2, lighttaew2_2), is many times as fast, and "
+                        "loses detail. The VAE still encodes pictures."
+                    ),
+                ),
             ],
             outputs=[
                 RecipeType.Output(display_name="pipeline", tooltip="The description of the pipeline, for the sampler.")
@@ -201,14 +213,15 @@ class LoadStreamingPipeline(io.ComfyNode):
         vae: str | None = None,
         text_encoder: str | None = None,
         tokenizer: str | None = None,
+        decoder: str | None = None,
         **_: object,
     ) -> str:
-        """Run again when the files of the chosen model, components, VAE, text encoder or tokenizer changed.
+        """Run again when the files of the chosen model, components, VAE, text encoder, tokenizer or decoder changed.
 
         ComfyUI passes None for a connected input. Its files are checked when this node runs, which happens when the
         input's value changes.
         """
-        names = (model, components, vae, text_encoder, tokenizer)
+        names = (model, components, vae, text_encoder, tokenizer, decoder)
         paths = [host.resolve_model(name) for name in names if name is not None and "/" in name]
         return " ".join(stamp_files(path) for path in paths)
 
@@ -230,6 +243,7 @@ class LoadStreamingPipeline(io.ComfyNode):
         text_encoder: str = FROM_COMPONENTS,
         weights: str = AVERAGED_WEIGHTS,
         tokenizer: str = FROM_TEXT_ENCODER,
+        decoder: str = OWN_DECODER,
     ) -> io.NodeOutput:
         """Make the recipe; `trust_remote_code` is for workflows of old and not read."""
         path = model_path(model, hub_id.strip())
@@ -239,11 +253,11 @@ class LoadStreamingPipeline(io.ComfyNode):
                 f"blocks_from is {blocks_from!r}: the model {model!r} brings none; choose the built-in ones."
             )
         parts = None if components == FROM_MODEL else components_path(components)
-        vae_file, text_file, tokenizer_place = (
-            None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
-            for name in (vae, text_encoder, tokenizer)
+        vae_file, text_file, tokenizer_place, decoder_file = (
+            None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER, OWN_DECODER) else host.resolve_model(name)
+            for name in (vae, text_encoder, tokenizer, decoder)
         )
-        places = (path, parts, vae_file, text_file, tokenizer_place)
+        places = (path, parts, vae_file, text_file, tokenizer_place, decoder_file)
         return io.NodeOutput(
             Recipe(
                 model=path,
@@ -260,5 +274,6 @@ class LoadStreamingPipeline(io.ComfyNode):
                 text_encoder=text_file,
                 weights=weights,
                 tokenizer=tokenizer_place,
+                decoder=decoder_file,
             )
         )

@@ -21,6 +21,7 @@ from ..stream.settings import StreamSettings
 from ..stream.sinks import Mp4Sink
 from ..stream.snapshot import StreamSnapshot
 from ..stream.stream_saver import StreamSaver
+from .asked_stream import difference
 from .saved_streams import PLACE, UNFINISHED
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class RunSaving:
         keep_all: whether all pictures are to be kept.
         node: the node's execution id; None outside of a prompt.
         workflow: the page's id of the workflow; None outside of a page.
+        asked: of `asked_of`, by which prompts without a workflow are told apart.
         extra: the hidden input with the workflow; None outside of a prompt.
 
     Attributes:
@@ -62,6 +64,7 @@ class RunSaving:
         keep_all: bool,
         node: str | None,
         workflow: str | None,
+        asked: str,
         extra: Any,  # noqa: ANN401
     ) -> None:
         self.notices: list[str] = []
@@ -69,6 +72,7 @@ class RunSaving:
         self.past: StreamSnapshot | None = None
         self._every = every
         self._node, self._workflow = node or "", workflow or ""
+        self._asked = asked
         self._extra = extra
         self._folder: SavedFolder | None = None
         self._growing: Path | None = None
@@ -113,11 +117,18 @@ class RunSaving:
         """What saves the run; None where nothing is saved."""
         if self._folder is None or not self._every:
             return None
-        return StreamSaver(self._folder, self._every, video, node=self._node, workflow=self._workflow)
+        return StreamSaver(
+            self._folder, self._every, video, node=self._node, workflow=self._workflow, asked=self._asked
+        )
 
     def is_growing(self, video: Mp4Sink) -> bool:
         """Whether the file of `video` is the one beside the snapshots, which stays where it is."""
         return video.path == self._growing
+
+    def blocks_to_go_on_behind(self) -> int:
+        """Of the newest snapshot; 0 where there is none."""
+        point = None if self._folder is None else self._folder.point()
+        return 0 if point is None else point.blocks
 
     def run_finished(self, video: Mp4Sink) -> None:
         """Remove what was saved: the video is where finished ones go."""
@@ -134,6 +145,11 @@ class RunSaving:
         if self._folder is not None and not self.is_growing(video) and self._folder.point() is None:
             self._folder.discard()
 
+    def release(self) -> None:
+        """The run is over: others may go on with what is left of it."""
+        if self._folder is not None:
+            self._folder.release()
+
     def _new_folder(self) -> SavedFolder | None:
         """A folder that the first block makes: a stream that made none leaves nothing."""
         workflow = (self._extra or {}).get("workflow")
@@ -149,11 +165,35 @@ class RunSaving:
         return folder
 
     def _find(self, recipe: Recipe, keep_all: bool) -> None:
+        other = ""
         for folder in saved_folders(host.output_folder() / UNFINISHED_STREAMS):
             point = folder.point()
-            if point is not None and (point.node, point.workflow) == (self._node, self._workflow):
-                self._take(folder, recipe, keep_all)
+            if point is None or (point.node, point.workflow) != (self._node, self._workflow):
+                continue
+            # Without a workflow, a node's id is that of any prompt.
+            differs = "" if self._workflow else difference(point.asked, self._asked)
+            if differs:
+                # The newest one of those that are others.
+                other = other or (
+                    f"resume: the unfinished stream in {folder.path} is another one ({differs}): it was left as it is."
+                )
+            elif not folder.claim():
+                self.notices.append(
+                    f"resume: the unfinished stream in {folder.path} runs now, in this ComfyUI or another one that has "
+                    "the same output folder: it was left to it."
+                )
+            else:
+                self._take_or_leave(folder, recipe, keep_all)
                 return
+        self.notices += [other] if other else []
+
+    def _take_or_leave(self, folder: SavedFolder, recipe: Recipe, keep_all: bool) -> None:
+        try:
+            self._take(folder, recipe, keep_all)
+        except BaseException:
+            # A kept error keeps the folder alive.
+            folder.release()
+            raise
 
     def _take(self, folder: SavedFolder, recipe: Recipe, keep_all: bool) -> None:
         saved, said = folder.load()

@@ -11,7 +11,7 @@ from ..memory.cleanup import CleanupPolicy
 from ..stream.choices import StreamChoices
 from ..stream.foreign_limits import refuse_mixes, refuse_what_blocks_do_not_take
 from ..stream.picture_choices import FITS, MIDDLE_STRENGTH, VIDEO_ENDS
-from ..stream.prompt_track import PromptTrack
+from ..stream.prompt_track import PromptTrack, check_size
 from ..stream.recipe import BUILT_IN_BLOCKS, Recipe
 from .live_input import LiveSource
 from .run_inputs import TIMELINE_ON
@@ -73,6 +73,7 @@ class SamplerValues:
             ValueError: one sentence that names the input, its value and what is possible.
         """
         self._check_sockets()
+        check_size("prompt", self.prompt)
         choices = self._choices()
         choices.check(SIZE_STEP if self.pipeline.blocks == BUILT_IN_BLOCKS else 1)
         if self.track is not None and (self.endless or not self.seconds):

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from .. import host
 from ..stream.prompt_track import PromptTrack
-from ..stream.saved_names import names_of_saved, newest_written
+from ..stream.saved_names import names_at_rest, newest_written
 from .found_by import search_aliases
 from .prompt_track import TrackType
 from .stream_socket import StreamType
@@ -45,7 +45,7 @@ class LoadSavedStream(io.ComfyNode):
                     options=_choices(),
                     tooltip=(
                         "Unfinished streams, then saved ones, the newest first: folders of streamblocks in the output "
-                        "folder. Of an unfinished one it is the last save."
+                        "folder. Of an unfinished one it is the last save; one that runs now is not listed."
                     ),
                 ),
             ],
@@ -111,7 +111,7 @@ class SaveStreamState(io.ComfyNode):
 
 def _choices() -> list[str]:
     root = host.output_folder() / PLACE
-    return [f"{kind}/{name}" for kind in KINDS for name in names_of_saved(root / kind)] or [NONE_YET]
+    return [f"{kind}/{name}" for kind in KINDS for name in names_at_rest(root / kind)] or [NONE_YET]
 
 
 def _folder(stream: str) -> Path:

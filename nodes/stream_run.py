@@ -32,6 +32,7 @@ from ..stream.settings import StreamSettings
 from ..stream.sinks import FrameKeeper, Mp4Sink
 from ..stream.stream_pipeline import StreamPipeline
 from ..stream.stream_report import StreamReport
+from .asked_stream import asked_of
 from .connected_pictures import ConnectedPictures, LiveFrames, carry_earlier_sound
 from .live_run import LiveRun
 from .memory_chart import MemoryChart
@@ -91,6 +92,7 @@ class StreamRun:
             keep_all=KeepFrames(values.keep_frames) is KeepFrames.ALL,
             node=node,
             workflow=workflow,
+            asked=asked_of(values, self._pictures),
             extra=None if hidden is None else hidden.extra_pnginfo,
         )
         self._live = LiveRun(node, workflow, host.throw_if_cancelled, self._pictures.live)
@@ -107,6 +109,8 @@ class StreamRun:
                 self._watcher.say_stopped()
                 self._live.say_how_it_ended(error)
                 raise
+            finally:
+                self._saving.release()
             self._live.say_how_it_ended(None)
             return made
 
@@ -168,7 +172,9 @@ class StreamRun:
         except BaseException:
             # A kept error keeps this function's variables alive; the pictures are in the file.
             keeper.drop()
-            self._watcher.kept_is_said = self._unfinished.keep(file, stays=self._saving.is_growing(file))
+            self._watcher.kept_is_said = self._unfinished.keep(
+                file, stays=self._saving.is_growing(file), saved_blocks=self._saving.blocks_to_go_on_behind()
+            )
             self._saving.run_failed(file)
             raise
 

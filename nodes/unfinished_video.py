@@ -29,7 +29,7 @@ class UnfinishedVideo:
         self._prompt = None if hidden is None else hidden.prompt
         self._extra = (None if hidden is None else hidden.extra_pnginfo) or {}
 
-    def keep(self, video: Mp4Sink, *, stays: bool = False) -> bool:
+    def keep(self, video: Mp4Sink, *, stays: bool = False, saved_blocks: int = 0) -> bool:
         """Move the file of `video`, which is closed, out of the temp folder, and say where it is; False without one.
 
         Raises nothing of its own: it runs while the error that ended the stream is on its way.
@@ -37,13 +37,14 @@ class UnfinishedVideo:
         Args:
             video: of the stream.
             stays: whether the file is in the output folder already, beside what the stream goes on from.
+            saved_blocks: behind which it goes on; 0 where nothing was saved.
         """
         if video.frames_written == 0 or not video.path.is_file():
             return False
         made = video.frames_written
         try:
             if stays:
-                kept, shown, with_workflow = video.path, host.shown_in_output(video.path), False
+                kept, shown, with_workflow = video.path, host.shown_in_output(video.path), True
             else:
                 kept, shown, with_workflow = self._move(video.path)
         except Exception as error:
@@ -54,10 +55,12 @@ class UnfinishedVideo:
             return True
         logger.warning("Stopped; the %d pictures made so far are in %s", made, kept)
         file = f"{shown['subfolder']}/{shown['filename']}"
-        if with_workflow:
-            self._progress.say("stopped", pictures=made, file=file)
-        else:
+        if not with_workflow:
             self._progress.say("stopped_without_workflow", pictures=made, file=file)
+        elif saved_blocks:
+            self._progress.say("stopped_saved", pictures=made, file=file, blocks=saved_blocks)
+        else:
+            self._progress.say("stopped", pictures=made, file=file)
         self._progress.show_unfinished({**shown, "pictures": made})
         host.list_as_asset(kept)
         return True

@@ -22,6 +22,8 @@ ACTIVATIONS = ("dynamic per row", "dynamic per tensor", "static", "none")
 QUANTIZABLE_COMPONENTS = ("transformer", "text_encoder")
 # What torch._scaled_mm requires of in and out features; torch._int_mm requires 8.
 KERNEL_MULTIPLE = 16
+# Of all patterns that a user writes.
+_MOST_LETTERS, _SHOWN_LETTERS = 10_000, 80
 NO_ITEMSIZES: Mapping[str, int] = MappingProxyType({})
 
 _VAE_REASON = "its convolutions decide what every pixel looks like, and it is under 1 % of the weights"
@@ -69,12 +71,15 @@ class QuantizationSpec:
             if component == "vae":
                 raise ValueError(f"components names the vae, which is never quantized ({_VAE_REASON}): leave it out.")
             _check_choice("components", component, QUANTIZABLE_COMPONENTS)
+        if sum(map(len, self.skip)) > _MOST_LETTERS:
+            raise ValueError(f"skip has {sum(map(len, self.skip))} letters: write up to {_MOST_LETTERS}.")
         for pattern in self.skip:
             component, _, name = pattern.rpartition(":")
             if not name or (component and component not in self.components):
+                known = ", ".join(self.components)
                 raise ValueError(
-                    f"skip has the pattern {pattern!r}: give a layer name pattern such as blocks.0.*, with one of "
-                    f"{', '.join(self.components)} and a colon before it where it is not for {self.components[0]}."
+                    f"skip has the pattern {pattern[:_SHOWN_LETTERS]!r}: give a layer name pattern such as blocks.0.*, "
+                    f"with one of {known} and a colon before it where it is not for {self.components[0]}."
                 )
 
     def skip_patterns(self, component: str) -> tuple[str, ...]:
@@ -262,14 +267,14 @@ def _skip(layers: list[PlannedLayer], patterns: tuple[str, ...], component: str)
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             examples = ", ".join(layer.name for layer in layers if layer.quantized) or "none"
             raise ValueError(
-                f"skip pattern {pattern!r} matches no layer of the {component}: its layers are named like "
-                f"{examples[:200]}."
+                f"skip pattern {pattern[:_SHOWN_LETTERS]!r} matches no layer of the {component}: its layers are named "
+                f"like {examples[:200]}."
             )
     skipped = [_skipped(layer, patterns) for layer in layers]
     if any(layer.quantized for layer in layers) and not any(layer.quantized for layer in skipped):
         raise ValueError(
-            f"skip {', '.join(map(repr, patterns))} leaves no layer of the {component} to quantize: give narrower "
-            "patterns, or take the component out of components."
+            f"skip {', '.join(map(repr, patterns))[:_SHOWN_LETTERS]} leaves no layer of the {component} to quantize: "
+            "give narrower patterns, or take the component out of components."
         )
     return skipped
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..families.kv_policies import KV_INT8, KV_PLAIN
 from ..families.model_family import ModelFamily
 from ..memory.way_back import FREE_WAY_BACK, WayBack
-from .component_store import ComponentStore
+from .component_store import BLOCK_COMPONENTS, ComponentStore
 from .decode_bounds import bound_decoding_more, decoding_notice
 from .estimate import MemoryEstimate
 from .host_memory import free_ram
@@ -17,7 +17,7 @@ from .residency import Residency
 from .settings import StreamSettings
 from .streaming_plans import StreamingPlans
 
-_OF_TEXT, _OF_BLOCKS = ("text_encoder",), ("transformer", "vae")
+_OF_TEXT = ("text_encoder",)
 
 
 class BuiltInSaving:
@@ -78,7 +78,7 @@ class BuiltInSaving:
 
     def offload_unused(self, *, of_text: bool) -> list[str]:
         """The text encoder, or all but that."""
-        return self._store.offload_all_but(_OF_TEXT if of_text else _OF_BLOCKS)
+        return self._store.offload_all_but(_OF_TEXT if of_text else BLOCK_COMPONENTS)
 
     def bound_decoding(self, settings: StreamSettings) -> StreamSettings | None:
         """See `bound_decoding_more`."""

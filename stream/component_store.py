@@ -18,6 +18,9 @@ from .scratch_disk import folder_on_disk, usual_folders
 
 logger = logging.getLogger(__name__)
 
+# The text encoder is needed before a block only.
+BLOCK_COMPONENTS = ("transformer", "vae", "decoder")
+
 # Component, bytes in place so far, bytes in all.
 LoadCallback = Callable[[str, int, int], None]
 
@@ -122,6 +125,10 @@ class ComponentStore:
     def scratch_folder(self) -> Path | None:
         """Where layers are kept for which there is no RAM; None where every folder for temporary files is RAM."""
         return folder_on_disk((*self._residency.scratch_folders(), *usual_folders()))
+
+    def of_blocks(self) -> tuple[str, ...]:
+        """The components that a block needs, as far as there are any."""
+        return tuple(name for name in BLOCK_COMPONENTS if name in self.components)
 
     def are_resident(self, names: Iterable[str]) -> bool:
         """Whether these components are loaded and on the device."""

@@ -31,7 +31,7 @@ class MemoryEstimate:
 
     Attributes:
         transformer: weights, in their format.
-        vae: weights.
+        vae: weights, with those of a decoder in its place: the VAE encodes then.
         text_encoder: weights, in their format.
         text_encoding: activations of the text encoder.
         streaming: caches and activations of the stream at their largest.
@@ -82,7 +82,7 @@ def estimate_memory(
 
     Args:
         family: of the model.
-        components: transformer, VAE and perhaps text encoder, in the formats they will be loaded in.
+        components: transformer, VAE and perhaps text encoder and decoder, in the formats they will be loaded in.
         settings: of the stream.
         attention: how it is computed.
         device: decides whether weights are dequantized for each layer.
@@ -90,7 +90,7 @@ def estimate_memory(
     Raises:
         CheckpointError: a component cannot be loaded.
     """
-    transformer, vae = components["transformer"], components["vae"]
+    transformer, vae, decoder = components["transformer"], components["vae"], components.get("decoder")
     text_encoder = None if settings.embeds_given else components.get("text_encoder")
     text_encoding = 0
     if text_encoder is not None:
@@ -98,7 +98,7 @@ def estimate_memory(
     streaming = family.streaming_bytes(components, _rehearsal_inputs(settings), attention)
     return MemoryEstimate(
         transformer=transformer.bytes,
-        vae=vae.bytes,
+        vae=vae.bytes + (decoder.bytes if decoder is not None else 0),
         text_encoder=0 if text_encoder is None else text_encoder.bytes,
         text_encoding=text_encoding,
         streaming=streaming + _dequantized_bytes(transformer, device),

@@ -14,6 +14,8 @@ from .block_prompt import shares_of
 
 Parts = tuple[tuple[str, float], ...]
 
+# A letter takes up to 25 bytes as it is read, and no prompt is as long.
+_MOST_LETTERS = 1_000_000
 # Shares that were written are read as they are; dividing them by their sum again would move their last digit.
 _ROUNDING = 1e-9
 # What ends a line for `str.splitlines`, what is no text in UTF-8, and what ComfyUI's page takes for its own: `{a|b}`,
@@ -24,6 +26,8 @@ _CHANGED_BY_THE_PAGE = re.compile(r"[{}]|/[/*]|\\(?:\||$)")
 
 def read_exact(text: str) -> Parts | None:
     """The prompts of a JSON text, with their shares; None where it is something else."""
+    if len(text) > _MOST_LETTERS:
+        return None
     try:
         read = json.loads(text, parse_int=float)
     except (ValueError, RecursionError):

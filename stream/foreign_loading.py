@@ -14,12 +14,14 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
 from torch import nn
 
+from ..checkpoints.checkpoint_error import first_line, shown, shown_word
 from ..checkpoints.checkpoint_files import CheckpointError
 from ..checkpoints.json_text import read_json
 from .abandoned_work import Check, never_cancelled
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
 from .code_files import MODULAR_INDEX, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
+from .foreign_bounds import MOST_LAYERS, check_config_bounds, count_tensors
 from .hub import refuse_folder_as_hub_id
 from .recipe import Recipe, is_hub_id
 
@@ -66,6 +68,7 @@ def load_foreign_pipeline(
     if not recipe.is_hub_id:
         _check_configs(Path(recipe.model))
     _refuse_fetched_kernels(code)
+    _check_bounds(code)
     blocks = code.own_blocks
     if blocks is None:
         return _load_components(_pipeline_without_code(recipe, code), recipe, code, None, dtype, vae_dtype), None
@@ -86,8 +89,20 @@ def load_foreign_pipeline(
 def _check_configs(folder: Path) -> None:
     """Raise CheckpointError for a config that diffusers would wait for, or fail on without its name."""
     for pattern in _CONFIGS:
-        for config in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
-            read_json(config)
+        for path in sorted((*folder.glob(pattern), *folder.glob(f"*/{pattern}"))):
+            config = read_json(path)
+            # Not the vocabulary of a tokenizer, nor the names of shards.
+            if path.parent != folder and path.name.endswith("config.json") and not path.name.startswith("tokenizer"):
+                tensors = count_tensors(path.parent)
+                layers = MOST_LAYERS if tensors is None else min(MOST_LAYERS, tensors)
+                check_config_bounds(str(path), config, layers)
+
+
+def _check_bounds(code: RepositoryCode) -> None:
+    """Raise CheckpointError for numbers in the configs of components, also those of the hub, that no model has."""
+    for file in code.files:
+        if file.path.endswith("/config.json"):
+            check_config_bounds(f"{file.path} of {code.place!r}", code.json(file.path) or {})
 
 
 def _refuse_fetched_kernels(code: RepositoryCode) -> None:
@@ -139,9 +154,8 @@ def _pipeline_of_blocks(recipe: Recipe, code: RepositoryCode, blocks: type) -> M
 
 
 def _not_usable(recipe: Recipe, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"model {recipe.model!r} is not a diffusers modular repository that can be used here: {reason}"
+        f"model {recipe.model!r} is not a diffusers modular repository that can be used here ({first_line(error)})."
     )
 
 
@@ -163,8 +177,8 @@ def _check_index(model: str, index: Mapping[str, Any]) -> None:
             hint = value[2].get("type_hint") if isinstance(value[2], dict) else None
         if not isinstance(hint, list) or len(hint) != 2 or (hint != [None, None] and not _is_component(*hint)):
             raise CheckpointError(
-                f"model {model!r} names {str(hint)[:80]} as the class of its {name}: only classes of diffusers and "
-                "transformers are loaded."
+                f"model {model!r} names {shown(hint)} as the class of its {shown_word(name)}: only classes of "
+                "diffusers and transformers are loaded."
             )
 
 
@@ -191,7 +205,7 @@ def _load_components(
             pipe._component_specs[name].type_hint = _own_class(recipe, code, imported, specs[name].subfolder or "")
         elif imported is None:
             raise CheckpointError(
-                f"model {recipe.model!r} names no class for its {name}: name one in its {MODULAR_INDEX}."
+                f"model {recipe.model!r} names no class for its {shown_word(name)}: name one in its {MODULAR_INDEX}."
             )
     # The specs are copies.
     hints = {name: pipe.get_component_spec(name).type_hint for name in specs}
@@ -207,8 +221,9 @@ def _load_components(
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
-            f"model {recipe.model!r} did not provide {', '.join(missing)}: its files are incomplete, not safetensors, "
-            "or need code, which only blocks and a model of diffusers' may bring; the log above says why."
+            f"model {recipe.model!r} did not provide {', '.join(map(shown_word, missing))}: its files are incomplete, "
+            "not safetensors, or need code, which only blocks and a model of diffusers' may bring; the log above says "
+            "why."
         )
     return pipe
 
@@ -224,8 +239,8 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
     if named is not None:
         if imported is None:
             raise CheckpointError(
-                f"model {recipe.model!r} has code for its {subfolder} and none for its blocks: only a repository that "
-                "brings blocks may bring code."
+                f"model {recipe.model!r} has code for its {shown_word(subfolder)} and none for its blocks: only a "
+                "repository that brings blocks may bring code."
             )
         found = imported.load_class(*named)
         if not issubclass(found, ModelMixin):
@@ -238,9 +253,10 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
             return found_by_name
     elif "model_type" in config:
         return transformers.AutoModel
+    part = shown_word(subfolder or "model")
     raise CheckpointError(
-        f"model {recipe.model!r} names no class of diffusers or transformers for its {subfolder or 'model'}: name one "
-        f"in its {MODULAR_INDEX}."
+        f"model {recipe.model!r} names no class of diffusers or transformers for its {part}: name one in its "
+        f"{MODULAR_INDEX}."
     )
 
 
@@ -252,7 +268,7 @@ def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
             continue
         if not is_hub_id(str(place)):
             raise CheckpointError(
-                f"model {recipe.model!r} takes its {name} from {str(place)!r}, which is outside of it: name the "
-                "repository itself or a hub id in its modular_model_index.json."
+                f"model {recipe.model!r} takes its {shown_word(name)} from {shown(str(place))}, which is outside of "
+                "it: name the repository itself or a hub id in its modular_model_index.json."
             )
         refuse_folder_as_hub_id(str(place))

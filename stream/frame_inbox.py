@@ -27,7 +27,7 @@ class InboxCounts:
         came: pictures that were put.
         dropped: those that no block was made from, because newer ones came.
         repeated: how many times one was shown again, because too few came.
-        width: of the newest picture as it came; 0 before there is one.
+        width: of the newest picture as it was decoded; 0 before there is one.
         height: likewise.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +99,21 @@ class GivenPictures:
                 "video_end than 'stop', connect another video, or disconnect it."
             )
         return None if pictures is None else {"input_pictures": pictures, "strength": strength}
+
+    def again(self, inputs: Mapping[str, Any], strength: float | None) -> dict[str, Any]:
+        """Inputs of a block that is begun again, with the pictures that it has.
+
+        Args:
+            inputs: as `of_block` gave them.
+            strength: of the block now.
+
+        Raises:
+            ValueError: the strength is not possible.
+        """
+        if strength is None or "strength" not in inputs:
+            return dict(inputs)
+        check_strength(strength)
+        return {**inputs, "strength": strength}
 
     def taken(self) -> InputVideo | None:
         """How far the stream is in its video, for one that goes on from it; None without a video."""

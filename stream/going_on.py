@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.checkpoint_error import shown, shown_word
 from ..families.kv_policies import KV_AUTO
 from .joined_mp4 import check_earlier
 from .recipe import Recipe
@@ -23,7 +24,7 @@ def check_recipe(snapshot: StreamSnapshot, recipe: Recipe) -> None:
     LoRAs, quantization, attention backend, compilation and the text encoder's files may differ: as with a new prompt,
     they change what is made from here on. Under "rolling", keys of before stay in the window until they leave it.
     """
-    known, wanted = _model_of(snapshot.recipe), _model_of(recipe)
+    known, wanted = model_of(snapshot.recipe), model_of(recipe)
     for name, value in known.items():
         if wanted[name] != value:
             raise ValueError(
@@ -31,8 +32,9 @@ def check_recipe(snapshot: StreamSnapshot, recipe: Recipe) -> None:
                 f"{_shown(value)} in the loader, or disconnect go_on_from to start a new stream."
             )
     if _sources(snapshot.recipe) == _sources(recipe) and snapshot.recipe.stamp != recipe.stamp:
+        known_stamp = shown_word(snapshot.recipe.stamp)
         raise ValueError(
-            f"go_on_from is a stream of {recipe.model}, whose files have changed since (stamp {snapshot.recipe.stamp}, "
+            f"go_on_from is a stream of {recipe.model}, whose files have changed since (stamp {known_stamp}, "
             f"now {recipe.stamp}): run the sampler before this one again, or disconnect go_on_from."
         )
 
@@ -112,14 +114,15 @@ def _check_context(snapshot: StreamSnapshot, settings: StreamSettings) -> None:
         )
 
 
-def _model_of(recipe: Recipe) -> dict[str, str | None]:
-    """What may not differ."""
+def model_of(recipe: Recipe) -> dict[str, str | None]:
+    """Of a recipe, what may not differ between a stream and what goes on with it."""
     return {
         "blocks": recipe.blocks,
         "model": recipe.model,
         "revision": recipe.revision,
         "weights": recipe.weights,
         "vae": recipe.vae or recipe.components or recipe.model,
+        "decoder": recipe.decoder,
         # Features of the VAE and keys have the dtype that these two choose.
         "dtype": recipe.dtype,
         "device": recipe.device,
@@ -128,8 +131,9 @@ def _model_of(recipe: Recipe) -> dict[str, str | None]:
 
 def _sources(recipe: Recipe) -> tuple[str | None, ...]:
     """All that `stamp` stands for."""
-    return recipe.model, recipe.components, recipe.vae, recipe.text_encoder, recipe.tokenizer
+    of_vae = recipe.vae, recipe.decoder
+    return recipe.model, recipe.components, *of_vae, recipe.text_encoder, recipe.tokenizer
 
 
 def _shown(value: str | None) -> str:
-    return "none" if value is None else repr(value)
+    return "none" if value is None else shown(value)

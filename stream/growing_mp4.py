@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,38 +30,35 @@ class GrowingMp4:
         bytes: of the file.
     """
 
-    def __init__(self, path: Path, template: av.VideoStream) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.blocks = self.bytes = 0
-        self._template = template
 
     @classmethod
-    def reopen(cls, path: Path, template: av.VideoStream, blocks: int, size: int) -> GrowingMp4:
+    def reopen(cls, path: Path, blocks: int, size: int) -> GrowingMp4:
         """A file that goes on behind its first `blocks` blocks, `size` bytes; what lies behind these is dropped.
 
         Raises:
             OSError: the file is gone, shorter or another one; it is not changed then.
         """
         cut_fragments(path, blocks, size)
-        file = cls(path, template)
+        file = cls(path)
         file.blocks, file.bytes = blocks, size
         return file
 
-    def append(self, packets: Sequence[av.Packet], template: av.VideoStream | None = None) -> None:
+    def append(self, packets: Sequence[av.Packet], template: av.VideoStream) -> None:
         """Append one block; it is written to the file on return.
 
         Args:
             packets: of the block, in the order of decoding.
-            template: the stream that they are of; None for that of the file.
+            template: the stream that they are of.
 
         Raises:
             OSError: it could not be written, and the file ends with the previous block; or it is not what this made
                 of it: somebody has deleted or changed it.
         """
         wanted = _FRAGMENT if self.blocks else _FILE_HEADER + _FRAGMENT
-        boxes = b"".join(
-            data for kind, data in split_boxes(self._mux(packets, template or self._template)) if kind in wanted
-        )
+        boxes = b"".join(data for kind, data in split_boxes(self._mux(packets, template)) if kind in wanted)
         if self.blocks:
             self.check()
         # Unbuffered: otherwise data that a full disk refused would stay in the buffer and be written by `truncate`.
@@ -121,18 +119,25 @@ def split_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def check_fragments(path: Path, blocks: int, size: int) -> None:
     """Raise OSError, one sentence, unless the first `size` bytes of `path` are `blocks` blocks of a growing mp4.
 
-    Reads the heads of the boxes only.
+    Reads the heads of the boxes only, and no more of them than such a file has.
     """
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(f"{path}, the video of the stream so far, is no file: start a new stream.")
+        found, position, there = 0, 0, facts.st_size
         with path.open("rb") as file:
-            found, position, there = 0, 0, file.seek(0, os.SEEK_END)
-            while position < min(size, there):
+            for _ in range(len(_FILE_HEADER) + len(_FRAGMENT) * blocks):
+                if position >= min(size, there):
+                    break
                 file.seek(position)
                 length, kind = struct.unpack(">I4s", file.read(8))
                 if length == 1:
                     (length,) = struct.unpack(">Q", file.read(8))
+                if length < 8:
+                    break
                 found += kind == b"moof"
-                position += max(8, length)
+                position += length
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}, the video of the stream so far, is gone: go on from the saved stream by Load Saved Stream, or "

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 
 from .growing_mp4 import GrowingMp4
+from .opened_video import UNREADABLE, UnreadableVideoError, open_video, video_track
 from .video_colours import BT709_TAGS, colour_tags
 
 # Packets that are in memory at a time, at least.
@@ -30,12 +31,15 @@ def copy_pictures(source: Path, file: GrowingMp4, encoder: av.VideoStream) -> in
         ValueError: `source` has pictures of another size, or encoded in another way.
     """
     pictures = 0
-    with av.open(str(source)) as reader:
-        video = reader.streams.video[0]
-        check_alike(source, video, encoder)
-        for packets in _groups(reader, video):
-            pictures += len(packets)
-            file.append(packets, video)
+    try:
+        with open_video(source) as reader:
+            video = video_track(reader)
+            check_alike(source, video, encoder)
+            for packets in _groups(reader, video):
+                pictures += len(packets)
+                file.append(packets, video)
+    except (av.FFmpegError, UnreadableVideoError) as error:
+        raise OSError(f"{source} cannot be read as a video ({error}): switch same_video off.") from error
     return pictures
 
 
@@ -49,11 +53,11 @@ def check_earlier(source: Path, pictures: int) -> None:
     what = f"same_video is on and the video before, {source}, "
     then = "run the sampler before this one again, or switch same_video off."
     try:
-        with av.open(str(source)) as reader:
+        with open_video(source) as reader:
             # A file that stayed in fragments says no number.
-            video = reader.streams.video[0]
+            video = video_track(reader)
             found, tags = video.frames or pictures, colour_tags(video)
-    except (av.FFmpegError, OSError, IndexError) as error:
+    except UNREADABLE as error:
         raise OSError(f"{what}cannot be read as a video ({error}): {then}") from error
     if found != pictures:
         raise OSError(f"{what}has {found} pictures and had {pictures}: {then}")
@@ -112,7 +116,8 @@ def _parameter_sets(extradata: bytes) -> list[bytes]:
         return [unit for unit in units if unit[0] & 31 in (7, 8)]
     sets, position = [], 5
     for mask in (31, 255):
-        count, position = extradata[position] & mask, position + 1
+        # A header that is broken off has none.
+        count, position = (extradata[position : position + 1] or b"\0")[0] & mask, position + 1
         for _ in range(count):
             end = position + 2 + int.from_bytes(extradata[position : position + 2], "big")
             sets.append(extradata[position + 2 : end])

@@ -45,7 +45,7 @@ class EditRefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Edit:
-    """New values from the next block on; None leaves a value as it is.
+    """New values from the next block on, or from the one being made, begun again; None leaves a value as it is.
 
     Attributes:
         prompt: taken as it is, not mixed.
@@ -66,6 +66,9 @@ class Edit:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+_NOTHING = Edit()
+
+
 @dataclass(frozen=True)
 class Allowed:
     """Which edits take effect: "" where one does, else a sentence that says why not, such as a `Refusal`."""
@@ -81,7 +84,7 @@ class Allowed:
 
 
 class LiveControl:
-    """A mailbox between whoever steers and the stream, which looks into it between two blocks.
+    """A mailbox between whoever steers and the stream, which looks into it between two blocks, and early in one.
 
     All methods may be called from any thread; none but `wait_while_paused` waits.
     """
@@ -106,7 +109,7 @@ class LiveControl:
             )
 
     def edit(self, edit: Edit) -> None:
-        """Have values changed from the next block on; they replace those that wait.
+        """Have values changed, see `Edit`; they replace those that wait.
 
         Raises:
             EditRefusedError: one of them would have no effect; none is taken.
@@ -136,9 +139,14 @@ class LiveControl:
 
     @property
     def pending(self) -> Edit:
-        """What waits for the next block."""
+        """What waits."""
         with self._changed:
             return self._edit
+
+    @property
+    def has_edit(self) -> bool:
+        """Whether anything waits; does not wait for a lock, so it may be asked often."""
+        return self._edit != _NOTHING
 
     @property
     def is_paused(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from .live_control import LiveControl
 from .memory_points import MemoryPoints
 from .picture_encoding import BlockPictures
+from .shown_pictures import ShownPictures
 
 # A page asks again within 20 seconds, whatever happens.
 _SECONDS_WATCHED = 60.0
@@ -72,10 +73,12 @@ class NewsPage:
     Attributes:
         header: JSON values: `version`, all `NewsFields`, `memory`, `points_from`, `points`.
         pictures: of the newest block; None where the page has them, or there are none.
+        more: the pictures behind those, where the block is shown in parts.
     """
 
     header: dict[str, Any]
     pictures: BlockPictures | None
+    more: tuple[BlockPictures, ...] = ()
 
 
 class LiveNews:
@@ -89,7 +92,7 @@ class LiveNews:
         self._version = self._track_since = 0
         self._fields = NewsFields()
         self._memory = MemoryPoints()
-        self._pictures: BlockPictures | None = None
+        self._pictures = ShownPictures()
         self._control: LiveControl | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._asked_at = -inf
@@ -152,9 +155,13 @@ class LiveNews:
 
         def change() -> None:
             self._set(fields)
-            self._pictures = BlockPictures(block, frames) if len(frames) else None
+            self._pictures.set_block(frames, block)
 
         return self._change(change)
+
+    def show_part(self, frames: torch.Tensor, *, block: int, first: int, of: int) -> int:
+        """Show pictures of a block that is being decoded; `show_block` follows. See `ShownPictures.add_part`."""
+        return self._change(lambda: self._pictures.add_part(frames, block=block, first=first, of=of))
 
     def add_memory(self, point: Mapping[str, Any]) -> int:
         """Tell a point of the memory chart, as `MemoryChart` makes it."""
@@ -168,20 +175,21 @@ class LiveNews:
     def drop_pictures(self) -> None:
         """Hold no pictures any more."""
         with self._lock:
-            self._pictures = None
+            self._pictures.drop()
 
-    def since(self, block: int = -1, points: int = 0, version: int = -1) -> NewsPage:
+    def since(self, block: int = -1, points: int = 0, version: int = -1, pictures: int | None = None) -> NewsPage:
         """All there is, less what a page has.
 
         Args:
             version: of what it was told last, -1 for nothing: it has the track since then.
             block: whose pictures it has, -1 for none.
             points: its cursor into the memory chart, 0 for none; see `PointsSince`.
+            pictures: how many of that block's pictures it has; None shows it whole blocks only.
         """
         self._asked_at = time.monotonic()
         with self._lock:
             told, memory = self._told(), self._memory.since(points)
-            pictures = self._pictures if self._pictures is not None and self._pictures.block != block else None
+            unseen = self._pictures.since(block, pictures)
             header = {
                 "version": self._version,
                 **told.__dict__,
@@ -190,7 +198,7 @@ class LiveNews:
                 "points_from": memory.begin,
                 "points": memory.cursor,
             }
-        return NewsPage(header, pictures)
+        return NewsPage(header, unseen[0] if unseen else None, unseen[1:])
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` behind each change, in the thread that made it."""

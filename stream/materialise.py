@@ -158,10 +158,11 @@ def _local_sources(recipe: Recipe, model: Path, family: ModelFamily, fetch: Fetc
             f"model {recipe.model!r} holds only the transformer: choose files under 'vae' and 'text_encoder', or a "
             "diffusers folder under 'components' for VAE, text encoder and tokenizer."
         )
+    decoder = None if recipe.decoder is None else _existing_file("decoder", recipe.decoder)
     if recipe.tokenizer is not None:
-        return ModelSources(model, vae, text_encoder, (_existing_file("tokenizer", recipe.tokenizer),))
+        return ModelSources(model, vae, text_encoder, (_existing_file("tokenizer", recipe.tokenizer),), decoder)
     places = dict.fromkeys(place for place in (text_encoder, parts, model) if place is not None)
-    return ModelSources(model, vae, text_encoder, tuple(places))
+    return ModelSources(model, vae, text_encoder, tuple(places), decoder)
 
 
 def _unnamed_part(name: str, parts: Path | None, model: Path, beside: frozenset[str]) -> Path | None:

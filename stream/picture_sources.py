@@ -17,6 +17,7 @@ import torch
 from av.container import InputContainer
 
 from .fit_pictures import check_pictures
+from .opened_video import UNREADABLE, open_video, video_track
 from .picture_rate import FASTEST, exact_rate
 from .video_colours import RgbPictures
 
@@ -131,7 +132,7 @@ class VideoFile:
     def facts(self) -> SourceFacts:
         """See `PictureSource`."""
         with self.opened() as container:
-            rate = _rate_of(container.streams.video[0])
+            rate = _rate_of(video_track(container))
             shown = next(self._decode(container), None)
         if shown is None:
             raise ValueError(f"{self.name} {self._label} holds no pictures: give a video with at least one.")
@@ -146,7 +147,7 @@ class VideoFile:
     def last_pictures(self, seconds: Fraction) -> Iterator[ShownPicture]:
         """See `PictureSource`: from the last key frame before them, where the file says how long it is."""
         with self.opened() as container:
-            stream = container.streams.video[0]
+            stream = video_track(container)
             length = Fraction(container.duration or 0, av.time_base)
             target = length - seconds - 1
             if not self.duration and target > max(self.begin, 0) and stream.time_base:
@@ -181,11 +182,12 @@ class VideoFile:
             # FFmpeg takes it for a path that ends there.
             raise ValueError(f"{self.name} is {self.file!r}: give a path without NUL characters.")
         try:
-            with av.open(self.file, mode="r") as container:
+            with open_video(self.file if isinstance(self.file, io.BytesIO) else Path(self.file)) as container:
                 if not container.streams.video:
                     raise ValueError(f"{self.name} {self._label} has no pictures in it: give a video.")
+                video_track(container)
                 yield container
-        except (av.FFmpegError, OSError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{self.name} {self._label} cannot be read as a video ({error}): give another.") from error
 
     @property
@@ -194,7 +196,7 @@ class VideoFile:
 
     def _decode(self, container: InputContainer) -> Iterator[ShownPicture]:
         """Pictures with the times that the file gives them; each is held back until the next one's time is known."""
-        stream = container.streams.video[0]
+        stream = video_track(container)
         stream.thread_type = "AUTO"
         usual, colours = 1 / _rate_of(stream), RgbPictures()
         begin = start_of(stream) + Fraction(self.begin).limit_denominator(90_000)

@@ -17,7 +17,7 @@ from ..ops.fp8_linear import fp8_notice
 from ..ops.quantization import QuantizationSpec, summarise_plan
 from .built_in_saving import BuiltInSaving
 from .carried_state import carried_by_built_in_blocks
-from .component_store import ComponentStore, LoadCallback
+from .component_store import BLOCK_COMPONENTS, ComponentStore, LoadCallback
 from .conditioning import fit_tokens, name_embeds
 from .decode_bounds import bound_decoding, decoder_ram_bytes
 from .estimate import (
@@ -42,8 +42,6 @@ from .snapshot_tree import SnapshotKinds
 from .state import StreamState
 from .streaming_forecast import Pace
 from .streaming_plans import StreamingPlans
-
-BLOCK_COMPONENTS = ("transformer", "vae")
 
 
 class BuiltInPipeline:
@@ -228,14 +226,14 @@ class BuiltInPipeline:
         return choice_that_fits(self._smaller_choices(settings), most if free is None else min(most, free)) or SMALLER
 
     def bring_components(self, settings: StreamSettings) -> None:
-        """Move transformer and VAE to the device, with room for the stream's caches and activations."""
-        for name in BLOCK_COMPONENTS:
+        """Move transformer, VAE and decoder to the device, with room for the stream's caches and activations."""
+        for name in self._store.of_blocks():
             self._load(name)
-        self._store.bring(BLOCK_COMPONENTS, self._estimate(self.recipe.quantization, settings).streaming)
+        self._store.bring(self._store.of_blocks(), self._estimate(self.recipe.quantization, settings).streaming)
 
     def is_resident(self) -> bool:
-        """Whether transformer and VAE are on the device."""
-        return self._store.are_resident(BLOCK_COMPONENTS)
+        """Whether transformer, VAE and decoder are on the device."""
+        return self._store.are_resident(self._store.of_blocks())
 
     def held_masks(self) -> Mapping[str, object]:
         """The masks of the transformer, once it is loaded."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..checkpoints.checkpoint_error import shown
 from .block_clock import BlockClock
 from .block_prompt import INTERPOLATIONS, LINEAR
 from .placed_track import PlacedTrack
-from .track_lines import Moment, TrackLine, parse_line, parse_prompts, shorten
+from .track_lines import SEPARATOR, Moment, TrackLine, parse_line, parse_prompts, shorten
 from .track_placing import place_lines
 
-MOST_LINES = 10_000
+# A prompt of two hundred letters on each line; as it is read, a letter takes up to 25 bytes.
+MOST_LINES, MOST_LETTERS, MOST_MIXED = 10_000, 2_400_000, 20_000
 _COMMENT = "#"
 
 
@@ -33,7 +35,9 @@ class PromptTrack:
             ValueError: one sentence.
         """
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}.")
+            raise ValueError(
+                f"interpolation is {shown(self.interpolation)}: choose one of {', '.join(INTERPOLATIONS)}."
+            )
         if len(self.lines) > MOST_LINES:
             raise ValueError(f"the track has {len(self.lines)} lines: write at most {MOST_LINES}.")
         if self.lines:
@@ -56,8 +60,7 @@ class PromptTrack:
 
     def check(self, blocks: int | None) -> None:
         """Raise what `place` would, as far as that is known without a clock; nothing for a track in seconds."""
-        moments = (moment for line in self.lines for moment in (line.begin, line.end) if moment is not None)
-        if not any(moment.in_seconds for moment in moments):
+        if not self._is_in_seconds:
             self.place(blocks, None)
 
     @classmethod
@@ -67,7 +70,8 @@ class PromptTrack:
         Raises:
             ValueError: one sentence that names the line and what to write.
         """
-        numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+        check_size("the track", text)
+        numbered = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
         said = [(number, line) for number, line in numbered if line and not line.startswith(_COMMENT)]
         if not said:
             raise ValueError("the track has no line: write one such as '0: a calm sea'.")
@@ -78,6 +82,7 @@ class PromptTrack:
     @classmethod
     def one_prompt(cls, prompt: str, interpolation: str = LINEAR) -> PromptTrack:
         """The track that shows the same prompt in every block, taken as it is."""
+        check_size("prompt", prompt)
         line = TrackLine(1, shorten(f"0: {prompt}"), ((prompt, 1.0),), begin=Moment(0.0))
         return cls((line,), interpolation)
 
@@ -93,6 +98,7 @@ class PromptTrack:
         Raises:
             ValueError: one sentence.
         """
+        check_size("prompt", prompt)
         number = 1 + (self.lines[-1].number if self.lines else 0)
         length = f" for {blocks} blocks" if blocks else ""
         line = TrackLine(
@@ -122,5 +128,22 @@ class PromptTrack:
         """
         if not self.lines:
             raise ValueError("the track has no line: write one such as '0: a calm sea'.")
+        if clock is None and self._is_in_seconds:
+            raise ValueError(
+                "the track has times in seconds, and no stream says how long its blocks are: write blocks."
+            )
         lines, values = place_lines(self.lines, blocks, clock)
         return PlacedTrack(lines, self.interpolation, values)
+
+    @property
+    def _is_in_seconds(self) -> bool:
+        moments = (moment for line in self.lines for moment in (line.begin, line.end) if moment is not None)
+        return any(moment.in_seconds for moment in moments)
+
+
+def check_size(what: str, text: str) -> None:
+    """Raise ValueError, one sentence, for a text that is longer than anybody writes, before it is read."""
+    if len(text) > MOST_LETTERS:
+        raise ValueError(f"{what} has {len(text)} letters: write up to {MOST_LETTERS}.")
+    if text.count(SEPARATOR) > MOST_MIXED:
+        raise ValueError(f"{what} has {text.count(SEPARATOR)} times '{SEPARATOR}': mix up to {MOST_MIXED} prompts.")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.checkpoint_error import shown
 from ..checkpoints.lora_choice import LoraChoice
 from ..memory.cleanup import StateRule
 from ..ops.attention_backends import LIBRARY_BACKENDS
@@ -63,13 +64,15 @@ class Recipe:
         state_rules: additions to the table of state keys, for foreign pipelines.
         quantization: how weights are quantized while they are read; None for not at all. Built-in blocks only.
         loras: put on the transformer one after another, before it is quantized. Built-in blocks only.
-        stamp: changes with the files of `model`, `components`, `vae`, `text_encoder` and `tokenizer`, so that a
-            replaced checkpoint is loaded anew.
+        stamp: changes with the files of `model`, `components`, `vae`, `text_encoder`, `tokenizer` and `decoder`, so
+            that a replaced checkpoint is loaded anew.
         vae: absolute path of a single file, or of a diffusers folder; None: from `components`. Built-in blocks only.
         text_encoder: like `vae`. Its tokenizer comes from inside the file, or else from `components` or `model`.
         weights: one of `WEIGHT_CHOICES`, of a training checkpoint that holds both; others have no choice. Built-in
             blocks only.
         tokenizer: absolute path of a file that holds one, or of a diffusers folder; None: see `text_encoder`. Built-in
+            blocks only.
+        decoder: absolute path of a single file of what decodes latents in the VAE's place; None: the VAE. Built-in
             blocks only.
     """
 
@@ -89,6 +92,7 @@ class Recipe:
     text_encoder: str | None = None
     weights: str = AVERAGED_WEIGHTS
     tokenizer: str | None = None
+    decoder: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values that can be checked without disk or device.
@@ -100,10 +104,11 @@ class Recipe:
             raise ValueError("model is empty: choose a folder, a .safetensors file or a hub id.")
         for name, place in (("model", self.model), ("components", self.components)):
             if place is not None and not is_hub_id(place) and not Path(place).is_absolute():
-                raise ValueError(f"{name} is {place!r}: give an absolute path, or a hub id such as owner/name.")
-        for name, file in (("vae", self.vae), ("text_encoder", self.text_encoder), ("tokenizer", self.tokenizer)):
+                raise ValueError(f"{name} is {shown(place)}: give an absolute path, or a hub id such as owner/name.")
+        for name in ("vae", "text_encoder", "tokenizer", "decoder"):
+            file = getattr(self, name)
             if file is not None and not Path(file).is_absolute():
-                raise ValueError(f"{name} is {file!r}: give the absolute path of a file.")
+                raise ValueError(f"{name} is {shown(file)}: give the absolute path of a file.")
         _check_choice("blocks", self.blocks, BLOCK_SOURCES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("weights", self.weights, WEIGHT_CHOICES)
@@ -124,10 +129,11 @@ class Recipe:
             ("text_encoder", self.text_encoder, None),
             ("weights", self.weights, AVERAGED_WEIGHTS),
             ("tokenizer", self.tokenizer, None),
+            ("decoder", self.decoder, None),
         ):
             if value != neutral:
                 raise ValueError(
-                    f"{name} is {value!r}, and {self.blocks} blocks do not use it: choose the blocks "
+                    f"{name} is {shown(value)}, and {self.blocks} blocks do not use it: choose the blocks "
                     f"{BUILT_IN_BLOCKS!r}, or for {name} {'none' if neutral is None else repr(neutral)}."
                 )
 
@@ -142,8 +148,8 @@ class Recipe:
         if self.revision is None or self.is_hub_id:
             return ()
         return (
-            f"revision {self.revision!r} has no effect: the model {Path(self.model).name} is on this disk, and only a "
-            "hub repository has revisions.",
+            f"revision {shown(self.revision)} has no effect: the model {Path(self.model).name} is on this disk, and "
+            "only a hub repository has revisions.",
         )
 
 
@@ -154,4 +160,4 @@ def is_hub_id(model: str) -> bool:
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(allowed)}.")
+        raise ValueError(f"{name} is {shown(value)}: choose one of {', '.join(allowed)}.")

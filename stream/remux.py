@@ -8,6 +8,8 @@ from pathlib import Path
 
 import av
 
+from .opened_video import open_video
+
 
 def open_plain_mp4(target: Path) -> av.container.OutputContainer:
     """A new mp4, overwriting another, that is written with its index in front and any entries of metadata.
@@ -35,12 +37,13 @@ def remux_mp4(source: Path | io.BytesIO, target: Path, metadata: Mapping[str, st
         source.seek(0)
     try:
         with (
-            av.open(source if isinstance(source, io.BytesIO) else str(source), mode="r") as reader,
+            open_video(source) as reader,
             open_plain_mp4(target) as writer,
         ):
             for key, value in (metadata or {}).items():
                 writer.metadata[key] = value
-            kept = [stream for stream in reader.streams if stream.type in ("video", "audio")]
+            # A track that FFmpeg does not know, it cannot copy.
+            kept = [one for one in reader.streams if one.type in ("video", "audio") and one.codec_context is not None]
             copies = {stream.index: writer.add_stream_from_template(stream) for stream in kept}
             for packet in reader.demux(kept):
                 # The demuxer ends with an empty packet that marks the flush.

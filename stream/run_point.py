@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ..checkpoints.checkpoint_error import first_line, shown
+from ..checkpoints.json_text import load_object
 
 VERSION = 1
 _Read = TypeVar("_Read")
@@ -51,6 +53,7 @@ class RunPoint:
         node: the execution id of the sampler's node; "" outside of a prompt.
         workflow: the page's id of the workflow; "" outside of a page.
         saved: seconds since 1970.
+        asked: what the prompt asked for, as text of whoever ran it; "" where nobody said.
     """
 
     blocks: int
@@ -65,6 +68,7 @@ class RunPoint:
     node: str
     workflow: str
     saved: float
+    asked: str = ""
 
 
 def read_point(path: Path, text: str) -> RunPoint | None:
@@ -80,10 +84,10 @@ def read_point(path: Path, text: str) -> RunPoint | None:
 def parse_description(path: Path, text: str) -> dict[str, Any]:
     """The description in `text`, of the file `path`; raises SnapshotFileError where it is none of this version."""
     try:
-        described = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SnapshotFileError(f"{path} is damaged: its description is no JSON ({error}).") from error
-    if not isinstance(described, dict) or described.get("version") != VERSION:
+        described = load_object(text)
+    except ValueError as error:
+        raise SnapshotFileError(f"{path} is damaged: its description is no JSON ({first_line(error)}).") from error
+    if described.get("version") != VERSION:
         raise SnapshotFileError(
             f"{path} was written by another version of StreamBlocks (this one reads version {VERSION}): finish the "
             "stream with the version that wrote it."
@@ -96,7 +100,9 @@ def reading(path: Path, read: Callable[[], _Read]) -> _Read:
     try:
         return read()
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise SnapshotFileError(f"{path} is no saved stream: its description cannot be read ({error}).") from error
+        raise SnapshotFileError(
+            f"{path} is no saved stream: its description cannot be read ({first_line(error)})."
+        ) from error
 
 
 def point_of(values: Any) -> RunPoint | None:  # noqa: ANN401
@@ -135,26 +141,26 @@ def plain_record(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa
     known = {one.name: str(one.type) for one in fields(kind)}
     for name, value in given.items():
         if name not in known or type(value) not in _TYPES[known[name]]:
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
+            raise TypeError(f"{shown(name)} is {shown(value)}")
     return dict(given)
 
 
 def plain_text(value: Any) -> str:  # noqa: ANN401
     """`value`, if it is a text; raises TypeError for others."""
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]!r} is no text")
+        raise TypeError(f"{shown(value)} is no text")
     return value
 
 
 def plain_count(value: Any) -> int:  # noqa: ANN401
     """`value`, if it is a whole number that things are counted by; raises TypeError for others."""
     if type(value) is not int or not 0 <= value < 1 << 60:
-        raise TypeError(f"{str(value)[:40]!r} is no number of things")
+        raise TypeError(f"{shown(value)} is no number of things")
     return value
 
 
 def plain_number(value: Any) -> float:  # noqa: ANN401
     """`value`, if it is a number of 0 or more; raises TypeError for others."""
     if type(value) not in (int, float) or not 0 <= value < 1e18:
-        raise TypeError(f"{str(value)[:40]!r} is no number")
+        raise TypeError(f"{shown(value)} is no number")
     return float(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +20,7 @@ from .direction import Direction
 from .foreign_limits import refuse_bias, refuse_mixes
 from .given_pictures import GivenPictures
 from .going_on import check_recipe, settings_to_go_on
+from .live_block import Revised
 from .looks import Look, look_away
 from .memory_ladder import TellRung, tell_nobody
 from .recipe import Recipe
@@ -143,6 +145,8 @@ def run_stream(
         ) as session:
             try:
                 _make_blocks(made, session, pictures_given, steering, sinks, watcher, saver)
+                if saver is not None:
+                    saver.stream_finished()
             except BaseException:
                 if saver is not None:
                     saver.stream_failed(session, made.direction, edited=steering.edited)
@@ -232,7 +236,12 @@ def _make_blocks(
         inputs = pictures.of_block(index, direction.strength_of(index), cut=prompt.cut)
         if inputs is None:
             return
-        block = session.run_block(prompt, inputs | direction.inputs_of(index, session.settings.attention_bias))
+        live = steering.live_block(partial(_revise, made, session, pictures, steering, index, inputs))
+        if index == 0 and pictures.start is not None:
+            # Behind the pictures of the start, which are shown along with the whole block.
+            live = replace(live, show=None)
+        block = session.run_block(prompt, inputs | direction.inputs_of(index, session.settings.attention_bias), live)
+        direction = made.direction
         shown = pictures.show(index, block.frames)
         for sink in sinks:
             sink.write(shown)
@@ -244,6 +253,21 @@ def _make_blocks(
                 session, pictures, direction, blocks=made.blocks, pictures=made.pictures, edited=steering.edited
             )
         watcher.after_block(block)
+
+
+def _revise(
+    made: _Made,
+    session: Session,
+    pictures: GivenPictures,
+    steering: Steering,
+    index: int,
+    inputs: Mapping[str, Any],
+) -> Revised:
+    """What a block is made of that is begun again for an edit, which is noted at this block."""
+    made.direction = direction = steering.direct(index, made.direction)
+    prompt = BlockPrompt.of(made.prompt_given or direction.prompt_of(index))
+    again = pictures.again(inputs, direction.strength_of(index))
+    return prompt, again | direction.inputs_of(index, session.settings.attention_bias)
 
 
 def _out_of_memory(

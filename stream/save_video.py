@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
-import av
 import torch
+from av.container import InputContainer
 
 from .file_removal import remove_file
 from .frames import to_uint8_frames
 from .full_disk import explaining_full_disk
+from .opened_video import UNREADABLE, open_video, video_track
 from .picture_rate import exact_rate
 from .picture_sources import PictureSource, Resampled
 from .remux import remux_mp4
@@ -51,7 +53,7 @@ def can_copy(source: Path | io.BytesIO) -> bool:
             names = [
                 (stream.type, stream.codec_context.name if stream.codec_context else "") for stream in container.streams
             ]
-    except (av.FFmpegError, OSError) as error:
+    except UNREADABLE as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"video {_name(source)} cannot be read as a video ({error}): give another.") from error
@@ -84,7 +86,7 @@ def save_video(
         OSError: the disk is full; the source is untouched.
     """
     with _opened(source) as container:
-        stream = container.streams.video[0]
+        stream = video_track(container)
         width, height = stream.width, stream.height
     target, shown = new_file(width, height)
     with explaining_full_disk(target.parent, lambda: f"nothing is lost, the video is still in {_name(source)}"):
@@ -141,15 +143,12 @@ def _write(source: PictureSource, sink: Mp4Sink, rate: Fraction | None, check: C
         sink.write(to_uint8_frames([torch.stack(together)]))
 
 
-def _opened(source: Path | io.BytesIO) -> av.container.InputContainer:
+def _opened(source: Path | io.BytesIO) -> AbstractContextManager[InputContainer]:
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(
             f"video {source} is gone (ComfyUI empties its temp folder when it starts): run the sampler again."
         )
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-        return av.open(source, mode="r")
-    return av.open(str(source))
+    return open_video(source)
 
 
 def _name(source: Path | io.BytesIO) -> str:

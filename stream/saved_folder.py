@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..memory.json_text import json_text
 from .file_removal import remove_file
 from .run_point import RunPoint, SnapshotFileError, read_point
+from .running_lock import RunningLock
 from .saved_names import NAME, names_of_saved
 from .saved_stream import VIDEO, SavedStream, describe_saved, read_saved
-from .snapshot_file import read_snapshot_file, read_text, write_snapshot_file
+from .snapshot_file import PARTS, read_snapshot_file, read_text, write_snapshot_file
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +34,32 @@ class SavedFolder:
     def __init__(self, path: Path, workflow: Any = None) -> None:  # noqa: ANN401
         self.path = path
         self._workflow = workflow
+        self._lock = RunningLock(path)
 
     @property
     def video(self) -> Path:
         """Where the video grows."""
         return self.path / VIDEO
 
+    def claim(self) -> bool:
+        """Have no other run go on with the stream until `release`; False where one does, of this process or another."""
+        return self._lock.take()
+
+    def release(self) -> None:
+        """Let others go on with the stream."""
+        self._lock.release()
+
     def snapshots(self) -> list[Path]:
         """The files, newest first; raises OSError where the folder cannot be read."""
         found = [(int(match[1]), path) for path in self.path.iterdir() if (match := NAME.fullmatch(path.name))]
         return [path for _, path in sorted(found, reverse=True)]
 
-    def save(self, saved: SavedStream) -> Path:
+    def save(self, saved: SavedStream, check: Callable[[], None] = lambda: None) -> Path:
         """Write a snapshot; on return it is on the disk, and only the one before is kept.
+
+        Args:
+            saved: the snapshot.
+            check: called at each piece that is written; what it raises ends the writing.
 
         Raises:
             ValueError: it holds what a file cannot.
@@ -53,8 +67,11 @@ class SavedFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         blocks = saved.snapshot.blocks_made if saved.point is None else saved.point.blocks
+        for part in self.path.glob(PARTS):
+            # Of a process that was killed.
+            remove_file(part)
         path = self.path / f"block_{blocks:07}.safetensors"
-        write_snapshot_file(path, saved.snapshot.tensors, describe_saved(saved))
+        write_snapshot_file(path, saved.snapshot.tensors, describe_saved(saved), check)
         if self._workflow is not None:
             # As the page saves it: dropped there, it opens.
             (self.path / _WORKFLOW).write_text(json_text(self._workflow), encoding="utf-8")
@@ -94,6 +111,8 @@ class SavedFolder:
         """Remove all that was made here, and the folder; what cannot be removed stays, and the log says why."""
         # Snapshots first: what is left of a removal that ends in between is no stream to resume.
         self.discard_snapshots()
+        # An open file may not be removed everywhere.
+        self.release()
         try:
             shutil.rmtree(self.path)
         except FileNotFoundError:

@@ -34,8 +34,10 @@ VIDEO = "video.mp4"
 # What a stream that goes on is compared by, and nothing that loads: see `check_recipe`.
 _OF_RECIPE = (
     "model", "components", "revision", "blocks", "dtype", "device", "stamp", "vae", "text_encoder", "weights",
-    "tokenizer",
+    "tokenizer", "decoder",
 )  # fmt: skip
+# What files of earlier versions lack: None, as they were made without.
+_SINCE = frozenset({"decoder"})
 _STEP_LISTS = ("timesteps", "first_block_timesteps")
 
 
@@ -89,7 +91,7 @@ def _snapshot(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
     check_layout(layout, tensors)
     video, input_video = described["video"], described["input_video"]
     return StreamSnapshot(
-        Recipe(**plain_record(Recipe, {name: described["recipe"][name] for name in _OF_RECIPE})),
+        _recipe(described["recipe"]),
         _settings(described["settings"]),
         plain_count(described["blocks_made"]),
         plain_text(described["prompt"]),
@@ -103,6 +105,11 @@ def _snapshot(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
         ),
         plain_count(described["scene_began"]),
     )
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    given = {name: values[name] for name in _OF_RECIPE if name in values or name not in _SINCE}
+    return Recipe(**plain_record(Recipe, given))
 
 
 def _settings(values: Mapping[str, Any]) -> StreamSettings:

@@ -22,6 +22,7 @@ from .block_result import BlockFailedError, StreamBlock, check_finite, take_fram
 from .carried_state import DECODER_CACHE, INPUT_ENCODER
 from .device_choice import check_attention_backend
 from .kept_past import KeptPast
+from .live_block import NOT_LIVE, LiveAttempt, LiveBlock
 from .looks import PassCallback, looking, watching_passes
 from .memory_ladder import MemoryLadder, TellRung, tell_nobody
 from .memory_rungs import DECODES, rungs_of
@@ -146,7 +147,9 @@ class Session:
         self.close()
 
     @clearing_error_locals
-    def run_block(self, prompt: str | BlockPrompt, inputs: Mapping[str, Any] | None = None) -> StreamBlock:
+    def run_block(
+        self, prompt: str | BlockPrompt, inputs: Mapping[str, Any] | None = None, live: LiveBlock = NOT_LIVE
+    ) -> StreamBlock:
         """Make the next block.
 
         An error raised here holds no local variables of the functions in its traceback, so a kept error keeps nothing
@@ -159,6 +162,8 @@ class Session:
             prompt: of this block, or several mixed; the text encoder runs only for a prompt that is not known yet.
                 With a cut the block begins afresh, as the first one of a new session does.
             inputs: of the pipeline's call, for this block only: `input_pictures` and `strength` make it from a video.
+            live: how people take part. A block that they want otherwise is begun again, once, from the state and with
+                the noise that it began with, unless what it has changed cannot be undone.
 
         Raises:
             BlockFailedError: latents or pictures are not finite. The session is over.
@@ -175,21 +180,13 @@ class Session:
         self.recorder.begin_block(self.next_block, self.pipeline.pipe, self._state.values)
         self._inputs = inputs or {}
         self._last_prompt = None
-        survive = partial(self._shortages.survive, self.next_block)
-        survive("text_encoder", lambda: self._encode(shown), of_text=True)
-        survive("past", self._take_up_past)
-        # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
-        # goes through all its models and may empty the cache.
-        if not self._has_begun or not self.pipeline.is_resident():
-            survive("loading", lambda: self.pipeline.bring_components(self.settings))
-            self.recorder.add("bring components")
-        self._has_begun = True
-        survive("decode again" if self._start_pictures is None else "start pictures", self._make_past, takes=DECODES)
-        passes = watching_passes(getattr(self.pipeline.pipe, "transformer", None), self.on_pass)
-        with self._looking(), passes, self.recorder.watching(self.pipeline.pipe):
-            self._state = self._call_pipeline(shown.name)
-        self._check_finite()
-        frames = survive(_PICTURES, lambda: take_frames(self._state.values, self.next_block))
+        # Embeddings may be given to a stream whose past had a prompt.
+        before = self._state.get("encoded_prompt") if self._going_on is None else self._going_on.prompt
+        while not self._try_block(shown, before, live):
+            shown, self._inputs, live = live.begin_again()
+        values = self._state.values
+        check_finite(values, self.next_block, self.pipeline.explain_not_finite)
+        frames = self._shortages.survive(self.next_block, _PICTURES, lambda: take_frames(values, self.next_block))
         if clean_up_after_block(self.settings.cleanup, self.pipeline.device):
             self.recorder.add(CLEAN_UP, "cache emptied")
         self.recorder.end_block(self._state.values, frames)
@@ -204,6 +201,27 @@ class Session:
         self._last_prompt = shown.name
         self._kept.block_made(self._state.values, self.settings.frames_per_block)
         return block
+
+    def _try_block(self, shown: BlockPrompt, before: str | None, live: LiveBlock) -> bool:
+        """Call the pipeline for the block behind one of the prompt `before`; False where it is wanted otherwise now."""
+        survive = partial(self._shortages.survive, self.next_block)
+        survive("text_encoder", lambda: self._encode(shown, before), of_text=True)
+        survive("past", self._take_up_past)
+        # Once per stream, and again after a text encoder evicted the rest: on each call ComfyUI's model management
+        # goes through all its models and may empty the cache.
+        if not self._has_begun or not self.pipeline.is_resident():
+            survive("loading", lambda: self.pipeline.bring_components(self.settings))
+            self.recorder.add("bring components")
+        self._has_begun = True
+        survive("decode again" if self._start_pictures is None else "start pictures", self._make_past, takes=DECODES)
+        pipe = self.pipeline.pipe
+        passes = watching_passes(getattr(pipe, "transformer", None), self.on_pass)
+        attempt = LiveAttempt(live, self._state.values, self.pipeline, self.settings)
+        with attempt.watched(), self._looking(), passes, self.recorder.watching(pipe):
+            self._state = self._shortages.make(
+                lambda: pipe(self._state, **self._call_inputs(shown.name, live)), self, self._generator, self.next_block
+            )
+        return not attempt.is_given_up
 
     def note_block(self) -> None:
         """Have `snapshot_of_noted` give the stream as it is now, also while the next block is made or fails."""
@@ -276,11 +294,6 @@ class Session:
             self._kept.follow_keys(self._state.values)
         self._tell_rung(block, stage, rung)
 
-    def _call_pipeline(self, prompt: str) -> StreamState:
-        return self._shortages.make(
-            lambda: self.pipeline.pipe(self._state, **self._call_inputs(prompt)), self, self._generator, self.next_block
-        )
-
     def close(self) -> None:
         """Drop all caches and free their memory. Weights stay in the pipeline."""
         if self._closed:
@@ -310,36 +323,28 @@ class Session:
         self._first_of_scene = self._blocks_made
         self._kept.begin_afresh()
 
-    def _encode(self, prompt: BlockPrompt) -> None:
-        # Embeddings may be given to a stream whose past had a prompt.
-        before = self._state.get("encoded_prompt") if self._going_on is None else self._going_on.prompt
+    def _encode(self, prompt: BlockPrompt, before: str | None) -> None:
         worked = self._prompts.put(self._state, prompt)
+        has_past = self._blocks_made > self._first_of_scene or bool(self._state.get("stream_position"))
+        recomputes = self.settings.on_prompt_change == RECOMPUTE_KEYS and "keys_are_stale" in self._expected_inputs
         # Not at each step of a transition, but behind it.
-        if before not in (None, prompt.name) and prompt.coming_from is None:
-            self._mark_keys()
+        if before not in (None, prompt.name) and prompt.coming_from is None and has_past and recomputes:
+            self._state.values["keys_are_stale"] = True
         # Most blocks have the previous block's prompt: nothing ran, so nothing is recorded.
         if worked:
             self.recorder.add("text encode", "prompt changed" if self.next_block else "")
 
-    def _mark_keys(self) -> None:
-        """Have the pipeline compute the keys of the past anew with the new prompt, where the settings say so."""
-        has_past = self._blocks_made > self._first_of_scene or bool(self._state.get("stream_position"))
-        if self.settings.on_prompt_change == RECOMPUTE_KEYS and has_past and "keys_are_stale" in self._expected_inputs:
-            self._state.values["keys_are_stale"] = True
-
-    def _call_inputs(self, prompt: str) -> dict[str, Any]:
+    def _call_inputs(self, prompt: str, live: LiveBlock = NOT_LIVE) -> dict[str, Any]:
         inputs = {
             **self.settings.pipeline_inputs(),
             **self._inputs,
             "prompt": [prompt],
             "block_idx": self._blocks_made - self._first_of_scene,
             "generator": self._generator,
+            "show_pictures": live.show,
         }
         return {name: value for name, value in inputs.items() if name in self._expected_inputs}
 
     def _looking(self) -> AbstractContextManager[None]:
         """Look for a cancel while the pipeline's modules compute."""
         return looking(self.pipeline.on_look, self.pipeline.pipe.components.values(), self.pipeline.device)
-
-    def _check_finite(self) -> None:
-        check_finite(self._state.values, self.next_block, self.pipeline.explain_not_finite)

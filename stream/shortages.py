@@ -12,6 +12,7 @@ from ..memory.cleanup import release_cached_memory
 from ..memory.error_locals import clearing_error_locals
 from ..memory.way_back import WayBack
 from .failed_stage import find_failed_stage
+from .live_block import BlockGivenUpError
 from .memory_ladder import MemoryLadder, Shortage
 from .memory_rungs import Adjustable
 from .settings import StreamSettings
@@ -80,12 +81,18 @@ class Shortages:
 
         Raises:
             torch.OutOfMemoryError: at the end of the ladder, or where there is no way back.
+            BlockGivenUpError: the call raised it, and the state is that of before the block.
         """
         while True:
             rewind = session.state.remember(self._way_back(session.settings))
             noise = generator.get_state()
             try:
                 return self._call(call)
+            except BlockGivenUpError:
+                if not rewind():
+                    raise RuntimeError("a block was given up that cannot be undone.") from None
+                generator.set_state(noise)
+                raise
             except torch.OutOfMemoryError as error:
                 failed = error
             # Not while the error is handled: what its handler knows would stay alive.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,15 +11,16 @@ from typing import Protocol
 import av
 import torch
 
+from .block_encoder import BlockEncoder
 from .file_removal import remove_file
 from .full_disk import explaining_full_disk
 from .growing_mp4 import GrowingMp4, check_fragments, cut_fragments
 from .joined_mp4 import check_alike, copy_pictures
 from .keep_frames import KeepFrames
+from .opened_video import UnreadableVideoError, open_video, video_track
 from .picture_rate import exact_rate
 from .remux import remux_mp4
 from .run_point import VideoMark
-from .video_colours import Bt709Pictures, tag_bt709
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Mp4Sink:
         self._fps = exact_rate(fps)
         self.fps = float(fps)
         self._crf = crf
-        self._encoder: _Encoder | None = None
+        self._encoder: BlockEncoder | None = None
         self._file: GrowingMp4 | None = None
         self._closed = False
 
@@ -98,12 +98,12 @@ class Mp4Sink:
         frames = self._with_even_sides(frames)
         if self._encoder is None or self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._encoder = _Encoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
+            self._encoder = BlockEncoder(frames.shape[2], frames.shape[1], self._fps, self._crf)
             self._file = self._open(self._encoder)
         with explaining_full_disk(
             self.path.parent, lambda: f"the {self.frames_written} pictures written so far are kept"
         ):
-            self._file.append(self._encoder.encode(frames))
+            self._file.append(self._encoder.encode(frames), self._encoder.stream)
         self.frames_written += len(frames)
 
     def mark(self) -> VideoMark:
@@ -118,17 +118,23 @@ class Mp4Sink:
             self._file.check()
             self._file.sync()
 
-    def _open(self, encoder: _Encoder) -> GrowingMp4:
+    def _open(self, encoder: BlockEncoder) -> GrowingMp4:
         if self._resume is None:
-            file = GrowingMp4(self.path, encoder.stream)
+            file = GrowingMp4(self.path)
             self._copy_earlier(encoder, file)
             return file
         mark = self._resume
         check_fragments(self.path, mark.fragments, mark.bytes)
-        with av.open(str(self.path)) as reader:
-            check_alike(self.path, reader.streams.video[0], encoder.stream)
+        try:
+            with open_video(self.path) as reader:
+                check_alike(self.path, video_track(reader), encoder.stream)
+        except (av.FFmpegError, UnreadableVideoError) as error:
+            raise OSError(
+                f"{self.path}, the video of the stream so far, cannot be read as a video ({error}): go on from the "
+                "saved stream by Load Saved Stream, or start a new stream."
+            ) from error
         encoder.pictures = mark.pictures
-        return GrowingMp4.reopen(self.path, encoder.stream, mark.fragments, mark.bytes)
+        return GrowingMp4.reopen(self.path, mark.fragments, mark.bytes)
 
     def _with_even_sides(self, frames: torch.Tensor) -> torch.Tensor:
         height, width = (side - side % 2 for side in frames.shape[1:3])
@@ -144,7 +150,7 @@ class Mp4Sink:
             )
         return frames[:, :height, :width].contiguous()
 
-    def _copy_earlier(self, encoder: _Encoder, file: GrowingMp4) -> None:
+    def _copy_earlier(self, encoder: BlockEncoder, file: GrowingMp4) -> None:
         if self._begin_with is None:
             return
         with explaining_full_disk(self.path.parent, lambda: f"the earlier pictures are still in {self._begin_with}"):
@@ -179,7 +185,7 @@ class Mp4Sink:
             return None
         return self._finish(encoder)
 
-    def _finish(self, encoder: _Encoder | None) -> str | None:
+    def _finish(self, encoder: BlockEncoder | None) -> str | None:
         place = self._finish_at or self.path
         plain = place.with_suffix(".plain.mp4")
         try:
@@ -199,47 +205,6 @@ class Mp4Sink:
         finally:
             remove_file(plain)
         return None
-
-
-class _Encoder:
-    """libx264, without buffering pictures; BT.709 of limited range, which the file says.
-
-    Attributes:
-        pictures: before the next one, which is the place in time that it gets.
-    """
-
-    def __init__(self, width: int, height: int, fps: Fraction, crf: int) -> None:
-        self.pictures = 0
-        self._fps = fps
-        # An encoder needs a container in PyAV; nothing is muxed into this one.
-        self._container = av.open(io.BytesIO(), mode="w", format="mp4")
-        self.stream = self._container.add_stream("libx264", rate=fps)
-        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-        tag_bt709(self.stream)
-        self._pictures = Bt709Pictures()
-        # zerolatency: no picture waits for a later one, so all packets of a block are returned with it.
-        self.stream.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
-        # Opens the encoder: a block is muxed by a copy of this stream, which needs its headers.
-        self._container.start_encoding()
-
-    def encode(self, frames: torch.Tensor) -> list[av.Packet]:
-        packets = []
-        for index, picture in enumerate(frames.numpy()):
-            frame = self._pictures.convert(av.VideoFrame.from_ndarray(picture, format="rgb24"))
-            frame.pts, frame.time_base = self.pictures, 1 / self._fps
-            self.pictures += 1
-            if index == 0:
-                # Each block starts with a key frame: a cut at any seam needs no re-encoding.
-                frame.pict_type = av.video.frame.PictureType.I
-            packets += self.stream.encode(frame)
-        for packet in packets:
-            # Without it, the last picture of a block has no duration until the next block is written.
-            packet.duration = int(1 / (self._fps * packet.time_base))
-        return packets
-
-    def close(self) -> None:
-        self.stream.encode(None)
-        self._container.close()
 
 
 class FrameKeeper:

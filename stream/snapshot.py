@@ -14,7 +14,7 @@ import torch
 from .carried_state import DECODED_LATENTS, DECODER_CACHE
 from .recipe import BUILT_IN_BLOCKS, Recipe
 from .settings import StreamSettings
-from .snapshot_layout import tensors_named
+from .snapshot_layout import POSITION, tensors_named
 from .snapshot_tree import TreeReader, TreeWriter
 from .stream_pipeline import StreamPipeline
 
@@ -115,7 +115,7 @@ class StreamSnapshot:
     @property
     def position(self) -> int | None:
         """Latent frames before the next block; None where the pipeline does not count them."""
-        position: int | None = json.loads(self.layout).get("stream_position")
+        position: int | None = json.loads(self.layout).get(POSITION)
         return position
 
     @property

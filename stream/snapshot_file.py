@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from ..checkpoints.checkpoint_error import first_line, shown
+from ..checkpoints.json_text import load_object
 from ..checkpoints.safetensors_reading import DTYPES
 from .run_point import SnapshotFileError
 from .snapshot_tree import check_room
@@ -26,11 +29,15 @@ _BEFORE_SUM = b'{"__metadata__":{"sha256":"'
 _NO_SUM = b"0" * 64
 _TEXT = "streamblocks"
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Names of what is not whole yet.
+PARTS = ".*.safetensors.part"
 _LENGTH_BYTES, _ALIGNMENT = 8, 8
 # A layout of 40 layers of keys takes 100 kB. A list of nothing in so many bytes becomes 45 MB of Python's objects.
 LARGEST_HEADER = 2_000_000
-_MOST_TENSORS = 20_000
+_MOST_TENSORS, _MOST_AXES, _MOST_ELEMENTS = 20_000, 16, 2**48
 _PIECE = 1 << 20
+# Bytes that wait for the disk at a time: more would hold up whoever writes to it meanwhile, and the last call.
+_WAITING = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,12 @@ class _Entry:
     end: int
 
 
-def write_snapshot_file(path: Path, tensors: Mapping[str, torch.Tensor], text: str) -> None:
+def write_snapshot_file(
+    path: Path, tensors: Mapping[str, torch.Tensor], text: str, check: Callable[[], None] = lambda: None
+) -> None:
     """Write `path`, beside it first; on return it is on the disk whole, and before that it is what it was.
+
+    `check` is called at each piece that is written; what it raises ends the writing.
 
     Raises:
         ValueError: a tensor has a dtype that safetensors does not know, or the text is too long.
@@ -56,9 +67,16 @@ def write_snapshot_file(path: Path, tensors: Mapping[str, torch.Tensor], text: s
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
+            waiting = 0
             for piece in _pieces(header, ordered):
+                check()
                 digest.update(piece)
                 file.write(piece)
+                waiting += len(piece)
+                if waiting >= _WAITING:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    waiting = 0
             file.seek(_LENGTH_BYTES + len(_BEFORE_SUM))
             file.write(digest.hexdigest().encode())
             file.flush()
@@ -165,7 +183,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, str, list[_Entry]]:
     if not header.startswith(_BEFORE_SUM):
         raise SnapshotFileError(f"{path} is no saved stream, or damaged: its header does not begin with a checksum.")
     try:
-        described = json.loads(header)
+        described = load_object(header)
         text = described.pop("__metadata__")[_TEXT]
         if not isinstance(text, str) or len(described) > _MOST_TENSORS:
             raise TypeError("its description")
@@ -173,20 +191,19 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, str, list[_Entry]]:
         ends = [0, *(entry.end for entry in entries)]
         if [entry.begin for entry in entries] != ends[:-1] or _LENGTH_BYTES + length + ends[-1] != size:
             raise ValueError("its tensors do not follow each other to its end")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-        raise SnapshotFileError(f"{path} is damaged: its header cannot be read ({error}).") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise SnapshotFileError(f"{path} is damaged: its header cannot be read ({first_line(error)}).") from error
     return header, text, entries
 
 
 def _entry(name: str, entry: Any) -> _Entry:  # noqa: ANN401
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
-    if len(shape) > 16 or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise TypeError(f"sizes of {name}")
-    dtype, count = DTYPES[entry["dtype"]], 1
-    for number in shape:
-        count *= number
-    if end - begin != count * dtype.itemsize:
-        raise ValueError(f"sizes of {name}")
+    if len(shape) > _MOST_AXES or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise TypeError(f"the sizes of {shown(name)}")
+    dtype = DTYPES[entry["dtype"]]
+    # Of a tensor without elements, no file's size bounds the others, and torch computes with 64 bits.
+    if math.prod(number or 1 for number in shape) > _MOST_ELEMENTS or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"the sizes of {shown(name)}")
     return _Entry(name, dtype, tuple(shape), begin, end)
 
 

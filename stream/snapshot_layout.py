@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ..checkpoints.checkpoint_error import shown
+from ..checkpoints.json_text import load_object
+
+# The entry that says how many latent frames were made.
+POSITION = "stream_position"
 PLAIN = (bool, int, float, str)
-_MOST_NODES, _DEEPEST = 1_000_000, 40
+_MOST_NODES, _DEEPEST, _MOST_FRAMES = 1_000_000, 40, 1 << 60
 _SEQUENCES = ("list", "tuple", "deque")
 
 
 def check_layout(written: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise ValueError unless `written`, which may come from anywhere, can be read with these tensors."""
-    nodes = json.loads(written)
-    if not isinstance(nodes, dict):
-        raise ValueError("the layout is no table")
+    nodes = load_object(written)
+    position = nodes.get(POSITION)
+    if position is not None and not (type(position) is int and 0 <= position < _MOST_FRAMES):
+        raise ValueError(f"the layout has the {POSITION} {shown(position)}")
     waiting: list[tuple[Any, int]] = [(node, 0) for node in nodes.values()]
     looked_at = 0
     while waiting:
@@ -49,7 +54,7 @@ def _below(node: Any, tensors: Mapping[str, torch.Tensor]) -> list[Any]:  # noqa
         wanted = {kind, "length"} if kind == "deque" else {kind}
         if keys == wanted and isinstance(node[kind], list) and _is_length(node.get("length")):
             return list(node[kind])
-    raise ValueError(f"the layout has {str(node)[:40]!r} in it")
+    raise ValueError(f"the layout has {shown(node)} in it")
 
 
 def _is_key(key: Any) -> bool:  # noqa: ANN401

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 
+from ..checkpoints.checkpoint_error import first_line, shown, shown_word
 from ..memory.byte_text import format_gb
 from .snapshot_layout import PLAIN
 from .state import Snapshottable
@@ -165,30 +166,35 @@ class TreeReader:
 
     def _generator(self, path: str, kind: str) -> torch.Generator:
         if kind not in ("cpu", self._device.type):
+            drawn = shown_word(kind)
             raise ValueError(
-                f"go_on_from drew its noise on {kind} and this pipeline is on {self._device.type}: choose the device "
-                f"{kind} in the loader, or start a new stream."
+                f"go_on_from drew its noise on {drawn} and this pipeline is on {self._device.type}: choose the device "
+                f"{drawn} in the loader, or start a new stream."
             )
         generator = torch.Generator(self._device if kind == self._device.type else kind)
         try:
             generator.set_state(self._tensors[path].clone())
         except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"go_on_from has no state of a generator in {path} ({error}): start a new stream."
+                f"go_on_from has no state of a generator in {shown(path)} ({first_line(error)}): start a new stream."
             ) from error
         return generator
 
     def _object(self, kind: str, parts: Any) -> Any:  # noqa: ANN401
+        name = shown_word(kind)
         if kind not in self._kinds:
             raise ValueError(
-                f"go_on_from holds a {kind}, which this pipeline does not know: it is a stream of another pipeline; "
+                f"go_on_from holds a {name}, which this pipeline does not know: it is a stream of another pipeline; "
                 "start a new stream."
             )
         made = self._value(parts, lent=True)
         try:
             return self._kinds[kind](made, self._device)
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             # Parts from a file may be anything.
             raise ValueError(
-                f"go_on_from holds a {kind} of other parts than this version has ({error}): start a new stream."
+                f"go_on_from holds a {name} of other parts than this version has ({first_line(error)}): start a new "
+                "stream."
             ) from error

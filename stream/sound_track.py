@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from av.audio.resampler import AudioResampler
 
+from .opened_video import open_video, video_track
 from .picture_sources import VideoFile, start_of, time_of
 from .remux import open_plain_mp4
 
@@ -78,15 +79,16 @@ class FileSound:
             track = _track_of(container)
             if track is None:
                 return
-            begin = start_of(container.streams.video[0]) + Fraction(self.video.begin)
+            begin = start_of(video_track(container)) + Fraction(self.video.begin)
             resampler = AudioResampler(format="fltp", layout=kind.layout, rate=kind.rate)
             ahead: int | None = None
             for frame in itertools.chain(container.decode(track), (None,)):
                 if frame is not None and ahead is None:
                     time = time_of(frame)
                     ahead = 0 if time is None else round((time - begin) * kind.rate)
-                    if ahead > 0:
-                        yield np.zeros((kind.channels, ahead), dtype=np.float32)
+                    # A damaged file may say years.
+                    for begun in range(0, ahead, kind.rate):
+                        yield np.zeros((kind.channels, min(kind.rate, ahead - begun)), dtype=np.float32)
                 for made in resampler.resample(frame):
                     samples = made.to_ndarray()
                     cut = min(max(0, -(ahead or 0)), samples.shape[1])
@@ -190,10 +192,10 @@ def _track_of(container: av.container.InputContainer) -> av.AudioStream | None:
 
 
 def _write(source: Path, target: Path, kind: SoundFormat, samples: Iterator[Samples]) -> None:
-    with av.open(str(source)) as reader, open_plain_mp4(target) as writer:
+    with open_video(source) as reader, open_plain_mp4(target) as writer:
         for key, value in reader.metadata.items():
             writer.metadata[key] = value
-        pictures = reader.streams.video[0]
+        pictures = video_track(reader)
         copied = writer.add_stream_from_template(pictures)
         track = writer.add_stream("aac", rate=kind.rate, layout=kind.layout)
         encoded = _encode(track, kind, samples)

@@ -24,11 +24,13 @@ from .exact_prompts import read_exact
 
 _SHOWN_LETTERS = 60
 _MOST_LOOKED_AT = 10_000
+# For each repeated word the pattern remembers a way back.
+_LONGEST_PLACE = 100_000
 _NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)\s*(s?)"
 _WORD = r"cut|(?:now|exact)(?!\w)|(?:strength|bias)\s+\S+(?!\S)"
 _WORDS = re.compile(_WORD, re.IGNORECASE)
 _PLACE = re.compile(rf"^{_NUMBER}\s*(?:(->|-)\s*(?:{_NUMBER})?)?\s*((?:(?:{_WORD})\s*)*)$", re.IGNORECASE)
-_SEPARATOR = "||"
+SEPARATOR = "||"
 # A colon behind a space, then what is meant as a number: `16:9` and `(word:1.2)` are parts of prompts.
 _WEIGHT = re.compile(r"^(.*?)\s:\s*([-+]?(?:[\d.]\S*|nan|inf|infinity))$", re.IGNORECASE | re.DOTALL)
 
@@ -94,7 +96,7 @@ def parse_line(number: int, text: str) -> TrackLine:
     place, colon, prompt = text.partition(":")
     # One space for many: the pattern tries each way to share them out among its parts.
     place = " ".join(place.split())
-    found = _PLACE.match(place.strip())
+    found = _PLACE.match(place.strip()) if len(place) <= _LONGEST_PLACE else None
     if not colon or found is None:
         raise line.error(
             "does not say when: begin it with blocks or seconds and a colon, such as '0-3:', '4:', '8->11:', "
@@ -153,7 +155,9 @@ def _read_strength(line: TrackLine, written: str) -> float:
 def _read_bias(line: TrackLine, written: str) -> float:
     bias = _read_number(written)
     if not 0.0 < bias <= 1.0:
-        raise line.error(f"has the bias {written}: give a weight of past frames above 0 and up to 1 (1 is off)")
+        raise line.error(
+            f"has the bias {shorten(written)}: give a weight of past frames above 0 and up to 1 (1 is off)"
+        )
     return bias
 
 
@@ -191,11 +195,11 @@ def parse_prompts(line: TrackLine, text: str) -> tuple[tuple[str, float], ...]:
     Raises:
         ValueError: there is none, or a weight cannot be.
     """
-    if _SEPARATOR not in text:
+    if SEPARATOR not in text:
         if not text.strip():
             raise line.error("has no prompt: write what these blocks show behind the colon")
         return ((text.strip(), 1.0),)
-    weighted = [_parse_part(line, part.strip()) for part in text.split(_SEPARATOR)]
+    weighted = [_parse_part(line, part.strip()) for part in text.split(SEPARATOR)]
     if not math.isfinite(sum(weight for _, weight in weighted)) or not any(weight for _, weight in weighted):
         raise line.error("has weights that add up to nothing: give at least one above 0")
     return shares_of(weighted)
@@ -206,7 +210,7 @@ def _parse_part(line: TrackLine, part: str) -> tuple[str, float]:
     prompt, written = (part, "1") if found is None else found.groups()
     # A part that begins with a colon is a weight alone.
     if not prompt.strip() or prompt.startswith(":"):
-        raise line.error(f"has no prompt beside '{_SEPARATOR}': write one on each side")
+        raise line.error(f"has no prompt beside '{SEPARATOR}': write one on each side")
     weight = _read_number(written)
     if not (math.isfinite(weight) and weight >= 0):
         raise line.error(f"has the weight {shorten(written)}: give a number of 0 or more, such as ':0.7'")

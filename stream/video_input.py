@@ -110,9 +110,13 @@ class VideoReader:
 
     def skip(self, count: int) -> None:
         """Leave out the next `count` pictures: a stream before this one took them."""
-        for _ in range(count):
-            if self._next_picture() is None:
-                break
+        left = count
+        while left > 0 and self._next_picture() is not None and not self.ended:
+            left -= 1
+            if self._rounds and self._length:
+                # Each round is as long: those that lie between need not be read.
+                self._rounds += left // self._length
+                left %= self._length
         self._held = 0
 
     def next(self, count: int) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ _NAMES = """
     INT8 JSON KV Krea LoRA LongLive MemFlow Matroska MiB PEFT PyTorch Python R RTX Realtime Reward Self-Forcing
     StreamDiffusionV2 StreamBlocks Transformer Triton UNet VAE VP9 Wan WebM bfloat16 cuDNN comfy-kitchen comfy_int8
     cpu diffusers fa3-fwd flash flash3 flex Hopper
+    LightTAE LightVAE TAEHV lighttaew2_1 lighttaew2_2 lightvaew2_1 taew2_1 taew2_2
     float16 float32 https kohya localhost mp4 musubi-tuner sage torch torch.compile torchao umt5 wan xformers
 """
 NAMES = frozenset(_NAMES.split())

@@ -85,6 +85,7 @@ class ComfyUIServer:
     settings: Mapping[str, object] = field(default_factory=dict)
     extra_args: Sequence[str] = ()
     port: int = field(default_factory=free_port)
+    boot_timeout: float = BOOT_TIMEOUT
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _log: IO[bytes] | None = field(default=None, init=False)
 
@@ -140,7 +141,7 @@ class ComfyUIServer:
         )
 
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + BOOT_TIMEOUT
+        deadline = time.monotonic() + self.boot_timeout
         while time.monotonic() < deadline:
             self._raise_if_dead()
             try:
@@ -149,7 +150,7 @@ class ComfyUIServer:
                 time.sleep(0.25)
             else:
                 return
-        raise ComfyUIError(f"ComfyUI did not answer within {BOOT_TIMEOUT:.0f} s.\n{self.log_tail()}")
+        raise ComfyUIError(f"ComfyUI did not answer within {self.boot_timeout:.0f} s.\n{self.log_tail()}")
 
     def _raise_if_dead(self) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -169,6 +170,13 @@ class ComfyUIServer:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def kill(self) -> None:
+        """End the process as a crash does, and wait for it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self.stop()
 
     def log_text(self) -> str:
         """Everything ComfyUI has printed so far."""
@@ -250,6 +258,8 @@ class ComfyUIServer:
 
 def _link(link: Path, source: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
+    # Another server's, before it ended.
+    link.unlink(missing_ok=True)
     link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
 
 

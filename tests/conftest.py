@@ -122,9 +122,9 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     encode = picture_encoding.encode_pictures
 
-    def counted(frames: torch.Tensor) -> picture_encoding.EncodedPictures:
+    def counted(frames: torch.Tensor, *most: int) -> picture_encoding.EncodedPictures:
         made.append(len(frames))
-        return encode(frames)
+        return encode(frames, *most)
 
     monkeypatch.setattr(picture_encoding, "encode_pictures", counted)
     return made

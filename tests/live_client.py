@@ -57,8 +57,9 @@ class LiveClient:
         finally:
             connection.close()
 
-    def news(self, version: int = -1, block: int = -1, points: int = 0) -> Answer:
-        return self.ask("GET", f"{self.path}/news?version={version}&block={block}&points={points}")
+    def news(self, version: int = -1, block: int = -1, points: int = 0, pictures: int | None = None) -> Answer:
+        parts = "" if pictures is None else f"&pictures={pictures}"
+        return self.ask("GET", f"{self.path}/news?version={version}&block={block}&points={points}{parts}")
 
     def post(self, body: bytes, content_type: str = "application/json", **headers: str) -> Answer:
         return self.ask("POST", f"{self.path}/control", body, {"Content-Type": content_type, **headers})

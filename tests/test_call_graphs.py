@@ -12,7 +12,7 @@ from streamblocks.families.kv_policies import KV_INT8
 from streamblocks.ops.attention_backends import FLASH3_FP8
 from streamblocks.ops.call_graphs import CallGraphs
 from streamblocks.wan.steps.context_policies import Past, Recompute
-from streamblocks.wan.transformer.attention import causal_attention_of
+from streamblocks.wan.transformer.attention import CausalAttention, causal_attention_of
 from streamblocks.wan.vae.streaming_vae import LatentStatistics
 
 from small_wan import make_components, make_pipeline, make_state, run_steps, stream
@@ -145,6 +145,8 @@ def test_passes_that_do_not_come_again_are_launched(components, graphs):
 def test_the_oldest_picture_of_a_context_is_encoded_by_a_graph(components, graphs):
     vae = components[1]
     unused: Any = None
+    plain, repeating = (CausalAttention(unused, "native", plain_norms=False) for _ in range(2))
+    repeating.graphs = graphs
     past = Past(
         position=9,
         block_frames=3,
@@ -157,5 +159,5 @@ def test_the_oldest_picture_of_a_context_is_encoded_by_a_graph(components, graph
     )
     for number in range(4):
         drawn = replace(past, pictures=[torch.randn(1, 3, 32, 48) for _ in range(9)])
-        made, expected = (Recompute()._context_latents(vae, drawn, 3, used) for used in (graphs, None))
+        made, expected = (Recompute()._context_latents(vae, drawn, 3, used) for used in (repeating, plain))
         assert torch.equal(made, expected) and graphs.recorded == (number >= 2)

@@ -87,7 +87,8 @@ for path in sorted((saved / "ui").glob("*.json")):
 execute("saved graph", json.loads(json.dumps(converted["text_to_video_stream"])), blocks=1, steps=1)
 execute("saved prompt", ui(saved / "api/text_to_video_stream.json"), blocks=1, steps=1)
 execute("small_card", convert_workflow(ui(examples / "small_card.json"), info), blocks=1)
-report(videos=videos, texts=texts, settings=settings, converted=converted, defaults=info["StreamBlocksSampler"])
+optional = {{name: info[name]["input_types"].get("optional", {{}}) for name in info}}
+report(videos=videos, texts=texts, settings=settings, converted=converted, optional=optional)
 """
     return Runs(run_in_host(tmp_path_factory.mktemp("examples"), program))
 
@@ -163,13 +164,12 @@ def test_a_workflow_of_before_means_what_it_meant(runs: Runs, path: Path) -> Non
     before = json.loads((SAVED / "api" / path.name).read_text())
     now = runs.facts["converted"][path.stem]
     assert now.keys() == before.keys()
-    optional = runs.facts["defaults"]["input_types"]["optional"]
     for number, node in now.items():
         then = before[number]
         assert node["class_type"] == then["class_type"]
         assert {name: node["inputs"][name] for name in then["inputs"]} == then["inputs"]
         added = {name: value for name, value in node["inputs"].items() if name not in then["inputs"]}
-        assert node["class_type"] == "StreamBlocksSampler" or not added
+        optional = runs.facts["optional"][node["class_type"]]
         assert added == {name: optional[name][1]["default"] for name in added}
 
 

@@ -68,11 +68,11 @@ def test_no_more_is_held_than_a_block_takes(inbox):
 
 def test_before_the_size_is_known_only_so_many_bytes_are_held():
     inbox = FrameInbox()
-    large = jpeg(0, (3000, 2000))
-    for _ in range(6):
+    large = jpeg(0, (2000, 2000))
+    for _ in range(7):
         inbox.put(large)
-    # 18 MB each, 64 MiB at most.
-    assert inbox.counts.dropped == 3
+    # 12 MB each, 64 MiB at most.
+    assert inbox.counts.dropped == 2
     inbox.fit_to(PictureFit(*SIZE))
     assert inbox.take(3, never).shape == (3, 32, 48, 3)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import fuzz_targets
 import pytest
 import torch
 from fuzz import Meter, read_input
 from fuzz_headers import hollow_copy
 from fuzz_inputs import MINI, ROOT
-from fuzz_targets import Target, make_targets
+from fuzz_target import Target, names_its_file
+from fuzz_targets import make_targets
 from layouts import TRANSFORMER, UMT5, VAE
 
 from streamblocks.checkpoints.checkpoint_error import CheckpointError, first_line, shown
@@ -36,7 +36,7 @@ BF16 = torch.bfloat16
 
 def refused(call, folder, message):
     """The error of `call`, which must be the pack's, within the limits of time and memory, and match `message`."""
-    target = Target("test", 1, lambda random, folder: None, lambda folder: call(), fuzz_targets.names_its_file)
+    target = Target("test", 1, lambda random, folder: None, lambda folder: call(), names_its_file)
     outcome, said = read_input(target, Random(0), folder, Meter())
     assert (outcome, re.search(message, said) is not None) == ("", True), said
 
@@ -391,6 +391,6 @@ def test_values_are_shown_in_short():
 def test_the_benchmark_sees_what_should_not_be(call, found, tmp_path, monkeypatch):
     if found == "hangs":
         monkeypatch.setattr("fuzz.SECONDS", 0.005)
-    target = Target("test", 1, lambda random, folder: None, call, fuzz_targets.names_its_file)
+    target = Target("test", 1, lambda random, folder: None, call, names_its_file)
     Meter().give_back()
     assert read_input(target, Random(0), tmp_path, Meter())[0] == found

@@ -36,7 +36,7 @@ ALLOWED = {
         "ops",
         "memory",
     },
-    "wan.checkpoints": {"wan.geometry", "wan.transformer", "families", "checkpoints", "ops"},
+    "wan.checkpoints": {"wan.geometry", "wan.transformer", "wan.vae", "families", "checkpoints", "ops"},
     "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies", "families.step_list"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops", "memory.way_back"},

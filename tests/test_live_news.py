@@ -162,6 +162,43 @@ def test_pictures_are_small_and_few(count, height, width, size):
     assert all(image.format == "JPEG" for image in images)
 
 
+def parts_of(page):
+    return [] if page.pictures is None else [(part.block, part.first, part.end) for part in (page.pictures, *page.more)]
+
+
+def test_a_block_comes_in_parts_to_pages_that_take_them(encodings):
+    news, frames = LiveNews(), grey_frames(12)
+    news.show_block(grey_frames(9), block=0)
+    version = news.version
+    for first in (0, 4):
+        news.show_part(frames[first : first + 4], block=1, first=first, of=12)
+    assert news.version == version + 2
+    # A page says how many of which block's pictures it has; one that says nothing takes whole blocks.
+    assert parts_of(news.since(block=-1)) == parts_of(news.since(block=-1)) == [(0, 0, 9)]
+    assert parts_of(news.since(block=0, pictures=9)) == [(1, 0, 4), (1, 4, 8)]
+    assert parts_of(news.since(block=1, pictures=4)) == [(1, 4, 8)]
+    assert parts_of(news.since(block=1, pictures=8)) == []
+    # What is shown again, because the block ran out of memory on the way, is not sent again.
+    for first in (0, 4, 8):
+        news.show_part(frames[first : first + 4], block=1, first=first, of=12)
+        assert parts_of(news.since(block=1, pictures=8)) == ([(1, 8, 12)] if first == 8 else [])
+    news.show_block(frames, block=1)
+    assert parts_of(news.since(block=1, pictures=8)) == [(1, 8, 12)]
+    assert parts_of(news.since(block=1, pictures=12)) == []
+    assert parts_of(news.since(block=0)) == [(1, 0, 12)] and encodings == []
+    page = news.since(block=0, pictures=9)
+    assert page.pictures is not None
+    assert [len(part.encoded().jpegs) for part in (page.pictures, *page.more)] == [4, 4, 4] and encodings == [4, 4, 4]
+    # A block that is not shown in parts takes the place of one that was.
+    news.show_block(frames, block=2)
+    assert parts_of(news.since(block=1, pictures=12)) == [(2, 0, 12)]
+    news.show_part(frames[:4], block=3, first=0, of=32)
+    page = news.since(block=2, pictures=12)
+    assert page.pictures is not None and len(page.pictures.encoded().jpegs) == 2, "16 of the whole block"
+    news.drop_pictures()
+    assert parts_of(news.since()) == parts_of(news.since(pictures=0)) == []
+
+
 def test_only_the_newest_block_is_held():
     news = LiveNews()
     held = []

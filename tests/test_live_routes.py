@@ -54,7 +54,7 @@ def test_unknown_streams_and_numbers_that_are_none(server, opened):
             page = LiveClient(server.port, prompt_id, node, stream.page.token)
             assert [page.news().status, page.steer(action="stop").status, page.give(b"").status] == [404] * 3
             assert page.news().error
-        for query in ("version=x", "block=1.5", "points=" + "9" * 30, "version=%D9%A1", "version="):
+        for query in ("version=x", "block=1.5", "points=" + "9" * 30, "version=%D9%A1", "version=", "pictures=x"):
             answer = stream.page.ask("GET", f"{stream.page.path}/news?{query}")
             assert (answer.status, bool(answer.error)) == (400, True)
         assert not stream.control.is_stopped
@@ -67,6 +67,8 @@ def test_pictures_come_once_and_late_pages_get_all(opened):
         header, jpegs = stream.page.news().news
         assert header["pictures"] == {
             "block": 3,
+            "first": 0,
+            "end": 20,
             "of": 20,
             "width": 24,
             "height": 16,
@@ -79,6 +81,19 @@ def test_pictures_come_once_and_late_pages_get_all(opened):
         stream.news.update(rate=3.5)
         again, none = stream.page.news(header["version"], block=3, points=1).news
         assert (again["pictures"], none, again["memory"], again["rate"]) == (None, [], [], 3.5)
+
+
+def test_parts_of_a_block_come_as_they_are_decoded(opened):
+    with opened() as stream:
+        for first in (0, 4):
+            stream.news.show_part(frames(4), block=3, first=first, of=12)
+        header, jpegs = stream.page.news(block=2, pictures=12).news
+        told = header["pictures"]
+        assert (told["block"], told["first"], told["end"], told["of"], len(jpegs)) == (3, 0, 8, 12, 8)
+        assert told["lengths"] == [len(jpeg) for jpeg in jpegs]
+        stream.news.show_part(frames(4), block=3, first=8, of=12)
+        header, jpegs = stream.page.news(header["version"], block=3, pictures=8).news
+        assert (header["pictures"]["first"], header["pictures"]["end"], len(jpegs)) == (8, 12, 4)
 
 
 def test_nothing_new_is_204(server, opened, monkeypatch):

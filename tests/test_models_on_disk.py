@@ -29,7 +29,7 @@ def folder_paths(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
         del sys.modules[name]
     module = importlib.import_module("folder_paths")
-    for kind in ("diffusers", "diffusion_models", "vae", "text_encoders", "loras"):
+    for kind in ("diffusers", "diffusion_models", "vae", "vae_approx", "text_encoders", "loras"):
         extensions = module.folder_names_and_paths[kind][1]
         module.folder_names_and_paths[kind] = ([], extensions)
     return module
@@ -50,7 +50,9 @@ def host(folder_paths: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def roots(folder_paths: ModuleType, tmp_path: Path) -> tuple[Path, Path]:
     """Two roots of every kind, as with an extra_model_paths.yaml; the first one's models come first."""
     pair = tmp_path / "models", tmp_path / "extra"
-    for root, kind in itertools.product(pair, ("diffusers", "diffusion_models", "vae", "text_encoders", "loras")):
+    for root, kind in itertools.product(
+        pair, ("diffusers", "diffusion_models", "vae", "vae_approx", "text_encoders", "loras")
+    ):
         (root / kind).mkdir(parents=True)
         folder_paths.add_model_folder_path(kind, str(root / kind))
     return pair
@@ -124,6 +126,7 @@ def test_of_one_name_in_two_roots_the_first_is_listed_and_found(host, roots, fol
     files = {
         "diffusion_models": (host.transformer_files, host.resolve_model),
         "vae": (host.vae_files, host.resolve_model),
+        "vae_approx": (host.approximate_vae_files, host.resolve_model),
         "text_encoders": (host.text_encoder_files, host.resolve_model),
         "loras": (host.lora_files, host.resolve_lora),
     }

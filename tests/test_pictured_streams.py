@@ -21,6 +21,7 @@ from streamblocks.stream.sinks import FrameKeeper
 from streamblocks.stream.start_pictures import StartPictures
 from streamblocks.stream.video_input import VideoInput
 from streamblocks.wan.steps.start_entries import entries_of_pictures
+from streamblocks.wan.vae.stream_decoder import StreamDecoder
 from streamblocks.wan.vae.streaming_vae import denormalize_latents
 from streamblocks.wan.vae.video_encoder import VideoEncoder, to_pixels
 
@@ -134,7 +135,7 @@ def test_another_video_gives_other_pictures_and_stop_shortens_the_stream(pipelin
 def test_the_entries_of_a_start_are_those_of_diffusers(pipeline, images, count, context, frames):
     vae = pipeline.pipe.vae
     entries = entries_of_pictures(
-        vae, uint8(images[:count]), context_frames=context, sink_frames=1, video_follows=context == 6
+        StreamDecoder(vae), uint8(images[:count]), context_frames=context, sink_frames=1, video_follows=context == 6
     )
     used = to_pixels(vae, uint8(images[:count][-(1 + (frames - 1) * 4) :]))
     assert entries["stream_position"] == frames == entries["current_denoised_latents"].shape[2]

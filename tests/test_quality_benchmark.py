@@ -12,7 +12,15 @@ import quality
 
 TRACK = ("track_accuracy", "track_accuracy_one_block_later", "seam_ratio_transition")
 PICTURES = ("start_image_accuracy", "video_color_accuracy", "video_motion_accuracy")
-FEW = {"captions": 2, "long-captions": 1, "blocks": 6, "change-captions": 1, "format-captions": 1, "workers": 1}
+FEW = {
+    "captions": 2,
+    "long-captions": 1,
+    "blocks": 6,
+    "change-captions": 1,
+    "format-captions": 1,
+    "decoder-captions": 1,
+    "workers": 1,
+}
 
 
 @pytest.mark.usefixtures("no_pipeline")
@@ -93,4 +101,4 @@ def test_the_figures_in_front_are_those_of_the_samplers_policy(monkeypatch, caps
 def test_a_wrong_name_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         quality.main(["--only", "prompts,colors"])
-    assert "--only has 'colors': choose from prompts, long, changes, formats." in capsys.readouterr().err
+    assert "--only has 'colors': choose from prompts, long, changes, formats, decoder." in capsys.readouterr().err

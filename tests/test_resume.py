@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import shutil
+import threading
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from file_streams import Nobody, Pictures
 
-from streamblocks.stream import saved_folder
+from streamblocks.stream import saved_folder, snapshot_writing
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.live_control import Edit, LiveControl
 from streamblocks.stream.materialise import materialise
@@ -30,7 +31,7 @@ from streamblocks.stream.start_pictures import StartPictures
 from streamblocks.stream.steering import Steering
 from streamblocks.stream.stream_saver import StreamSaver
 from streamblocks.stream.video_input import VideoInput
-from streamblocks.wan.vae.decoded_again import decode_again, decoder_reach
+from streamblocks.wan.vae.stream_decoder import StreamDecoder
 
 from small_wan import make_components
 
@@ -270,14 +271,55 @@ def test_a_full_disk_is_said_once_and_the_stream_goes_on(recipe, tmp_path, monke
     assert notice.startswith("The stream could not be saved, first behind block 1 ([Errno 28] No space left on device")
 
 
+def test_a_large_save_is_written_while_the_stream_goes_on(recipe, tmp_path, monkeypatch):
+    """Behind block 1, it is on the disk only behind block 3; the one of a finished stream is given up."""
+    monkeypatch.setattr(snapshot_writing, "LARGE_BYTES", 0)
+    goes, begun = threading.Event(), threading.Event()
+    write = saved_folder.write_snapshot_file
+
+    def slowly(path, tensors, text, check):
+        begun.set()
+        assert goes.wait(60)
+        write(path, tensors, text, check)
+
+    monkeypatch.setattr(saved_folder, "write_snapshot_file", slowly)
+    settings, folder = small("rolling", SHORT), SavedFolder(tmp_path / "saved")
+    sink, pictures = Mp4Sink(folder.video, finish_at=tmp_path / "plain.mp4"), Pictures()
+    saver = StreamSaver(folder, 1, sink)
+
+    class Looks(Nobody):
+        def after_block(self, block):
+            if block.index == 0:
+                assert begun.wait(60)
+            if block.index == 2:
+                assert saver.saved_blocks == 0 and not list(folder.path.glob("block_*"))
+                goes.set()
+                saver._writing.wait()
+                shutil.copytree(folder.path, tmp_path / "killed")
+                goes.clear()
+                begun.clear()
+            if block.index == SHORT - 1:
+                # Given up at its first piece.
+                saver._writing._abandoned.set()
+                goes.set()
+
+    direction = planned(video=False)
+    run_stream(materialise(recipe), settings, direction, [sink, pictures], Looks(), saver=saver)
+    assert [path.name for path in folder.path.iterdir() if "block" in path.name] == ["block_0000001.safetensors"]
+    assert saver.notices == [] and saver.saved_blocks == 1
+    later, _, file, point, _ = go_on(recipe, settings, SavedFolder(tmp_path / "killed"))
+    assert point.blocks == 1 and equal(later, pictures.blocks[1:]) and is_whole(file, 9 + 12 * (SHORT - 1))
+
+
 def test_latents_decoded_again_leave_the_decoder_as_it_was():
     """And one fewer does not, but for what is kept for the first frame's sake."""
     _, vae = make_components()
-    reach = decoder_reach(vae.decoder)
+    decoder = StreamDecoder(vae)
+    reach = decoder.reach
     latents = torch.randn((1, 16, reach + 3, 2, 2), generator=torch.Generator().manual_seed(0))
-    whole = decode_again(vae, latents).features
-    assert equal(decode_again(vae, latents[:, :, -reach:]).features, whole)
-    assert not equal(decode_again(vae, latents[:, :, 3 - reach :]).features, whole)
+    whole = decoder.decode_again(latents).features
+    assert equal(decoder.decode_again(latents[:, :, -reach:]).features, whole)
+    assert not equal(decoder.decode_again(latents[:, :, 3 - reach :]).features, whole)
 
 
 def test_a_snapshot_is_megabytes(recipe):

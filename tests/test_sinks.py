@@ -241,3 +241,25 @@ def test_pictures_of_every_kind_become_uint8():
         to_uint8_frames([as_float[0]])
     with pytest.raises(ValueError, match="is str"):
         to_uint8_frames(["no video"])
+
+
+def decoded(file):
+    with av.open(str(file)) as container:
+        return torch.stack([torch.from_numpy(one.to_ndarray(format="rgb24")) for one in container.decode(video=0)])
+
+
+def test_a_file_that_goes_on_has_the_pictures_of_one_that_never_stopped(tmp_path):
+    """The encoder's quantizers depend on nothing before the block; here they would, from still to noise."""
+    noise = torch.Generator().manual_seed(0)
+    blocks = [torch.randint(0, 40 * index + 1, (12, 64, 64, 3), generator=noise).byte() for index in range(5)]
+    whole, first = Mp4Sink(tmp_path / "whole.mp4"), Mp4Sink(tmp_path / "a.mp4", finish_at=tmp_path / "b.mp4")
+    for block in blocks:
+        whole.write(block)
+    for block in blocks[:3]:
+        first.write(block)
+    rest = Mp4Sink(tmp_path / "a.mp4", finish_at=tmp_path / "again.mp4", resume=first.mark())
+    for block in blocks[3:]:
+        rest.write(block)
+    for sink in (whole, rest):
+        sink.close()
+    assert torch.equal(decoded(rest.path), decoded(whole.path)) and len(decoded(rest.path)) == 60

@@ -147,7 +147,7 @@ def test_the_pictures_are_in_the_output_folder_with_the_workflow(facts, name, ki
     shown = {"filename": video.name, "subfolder": "streamblocks/unfinished", "type": "output"}
     sampler = next(key for key, node in facts["prompt"].items() if node["class_type"] == "StreamBlocksSampler")
     assert event == shown | {"node": sampler, "pictures": made, "workflow": "of this page"}
-    assert scene["said"][-1].endswith(f"in streamblocks/unfinished/{video.name} in the output folder")
+    assert f"in streamblocks/unfinished/{video.name} in the output folder" in scene["said"][-1]
 
 
 @needs_embedded_host
@@ -214,9 +214,11 @@ def test_what_the_node_says_is_of_its_workflow_and_goes_when_it_runs_again(facts
     # Each run takes the earlier line away before it says anything, and its own last line is how it ended.
     runs = " ".join(message or "-" for message in ids).split("-")[1:]
     assert len(runs) == len(facts["scenes"]) - 1 + 2
-    assert [run.split()[-1] for run in runs[1:5]] == ["stopped_empty", "stopped", "stopped", "block_made"]
-    values = next(values for _, _, message, values, _ in facts["messages"] if message == "stopped")
-    assert values["pictures"] == 21 and values["file"].startswith("streamblocks/unfinished/stream_")
+    assert [run.split()[-1] for run in runs[1:5]] == ["stopped_empty", "stopped_saved", "stopped_saved", "block_made"]
+    values = next(values for _, _, message, values, _ in facts["messages"] if message == "stopped_saved")
+    assert (values["pictures"], values["blocks"]) == (21, 2) and values["file"].startswith(
+        "streamblocks/unfinished/stream_"
+    )
 
 
 def other_filesystem(*_):

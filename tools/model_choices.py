@@ -50,6 +50,7 @@ MODEL_OPTIONS = {
     "model": ModelOption("--model", LOADER, "model", "diffusion_models", "diffusers"),
     "components": ModelOption("--components", LOADER, "components", None, "diffusers"),
     "vae": ModelOption("--vae", LOADER, "vae", "vae"),
+    "decoder": ModelOption("--decoder", LOADER, "decoder", "vae_approx"),
     "text_encoder": ModelOption("--text-encoder", LOADER, "text_encoder", "text_encoders"),
 }
 LORA_OPTION = ModelOption("--lora", LORA, "lora", _LORA_FILES)

@@ -42,6 +42,7 @@ OVERRIDES = {
     "components": ("StreamBlocksLoadPipeline", "components", str),
     "vae": ("StreamBlocksLoadPipeline", "vae", str),
     "text_encoder": ("StreamBlocksLoadPipeline", "text_encoder", str),
+    "decoder": ("StreamBlocksLoadPipeline", "decoder", str),
     "prompt": ("StreamBlocksSampler", "prompt", str),
     "blocks": ("StreamBlocksSampler", "blocks", int),
     "seed": ("StreamBlocksSampler", "seed", int),
@@ -54,6 +55,7 @@ _MODEL_HELP = {
     "model": "the model: a name that the loader lists, or the path of a file or a folder",
     "components": "where VAE, text encoder and tokenizer come from: a listed folder, or its path",
     "vae": "a VAE of its own: a name that the loader lists, or the path of a file",
+    "decoder": "what decodes in the VAE's place: a name that the loader lists, or the path of a file",
     "text_encoder": "a text encoder of its own: a name that the loader lists, or the path of a file",
 }
 

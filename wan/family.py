@@ -70,13 +70,14 @@ class CausalWan(ModelFamily):
         """See `ModelFamily`; transformer and VAE are prepared for streaming when they are loaded."""
         from .checkpoints.components import (
             check_parts_go_together,
+            decoder_component,
             text_encoder_component,
             transformer_component,
             vae_component,
         )
         from .transformer.attention import install_causal_attention
         from .transformer.compiled_blocks import compile_transformer_blocks
-        from .vae.gpu_layout import speed_up_vae
+        from .vae.gpu_layout import speed_up_decoder, speed_up_vae
 
         def prepare_transformer(transformer: Any) -> None:  # noqa: ANN401
             install_causal_attention(transformer, options.attention.backend)
@@ -98,6 +99,10 @@ class CausalWan(ModelFamily):
         if sources.text_encoder is not None:
             components["text_encoder"] = text_encoder_component(
                 sources.text_encoder, dtype=options.dtype, quantization=quantization
+            )
+        if sources.decoder is not None:
+            components["decoder"] = decoder_component(
+                sources.decoder, dtype=options.vae_dtype, prepare=speed_up_decoder
             )
         check_parts_go_together(components)
         return components
@@ -160,32 +165,35 @@ class CausalWan(ModelFamily):
         from .transformer.kv_cache import DeferredBlock, KVCache
         from .transformer.packed_kv_cache import PackedKVCache
         from .vae.streaming_vae import DecoderCache, EncoderCache
+        from .vae.tiny_stream import TinyDecoderCache
         from .vae.video_encoder import VideoEncoder
 
-        kinds = (KVCache, PackedKVCache, HeadScaledKVCache, DeferredBlock, DecoderCache, EncoderCache, VideoEncoder)
+        of_vae = (DecoderCache, TinyDecoderCache, EncoderCache, VideoEncoder)
+        kinds = (KVCache, PackedKVCache, HeadScaledKVCache, DeferredBlock, *of_vae)
         return {kind.__name__: kind.from_snapshot for kind in kinds}
 
     def decoder_reach(self, pipe: ModularPipeline) -> int:
-        """See `decoder_reach`."""
-        from .vae.decoded_again import decoder_reach
+        """See `StreamDecoder`."""
+        from .vae.stream_decoder import StreamDecoder
 
-        return decoder_reach(pipe.vae.decoder)
+        return StreamDecoder.of(pipe).reach
 
     def decode_again(self, pipe: ModularPipeline, latents: torch.Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The decoder's cache."""
         from .vae.banded_decoder import DecodeBounds
-        from .vae.decoded_again import decode_again
+        from .vae.stream_decoder import StreamDecoder
 
         bounds = DecodeBounds(inputs["decode_bands"], inputs["decoder_cache_in_ram"])
-        return {"decoder_cache": decode_again(pipe.vae, latents, bounds)}
+        return {"decoder_cache": StreamDecoder.of(pipe).decode_again(latents, bounds)}
 
     def start_from_pictures(self, pipe: ModularPipeline, pictures: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """See `entries_of_pictures`."""
         from .steps.start_entries import entries_of_pictures
         from .vae.banded_decoder import DecodeBounds
+        from .vae.stream_decoder import StreamDecoder
 
         return entries_of_pictures(
-            pipe.vae,
+            StreamDecoder.of(pipe),
             pictures,
             context_frames=inputs["context_frames"],
             sink_frames=inputs["sink_frames"],
@@ -199,13 +207,14 @@ class CausalWan(ModelFamily):
         """Measured by a rehearsal of the real blocks on the meta device."""
         from .rehearsal import rehearse_streaming_bytes
 
-        return rehearse_streaming_bytes(components["transformer"], components["vae"], self.geometry, inputs, attention)
+        parts = components["transformer"], components["vae"]
+        return rehearse_streaming_bytes(*parts, self.geometry, inputs, attention, components.get("decoder"))
 
     def decode_bands(self, components: Mapping[str, Component]) -> tuple[int, ...]:
-        """See `ModelFamily`; Wan 2.2's decoder works on whole pictures only."""
+        """See `ModelFamily`; Wan 2.2's decoder and tiny ones work on whole pictures only."""
         from .vae.banded_decoder import BAND_COUNTS, can_split
 
-        return BAND_COUNTS if can_split(components["vae"].config) else (1,)
+        return BAND_COUNTS if can_split(components.get("decoder", components["vae"]).config) else (1,)
 
     def text_encoding_bytes(self, text_encoder: Component) -> int:
         """See `text_encoding_bytes`."""
@@ -239,12 +248,13 @@ class CausalWan(ModelFamily):
         from .vae.residual_blocks import takes_fused_passes
 
         transformer, vae = components["transformer"], components["vae"]
+        decoding = components.get("decoder", vae)
         return report_kernels(
             pipe,
             device,
             dtype=transformer.dtype,
             vae_dtype=vae.dtype,
-            fused_vae=takes_fused_passes(vae.config),
+            fused_vae=takes_fused_passes(decoding.config),
         )
 
 

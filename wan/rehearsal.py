@@ -47,6 +47,7 @@ def rehearse_streaming_bytes(
     geometry: LatentGeometry,
     inputs: Mapping[str, Any],
     attention: AttentionChoice,
+    decoder: Component | None = None,
 ) -> int:
     """Bytes of a stream's caches and activations at their largest; see `ModelFamily.streaming_bytes`."""
     config = dict(transformer.config)
@@ -59,6 +60,7 @@ def rehearse_streaming_bytes(
         vae_dtype=vae.dtype,
         kept_fp32=transformer.keep_fp32,
         attention=attention,
+        decoder=decoder,
     )
     with PeakMeter(meta=True) as meter:
         rehearsal.run(inputs)
@@ -139,6 +141,7 @@ class MetaRehearsal:
         vae_dtype: of the VAE.
         kept_fp32: parts of parameter names of the transformer that stay float32.
         attention: how it is computed.
+        decoder: in the VAE's place; None for the VAE.
 
     Attributes:
         kv_layer_bytes: of the KV cache of one layer, once it has run.
@@ -155,6 +158,7 @@ class MetaRehearsal:
         vae_dtype: torch.dtype,
         kept_fp32: frozenset[str],
         attention: AttentionChoice,
+        decoder: Component | None = None,
     ) -> None:
         with META:
             transformer = WanTransformer3DModel.from_config(transformer_arguments(transformer_config)).requires_grad_(
@@ -168,6 +172,10 @@ class MetaRehearsal:
             causal.takes_block_masks, causal.block_masks = True, _NoBlockMasks()
         self._pipe = make_causal_wan_pipeline()
         self._pipe.update_components(transformer=transformer, vae=vae)
+        if decoder is not None:
+            with META:
+                in_its_place = decoder.build(decoder.config).requires_grad_(False).to(decoder.dtype)
+            self._pipe.update_components(decoder=in_its_place)
         self._score_bytes, self._key_bytes = bytes_per_score(attention), bytes_per_key_number(attention)
         text_dim = transformer_config["text_dim"]
         self._prompt_embeds = torch.empty((1, DEFAULT_TEXT_TOKENS, text_dim), dtype=dtype, device=META)

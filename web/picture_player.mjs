@@ -1,6 +1,10 @@
 /**
  * @typedef {object} Clip a block's pictures
- * @property {Blob[]} pictures JPEGs
+ * @property {number} block which one
+ * @property {number} first the place of the first picture in the block: others than the first part follow what came
+ * @property {number} of how many pictures the block has
+ * @property {Blob[]} pictures JPEGs, of all of the block or as many as have come
+ * @property {number} each how many pictures of the block one of these stands for
  * @property {number} width in pixels
  * @property {number} height in pixels
  * @property {number} seconds how long it took to make, and so lasts when nothing newer is there
@@ -25,9 +29,16 @@ export class PicturePlayer {
     this.turn = 0
   }
 
-  /** Take a block; it plays when the one before has. */
+  /** Take a block, or some more of its pictures; it plays when the one before has. */
   add(clip) {
     if (clip.pictures.length === 0) return
+    const begun = [this.next, this.clip].find((one) => one && clip.first > 0 && one.block === clip.block)
+    if (begun) {
+      begun.pictures.push(...clip.pictures)
+      // It may have shown all that it had.
+      if (begun === this.clip) this.schedule()
+      return
+    }
     if (this.clip && this.index < this.clip.pictures.length && this.canvas) {
       this.next = clip
       this.schedule()
@@ -74,7 +85,7 @@ export class PicturePlayer {
     clearTimeout(this.timer)
     if (!this.canvas || !this.clip) return
     const lasts = this.next ? this.clip.shortest : Math.max(this.clip.seconds, this.clip.shortest)
-    const due = (this.shownAt ?? 0) + (1000 * lasts) / this.clip.pictures.length
+    const due = (this.shownAt ?? 0) + (1000 * lasts * this.clip.each) / this.clip.of
     this.timer = setTimeout(() => this.step(), Math.max(due - performance.now(), 0))
   }
 
@@ -95,13 +106,15 @@ export class PicturePlayer {
 
 /**
  * A clip of what the server sent.
- * @param {{pictures: {of: number, width: number, height: number}, fps: number, rate: number | null}} header where `of`
- *   is how many pictures the block has in the video; fewer may be sent
+ * @param {{pictures: {block: number, first: number, end: number, of: number, width: number, height: number},
+ *   fps: number, rate: number | null}} header where `of` is how many pictures the block has in the video, of which those
+ *   from `first` up to `end` are meant; fewer may be sent
  * @param {Blob[]} pictures
  * @returns {Clip}
  */
 export function makeClip(header, pictures) {
-  const { of: frames, width, height } = header.pictures
-  const shortest = frames / header.fps
-  return { pictures, width, height, shortest, seconds: header.rate ? frames / header.rate : shortest }
+  const { block, first = 0, of, end = of, width, height } = header.pictures
+  const shortest = of / header.fps
+  const seconds = header.rate ? of / header.rate : shortest
+  return { block, first, of, pictures, each: (end - first) / pictures.length, width, height, shortest, seconds }
 }

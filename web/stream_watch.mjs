@@ -16,7 +16,8 @@ export class StreamWatch {
    */
   constructor(fetchApi, path, listener) {
     Object.assign(this, { fetchApi, path, listener })
-    this.cursor = { version: -1, block: -1, points: 0 }
+    /** What this page has; `pictures` is how many of the block's. */
+    this.cursor = { version: -1, block: -1, points: 0, pictures: 0 }
     this.awake = this.stopped = this.isRunning = false
     this.abort = new AbortController()
   }
@@ -83,7 +84,8 @@ export class StreamWatch {
     const news = readNews(await answer.arrayBuffer())
     if (signal.aborted) return
     const { version, points, pictures } = news.header
-    this.cursor = { version, points, block: pictures?.block ?? this.cursor.block }
+    const seen = pictures ? { block: pictures.block, pictures: pictures.end } : {}
+    this.cursor = { ...this.cursor, version, points, ...seen }
     if (isEnded(news.header)) this.stop()
     this.listener.onNews(news)
   }

@@ -15,7 +15,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from ...checkpoints.checkpoint_error import CheckpointError, shown_word
 from ...checkpoints.checkpoint_files import list_component_files
-from ...checkpoints.checkpoint_reading import index_tensors
+from ...checkpoints.checkpoint_reading import index_tensors, read_checkpoint
 from ...checkpoints.component import Component, Prepare, explaining_config, prepare_nothing
 from ...checkpoints.json_text import read_json
 from ...checkpoints.layer_numbers import check_layer_count
@@ -26,6 +26,7 @@ from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
 from ...ops.quantization import QuantizationSpec
 from ..transformer.joined_projections import fuse_self_attention, fused_rows, joined_name
+from ..vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from .class_defaults import with_defaults
 from .config_bounds import check_transformer_config, text_encoder_arguments, vae_arguments
 from .layer_presets import PRESETS
@@ -33,6 +34,7 @@ from .lora_names import put_loras_on
 from .pipeline_folder import check_pipeline_folder
 from .single_file import diffusers_names, recognise_single_file
 from .text_encoder_file import recognise_text_encoder_file
+from .tiny_decoder_file import is_tiny_decoder, recognise_tiny_decoder
 from .transformer_building import build_transformer, check_complete
 from .transformer_configs import TRANSFORMER_CLASSES, diffusers_config
 from .vae_configs import checked_vae_config
@@ -96,6 +98,24 @@ def vae_component(source: Path, *, dtype: torch.dtype, prepare: Prepare = prepar
     )
 
 
+def decoder_component(source: Path, *, dtype: torch.dtype, prepare: Prepare = prepare_nothing) -> Component:
+    """What decodes in the VAE's place: a tiny decoder, or another VAE of the same latents, in a single file.
+
+    Raises CheckpointError for anything else.
+    """
+    if source.is_dir():
+        raise CheckpointError(f"{source} is a folder: give the file of a tiny decoder or of a VAE of Wan.")
+    if not is_tiny_decoder(read_checkpoint(source).tensors):
+        return replace(vae_component(source, dtype=dtype, prepare=prepare), name="decoder")
+    return Component(
+        name="decoder",
+        weights=recognise_tiny_decoder(source),
+        dtype=dtype,
+        build=lambda config: TinyDecoder(TinyDecoderConfig(**config)),
+        prepare=prepare,
+    )
+
+
 def text_encoder_component(
     source: Path, *, dtype: torch.dtype, quantization: QuantizationSpec | None = None
 ) -> Component:
@@ -116,16 +136,18 @@ def text_encoder_component(
 
 
 def check_parts_go_together(components: Mapping[str, Component]) -> None:
-    """Raise CheckpointError when VAE or text encoder, where there is one, belong to another transformer.
+    """Raise CheckpointError when VAE, text encoder or decoder, where there is one, belong to another transformer.
 
     Configs are compared first, then names and shapes with those of the model that each config makes.
     """
     transformer, vae = components["transformer"], components["vae"]
-    text_encoder = components.get("text_encoder")
+    text_encoder, decoder = components.get("text_encoder"), components.get("decoder")
     _check_pair(vae, "z_dim", transformer, "in_channels", "latent channels")
     if text_encoder is not None:
         _check_pair(text_encoder, "d_model", transformer, "text_dim", "channels of embedded text")
-    for part in (vae, text_encoder):
+    if decoder is not None:
+        _check_decoder(decoder, vae)
+    for part in (vae, text_encoder, decoder):
         if part is not None:
             part.check()
 
@@ -136,6 +158,24 @@ def _check_pair(part: Component, given: str, transformer: Component, taken: str,
             f"the {part.name} in {part.weights.path} gives {part.config[given]} {what} and the transformer in "
             f"{transformer.weights.path} takes {transformer.config[taken]}: choose components that belong to the model."
         )
+
+
+def _check_decoder(decoder: Component, vae: Component) -> None:
+    given, wanted = (_picture_facts(part.config) for part in (decoder, vae))
+    if given != wanted:
+        raise CheckpointError(
+            f"the decoder in {decoder.weights.path} takes {given[0]} latent channels, enlarges {given[1]} times and "
+            f"makes {given[2]} pictures of a latent frame, and the VAE in {vae.weights.path} has {wanted[0]}, "
+            f"{wanted[1]} and {wanted[2]}: choose a decoder that belongs to the model, or the VAE's own."
+        )
+
+
+def _picture_facts(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Latent channels, and by how much a picture is wider and a clip longer than its latents."""
+    if "z_dim" in config:
+        return config["z_dim"], config["scale_factor_spatial"], config["scale_factor_temporal"]
+    tiny = TinyDecoderConfig(**config)
+    return tiny.latent_channels, tiny.spatial_scale, tiny.pictures_per_latent
 
 
 def keep_fp32_parts(cls: type[nn.Module], dtype: torch.dtype) -> frozenset[str]:

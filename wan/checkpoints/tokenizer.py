@@ -34,12 +34,15 @@ class SentencePieceTokenizer:
 
     Raises:
         RuntimeError: `model` is not one.
+        ValueError: it cannot encode a text.
     """
 
     def __init__(self, model: bytes) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model, add_bos=False, add_eos=True)
         if not self._processor.get_piece_size():
             raise RuntimeError("it has no pieces")
+        # What a model lacks, such as an end token, is said by the first text only.
+        self._encode("a", None)
 
     def __call__(
         self,
@@ -131,7 +134,8 @@ def _tokenizer_inside(stored: RowSource) -> SentencePieceTokenizer:
         )
     try:
         return SentencePieceTokenizer(read_whole(stored).numpy().tobytes())
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{stored.file} holds a tokenizer ({stored.key}) that cannot be read ({error}): download it again."
+            f"{stored.file} holds a tokenizer ({stored.key}) that cannot be read ({first_line(error)}): download it "
+            "again."
         ) from error

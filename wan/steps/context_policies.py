@@ -10,8 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from ...families.kv_policies import KV_FP8, KV_INT8, RECOMPUTE, ROLLING, check_kv_policy
-from ...ops.call_graphs import CallGraphs
-from ..transformer.attention import causal_attention_of
+from ..transformer.attention import CausalAttention, causal_attention_of
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
 from ..transformer.eight_bits import Packing
@@ -125,7 +124,7 @@ class Recompute:
         frames = self._context_frames(past)
         if not frames:
             return BlockStart(0)
-        context = self._context_latents(vae, past, frames, causal_attention_of(transformer).graphs)
+        context = self._context_latents(vae, past, frames, causal_attention_of(transformer))
         if past.fuses_context and frames == past.block_frames:
             return BlockStart(frames, context)
         block_tokens = past.block_frames * cache.tokens_per_frame
@@ -164,7 +163,7 @@ class Recompute:
         return min(past.position, past.context_frames, room)
 
     def _context_latents(
-        self, vae: AutoencoderKLWan, past: Past, frames: int, graphs: CallGraphs | None
+        self, vae: AutoencoderKLWan, past: Past, frames: int, attention: CausalAttention
     ) -> torch.Tensor:
         held = 0 if past.latents is None else past.latents.shape[2]
         if past.latents is None or held < frames:
@@ -184,7 +183,7 @@ class Recompute:
         if len(past.pictures) < reach:
             return context
         oldest = past.pictures[-reach].unsqueeze(2)
-        first = encode_pixel_frame(vae, oldest, past.statistics, graphs).to(context.device)
+        first = encode_pixel_frame(vae, oldest, past.statistics, attention.graphs).to(context.device)
         return torch.cat([first, context[:, :, 1:]], dim=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -10,7 +11,10 @@ from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks, 
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ..vae.banded_decoder import DecodeBounds
-from ..vae.streaming_vae import DecoderCache, decode_latent_frame
+from ..vae.stream_decoder import StreamDecoder
+from ..vae.streaming_vae import DecoderCache
+from ..vae.tiny_decoder import TinyDecoder
+from .host_pictures import HostPictures
 from .names import MODEL_NAME
 from .prepare_steps import State
 
@@ -27,8 +31,8 @@ class DecodeBlockStep(ModularPipelineBlocks):
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        """The VAE."""
-        return [ComponentSpec("vae", AutoencoderKLWan)]
+        """The VAE, and what may decode in its place."""
+        return [ComponentSpec("vae", AutoencoderKLWan), ComponentSpec("decoder", TinyDecoder)]
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -39,6 +43,7 @@ class DecodeBlockStep(ModularPipelineBlocks):
             InputParam("frame_cache_context", required=True, type_hint=deque),
             InputParam("decode_bands", type_hint=int, default=1, description="of rows, see `DecodeBounds`"),
             InputParam("decoder_cache_in_ram", type_hint=bool, default=False, description="see `DecodeBounds`"),
+            InputParam("show_pictures", description="a `ShowPictures`, called as latent frames are decoded; or None"),
         ]
 
     @property
@@ -55,34 +60,21 @@ class DecodeBlockStep(ModularPipelineBlocks):
         block_state = self.get_block_state(state)
         frame_cache: deque[torch.Tensor] = block_state.frame_cache_context
         bounds = DecodeBounds(block_state.decode_bands, block_state.decoder_cache_in_ram)
-        pictures = []
-        finite = []
+        decoder = StreamDecoder.of(components)
+        pictures = HostPictures(_count_pictures(components.vae, block_state), block_state.show_pictures)
         for latent in block_state.latents.split(1, dim=2):
-            pixels = decode_latent_frame(components.vae, latent, block_state.decoder_cache, bounds)
+            pixels = decoder.decode(latent, block_state.decoder_cache, bounds)
             for frame in pixels.unbind(2)[-(frame_cache.maxlen or 0) :]:
                 # Cloned: a view in the deque would keep all frames of its chunk.
                 frame_cache.append(frame.clone())
-            finite.append(torch.isfinite(pixels).all())
-            pictures.append(to_uint8_pictures(pixels))
-        # Stays on the device: it is read after `copy_to_host` has synchronised, so reading it adds no wait.
-        block_state.pictures_finite = torch.stack(finite).all()
-        block_state.videos = copy_to_host(torch.cat(pictures, dim=1))
+            pictures.add(pixels)
+        # Whether they are finite stays on the device: it is read after `take` has waited, so reading it adds no wait.
+        block_state.videos, block_state.pictures_finite = pictures.take()
         self.set_block_state(state, block_state)
         return components, state
 
 
-def to_uint8_pictures(pixels: torch.Tensor) -> torch.Tensor:
-    """From [batch, 3, F, height, width] in -1..1 to uint8 [batch, F, height, width, 3], on the same device."""
-    scaled = pixels.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def copy_to_host(pictures: torch.Tensor) -> torch.Tensor:
-    """Copy to the CPU; on CUDA through pinned memory, with the block's only synchronisation."""
-    if pictures.device.type != "cuda":
-        return pictures.cpu()
-    staging = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
-    staging.copy_(pictures, non_blocking=True)
-    torch.cuda.current_stream(pictures.device).synchronize()
-    # Sinks may keep pictures for long, so they get pageable memory, and the pinned buffer returns to its pool.
-    return staging.clone()
+def _count_pictures(vae: AutoencoderKLWan, block_state: Any) -> int:  # noqa: ANN401
+    """How many the block has: a stream's first latent frame is one picture, and every other as many as the VAE says."""
+    frame = int(vae.config.scale_factor_temporal)
+    return frame * block_state.latents.shape[2] - (frame - 1 if block_state.decoder_cache.latent_frames == 0 else 0)

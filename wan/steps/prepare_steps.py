@@ -19,6 +19,7 @@ from ..transformer.causal_transformer import (
     weight_device,
 )
 from ..transformer.kv_cache import CrossAttentionCache, KVCache
+from ..vae.stream_decoder import StreamDecoder
 from ..vae.streaming_vae import DecoderCache
 from .clean_keys import take_prompt
 from .context_policies import Past, find_context_policy, find_packing, frame_cache_length
@@ -212,7 +213,7 @@ class PrepareCachesStep(ModularPipelineBlocks):
             text_tokens = block_state.prompt_embeds.shape[1]
             block_state.crossattn_cache = allocate_cross_cache(components.transformer, text_tokens=text_tokens)
         if block_state.decoder_cache is None:
-            block_state.decoder_cache = DecoderCache.for_vae(components.vae)
+            block_state.decoder_cache = StreamDecoder.of(components).begin()
         pictures = block_state.frame_cache_context
         length = frame_cache_length(components.vae, block_state.context_frames)
         if getattr(pictures, "maxlen", None) != length:

@@ -9,14 +9,15 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from ..vae.banded_decoder import UNBOUNDED, DecodeBounds
-from ..vae.streaming_vae import DecoderCache, decode_latent_frame, encode_pixel_frames
+from ..vae.stream_decoder import StreamDecoder
+from ..vae.streaming_vae import encode_pixel_frames
 from ..vae.video_encoder import VideoEncoder, to_pixels
 from .context_policies import frame_cache_length
 
 
 @torch.no_grad()
 def entries_of_pictures(
-    vae: AutoencoderKLWan,
+    decoder: StreamDecoder,
     pictures: torch.Tensor,
     *,
     context_frames: int,
@@ -30,7 +31,7 @@ def entries_of_pictures(
     frame 0. The decoder has decoded them, so that there is no seam.
 
     Args:
-        vae: on its device.
+        decoder: of the stream, on its device; its VAE encodes.
         pictures: uint8 [F, height, width, 3], 1 or more, oldest first.
         context_frames: latent frames of the past that a block sees.
         sink_frames: of these, how many stay the stream's first ones.
@@ -38,20 +39,19 @@ def entries_of_pictures(
             of before they are decoded otherwise.
         bounds: how the decoder saves memory.
     """
+    vae = decoder.vae
     scale = int(vae.config.scale_factor_temporal)
     frames = min(context_frames, 1 + (len(pictures) - 1) // scale)
     used = pictures[-frame_cache_length(vae, frames) :]
     pixels = to_pixels(vae, used)
     latents, encoder = _encode(vae, pixels, keep=video_follows)
-    decoder = DecoderCache.for_vae(vae)
-    for latent in latents.split(1, dim=2):
-        decode_latent_frame(vae, latent, decoder, bounds)
+    decoded = decoder.decode_again(latents, bounds)
     shown = pixels.to(vae.dtype).unbind(2)
     return {
         "stream_position": frames,
         "current_denoised_latents": latents,
         "sink_latents": latents[:, :, :sink_frames].clone() if sink_frames else None,
-        "decoder_cache": decoder,
+        "decoder_cache": decoded,
         "input_encoder": encoder,
         # Cloned: a view would keep all pictures.
         "frame_cache_context": deque(

@@ -23,6 +23,8 @@ from ...ops.few_key_attention import MOST_KEYS, FewKeys
 from .rope import RotaryTables
 
 _BUFFERS = ("keys", "values")
+# Of a snapshot, which may come from anywhere: no window of a stream is as long.
+_MOST_TOKENS = 2**24
 # Of a snapshot: buffers are stored as far as they are filled, and RoPE tables are computed again.
 _STORED_APART = frozenset({*_BUFFERS, "packed", "rotary"})
 
@@ -244,8 +246,13 @@ def pieces_of(buffer: torch.Tensor, sink: int, first_kept: int, length: int) -> 
 
 
 def fill_buffer(pieces: Sequence[torch.Tensor], capacity: int, device: torch.device) -> torch.Tensor:
-    """A buffer for `capacity` tokens on `device` that begins with `pieces`, each [batch, tokens, ...]."""
-    like = pieces[0]
+    """A buffer for `capacity` tokens on `device` that begins with `pieces`, each [batch, tokens, ...].
+
+    Raises ValueError where the pieces, which a file may hold, do not fit into it, or it is larger than any window.
+    """
+    like, held = pieces[0], sum(piece.shape[1] for piece in pieces)
+    if type(capacity) is not int or not held <= capacity <= _MOST_TOKENS:
+        raise ValueError(f"a cache of {capacity} tokens, of which {held} are held")
     buffer = torch.zeros((like.shape[0], capacity, *like.shape[2:]), dtype=like.dtype, device=device)
     start = 0
     for piece in pieces:

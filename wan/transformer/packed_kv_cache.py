@@ -139,9 +139,8 @@ class PackedKVCache(KVCache):
         """The same cache on `device`. The shared buffers come empty: each layer writes them before it reads them."""
         own = ("capacity", "heads", "head_dim", "dtype", "kept_tokens", "packed")
         known = {name: part for name, part in parts.items() if name not in own}
-        shape = (1, parts["capacity"], parts["heads"], parts["head_dim"])
-        dtype = getattr(torch, parts["dtype"])
-        one, other = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        like = torch.empty(1, 0, parts["heads"], parts["head_dim"], dtype=getattr(torch, parts["dtype"]))
+        one, other = (fill_buffer([like], parts["capacity"], device) for _ in range(2))
 
         def restored(tokens: Sequence[Sequence[torch.Tensor]]) -> PackedTokens:
             return PackedTokens(*(fill_buffer(pieces, parts["kept_tokens"], device) for pieces in tokens))

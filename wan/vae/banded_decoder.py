@@ -39,8 +39,11 @@ BAND_COUNTS = (1, 2, 4)
 
 
 def can_split(config: Mapping[str, Any]) -> bool:
-    """Whether a VAE's decoder works in bands: the up blocks of Wan 2.2's have shortcuts around their upsampling."""
-    return not config["is_residual"]
+    """Whether a decoder works in bands: the up blocks of Wan 2.2's VAE have shortcuts around their upsampling.
+
+    A tiny decoder, whose config does not say, has no bands.
+    """
+    return not config.get("is_residual", True)
 
 
 def decode_within(

@@ -10,6 +10,7 @@ from ...ops.kernels.norm_silu_launch import NORM_SILU
 from .residual_blocks import takes_fused_passes
 from .steady_decoder import fuse_decoder
 from .streaming_vae import encode_pixel_frame, vae_device
+from .tiny_decoder import TinyDecoder
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -29,6 +30,14 @@ def speed_up_vae(vae: AutoencoderKLWan) -> None:
     encode_pixel_frame(vae, torch.zeros((1, 3, 1, 64, 64)))
     if NORM_SILU.why_not(device) is None:
         fuse_decoder(vae)
+
+
+def speed_up_decoder(decoder: AutoencoderKLWan | TinyDecoder) -> None:
+    """The same of what decodes in the VAE's place."""
+    if not isinstance(decoder, TinyDecoder):
+        speed_up_vae(decoder)
+    elif next(decoder.parameters()).device.type == "cuda":
+        _put_channels_last(decoder)
 
 
 def _put_channels_last(module: nn.Module) -> None:

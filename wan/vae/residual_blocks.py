@@ -35,8 +35,11 @@ NormedConvolution = Callable[[WanRMS_norm, WanCausalConv3d, PendingSum], torch.T
 
 
 def takes_fused_passes(config: Mapping[str, Any]) -> bool:
-    """Whether fused encoder and decoder compute the VAE of this config: the blocks of Wan 2.2's have shortcuts."""
-    return not config["is_residual"]
+    """Whether fused encoder and decoder compute the VAE of this config: the blocks of Wan 2.2's have shortcuts.
+
+    A tiny decoder is no VAE.
+    """
+    return not config.get("is_residual", True)
 
 
 def apply_residual_block(block: WanResidualBlock, value: PendingSum, convolve: NormedConvolution) -> PendingSum:

@@ -285,9 +285,14 @@ def denormalize_latents(
         latents: [batch, z_dim, latent frames, height, width].
         statistics: of the VAE's latents; None reads them from its config.
     """
-    device = vae_device(vae)
-    known = (statistics or LatentStatistics.of(vae)).to(device)
-    return (latents.to(device, torch.float32) * known.std + known.mean).to(vae_dtype(vae))
+    values = latents.to(vae_device(vae), torch.float32)
+    return apply_statistics(values, statistics or LatentStatistics.of(vae)).to(vae_dtype(vae))
+
+
+def apply_statistics(latents: torch.Tensor, statistics: LatentStatistics) -> torch.Tensor:
+    """x * std + mean, on the latents' device."""
+    known = statistics.to(latents.device)
+    return latents * known.std + known.mean
 
 
 def vae_dtype(vae: AutoencoderKLWan) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The decoder's cache made anew from latents that it has decoded, instead of being kept.
+"""How far back the decoder's cache reaches: it is made anew from latents that were decoded, instead of being kept.
 
 Every convolution of the decoder looks back two frames, and nothing else does in time: what the cache holds depends on
 finitely many latent frames. Decoding these again, from an empty cache, gives the same bits.
@@ -9,13 +9,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import torch
-from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample
 from torch import nn
-
-from .banded_decoder import UNBOUNDED, DecodeBounds
-from .streaming_vae import DecoderCache, decode_latent_frame
 
 # Of an empty cache the first frame is decoded as a stream's first, which the upsamplers in time treat apart, and the
 # second is the first that they see.
@@ -36,20 +31,6 @@ def decoder_reach(decoder: nn.Module) -> int:
             back += Fraction(part.kernel_size[0] - 1, rate)
             rate *= 2 if id(part) in doubling else 1
     return math.ceil(back) + _FRAMES_TREATED_APART
-
-
-def decode_again(vae: AutoencoderKLWan, latents: torch.Tensor, bounds: DecodeBounds = UNBOUNDED) -> DecoderCache:
-    """The cache behind `latents`, whose pictures are dropped.
-
-    Args:
-        vae: on its device.
-        latents: [1, z_dim, frames, height, width], as decoded: all of the stream, or the last `decoder_reach`.
-        bounds: of the stream's decoder.
-    """
-    cache = DecoderCache.for_vae(vae)
-    for latent in latents.to(cache.statistics.mean.device).split(1, dim=2):
-        decode_latent_frame(vae, latent, cache, bounds)
-    return cache
 
 
 def _doubles(module: nn.Module) -> bool:

@@ -1,0 +1,150 @@
+"""The boxes of an mp4, looked at before FFmpeg makes tables of what they say.
+
+FFmpeg believes the numbers of pictures in a file's index: some bytes can say billions of them, each of which takes
+memory. Boxes and tables are those of ISO/IEC 14496-12: a size and a name, and in tables how many entries follow.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from ..checkpoints.checkpoint_error import shown
+
+_BOXES_WITHIN = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts"))
+# Bytes of an entry, behind 8 bytes of version and number.
+_ENTRIES = {b"stts": 8, b"ctts": 8, b"stss": 4, b"stsc": 12, b"stco": 4, b"co64": 8}
+_RUNS = (b"stts", b"ctts")
+# What else a fragment may say of each of its pictures: duration, size, flags and offset in time, by bits.
+_OF_EACH, _BEFORE_THEM = (0x100, 0x200, 0x400, 0x800), (0x1, 0x4)
+# Of an index, of which an hour takes a megabyte; and of a file in fragments.
+_MOST_BYTES, _MOST_BOXES, _DEEPEST = 32_000_000, 4_000_000, 8
+# The last box of a file whose writing or download was broken off.
+_MAY_BE_CUT_OFF = frozenset((b"mdat", b"moof", b"free", b"skip", b"wide"))
+# Of equal size, or without anything said of each: eleven hours of pictures.
+_MOST_ALIKE = 1_000_000
+
+
+class Mp4BoxesError(ValueError):
+    """What a file says of itself cannot be; a part of a sentence."""
+
+
+def check_boxes(file: BinaryIO) -> None:
+    """Look at an mp4's index; other kinds of files are left alone. The file stands at its start afterwards.
+
+    Raises:
+        Mp4BoxesError: an index is very large, or says more pictures than it describes.
+        OSError: the file cannot be read.
+    """
+    size = file.seek(0, 2)
+    file.seek(4)
+    if file.read(4) in (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide"):
+        alike = 0
+        for kind, place, length in _top_boxes(file, size):
+            if kind not in (b"moov", b"moof"):
+                continue
+            if length > _MOST_BYTES:
+                raise Mp4BoxesError(f"its index has {length} bytes, and up to {_MOST_BYTES} are read")
+            file.seek(place)
+            alike += _check_index(memoryview(file.read(length)), size)
+            if alike > _MOST_ALIKE:
+                raise Mp4BoxesError(f"it says of {alike} pictures nothing but their number")
+    file.seek(0)
+
+
+def _top_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, place and length of what is in each box of the file; a last one that is cut off ends with the file."""
+    place = 0
+    for _ in range(_MOST_BOXES):
+        file.seek(place)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack_from(">I4s", head)
+        behind = 8
+        if length == 1 and len(head) == 16:
+            length, behind = struct.unpack_from(">Q", head, 8)[0], 16
+        end = size if length == 0 else min(size, place + length)
+        if end < place + behind:
+            # FFmpeg reads no further, either.
+            return
+        if place + length > size and kind not in _MAY_BE_CUT_OFF:
+            raise Mp4BoxesError(f"it ends within its box {shown(kind)[1:]} of {length} bytes")
+        yield kind, place + behind, end - place - behind
+        place = end
+    raise Mp4BoxesError(f"it has more than {_MOST_BOXES} boxes")
+
+
+def _check_index(index: memoryview, size: int) -> int:
+    """How many pictures of fragments are only counted, among the boxes of an index."""
+    alike, waiting = 0, [(index, 0)]
+    while waiting:
+        content, depth = waiting.pop()
+        runs: dict[bytes, int] = {}
+        counted: int | None = None
+        for kind, inside in _boxes_within(content):
+            if kind in _BOXES_WITHIN and depth < _DEEPEST:
+                waiting.append((inside, depth + 1))
+            elif kind in _ENTRIES:
+                runs[kind] = max(runs.get(kind, 0), _check_table(kind, inside))
+            elif kind in (b"stsz", b"stz2"):
+                counted = max(counted or 0, _check_sizes(kind, inside, size))
+            elif kind == b"trun":
+                alike += _check_run(inside)
+        for kind in _RUNS:
+            if runs.get(kind, 0) > _MOST_ALIKE + (counted or 0):
+                raise Mp4BoxesError(f"{kind.decode()} has {runs[kind]} pictures and the file {counted or 0}")
+    return alike
+
+
+def _boxes_within(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    place = 0
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        behind = 8
+        if length == 1 and place + 16 <= len(content):
+            length, behind = struct.unpack_from(">Q", content, place + 8)[0], 16
+        end = len(content) if length == 0 else min(len(content), place + length)
+        if end < place + behind:
+            return
+        yield kind, content[place + behind : end]
+        place = end
+
+
+def _check_table(kind: bytes, content: memoryview) -> int:
+    """How many pictures a table of runs says; 0 of another."""
+    if len(content) < 8:
+        return 0
+    (count,) = struct.unpack_from(">I", content, 4)
+    if count * _ENTRIES[kind] > len(content) - 8:
+        raise Mp4BoxesError(f"{kind.decode()} says {count} entries and has {len(content)} bytes")
+    if kind not in _RUNS:
+        return 0
+    return sum(entry[0] for entry in struct.iter_unpack(">II", content[8 : 8 + 8 * count]))
+
+
+def _check_sizes(kind: bytes, content: memoryview, size: int) -> int:
+    """How many pictures a table of sizes says."""
+    if len(content) < 12:
+        return 0
+    (of_all, count) = struct.unpack_from(">II", content, 4)
+    bits = 32 if kind == b"stsz" else max(1, of_all & 255)
+    if kind == b"stsz" and of_all:
+        if count > _MOST_ALIKE or count * of_all > size:
+            raise Mp4BoxesError(f"stsz says {count} times {of_all} bytes and the file has {size}")
+    elif count * bits > 8 * (len(content) - 12):
+        raise Mp4BoxesError(f"{kind.decode()} says {count} pictures and has {len(content)} bytes")
+    return int(count)
+
+
+def _check_run(content: memoryview) -> int:
+    """How many pictures a run of a fragment counts and says nothing of."""
+    if len(content) < 8:
+        return 0
+    flags, count = struct.unpack_from(">II", content)
+    of_each = 4 * sum(bool(flags & bit) for bit in _OF_EACH)
+    before = 8 + 4 * sum(bool(flags & bit) for bit in _BEFORE_THEM)
+    if count * of_each > max(0, len(content) - before):
+        raise Mp4BoxesError(f"trun says {count} pictures and has {len(content)} bytes")
+    return 0 if of_each else int(count)
