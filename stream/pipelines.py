@@ -229,7 +229,9 @@ class BuiltInPipeline:
         """Move transformer, VAE and decoder to the device, with room for the stream's caches and activations."""
         for name in self._store.of_blocks():
             self._load(name)
-        self._store.bring(self._store.of_blocks(), self._estimate(self.recipe.quantization, settings).streaming)
+        estimate = self._estimate(self.recipe.quantization, settings)
+        self._store.bring(self._store.of_blocks(), self.saving.working_bytes(estimate))
+        self.family.repeat_calls(self.pipe, self.saving.graphs)
 
     def is_resident(self) -> bool:
         """Whether transformer, VAE and decoder are on the device."""
@@ -275,6 +277,7 @@ class BuiltInPipeline:
             "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
             "streaming": self._plans.streaming(),
+            "cuda_graphs": self.saving.graphs.off or "on",
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),
         }
@@ -285,6 +288,7 @@ class BuiltInPipeline:
         Raises CheckpointError for a LoRA that does not fit; the pipeline is what it was then.
         """
         transformer = self.family.with_loras(self._store.components["transformer"], recipe.loras)
+        self.saving.drop_graphs()
         self.pipe.transformer = None
         self._store.exchange(transformer)
         self._estimates.clear()
@@ -308,6 +312,7 @@ class BuiltInPipeline:
 
     def release(self) -> None:
         """Delete every component."""
+        self.saving.drop_graphs()
         self._store.release()
         for name in (*self._store.components, "tokenizer"):
             setattr(self.pipe, name, None)
@@ -320,6 +325,9 @@ class BuiltInPipeline:
         self._bring_tokenizer()
         self._load("text_encoder")
         self._store.bring(["text_encoder"], working_bytes=0)
+        if not self.is_resident():
+            # They read weights where those no longer are.
+            self.saving.drop_graphs()
 
     def _run_text_step(self, state: PipelineState, prompt: str) -> None:
         step = self.pipe.blocks.sub_blocks["text_encoder"]

@@ -302,6 +302,7 @@ class Session:
         self._kept.drop()
         self._state.clear()
         self.recorder.close()
+        self.pipeline.saving.drop_graphs()
         if self.settings.reset_compile:
             clear_compile_caches()
         release_cached_memory(self.pipeline.device)
