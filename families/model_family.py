@@ -291,6 +291,7 @@ class ModelFamily(ABC):
     def held_masks(self, transformer: object) -> Mapping[str, object]:
         """Attention masks that a loaded transformer keeps, by shape, for the memory timeline."""
 
+    @abstractmethod
     def repeat_calls(self, pipe: ModularPipeline, graphs: CallGraphs) -> None:
         """Have these graphs repeat what the loaded models of `pipe` compute again and again, where the family can."""
 

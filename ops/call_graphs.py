@@ -2,11 +2,11 @@
 
 A graph repeats the kernels of one call on the same addresses. So what a call reads is of three kinds: inputs, which are
 copied to where the graph reads them; tensors that stay where they are, whose addresses are compared before each replay;
-and whatever else decides which kernels run, which is the key. Once an address is no longer true, all graphs are dropped:
-what moves are weights or a stream's keys, which the others read, too.
+and whatever else decides which kernels run, which is the key. Once an address is no longer true, all graphs are
+dropped: what moves are weights or a stream's keys, which the others read, too.
 
 A kind of call is recorded when it comes in a turn, such as a block of a stream, after one in which it came before. So
-each graph is used, one that is recorded has run as ever and compiled what is to be compiled, and a turn's steps that never
+each graph is used, what is recorded has run as ever and compiled what is to be compiled, and a turn's steps that never
 come again, while the past still grows, are not recorded however many they are.
 """
 

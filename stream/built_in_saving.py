@@ -6,6 +6,8 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
 
+from diffusers.modular_pipelines import ModularPipeline
+
 from ..families.kv_policies import KV_INT8, KV_PLAIN
 from ..families.model_family import ModelFamily
 from ..memory.way_back import FREE_WAY_BACK, WayBack
@@ -100,6 +102,11 @@ class BuiltInSaving:
             self.graphs.stop(_RAN_OUT)
         else:
             self.graphs.drop()
+
+    def repeat_calls(self, pipe: ModularPipeline) -> None:
+        """Have the graphs repeat calls of the pipeline's models, which may have moved since the last time."""
+        self.graphs.drop()
+        self._family.repeat_calls(pipe, self.graphs)
 
     def working_bytes(self, estimate: MemoryEstimate) -> int:
         """What a stream takes besides weights."""

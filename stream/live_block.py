@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ NOT_LIVE = LiveBlock()
 
 
 class BlockGivenUpError(BaseException):
-    """Raised before a layer or a pass to leave a block that is begun again: no `Exception`, so that nobody takes it for one."""
+    """Raised before a layer or pass to leave a block that is begun again: no `Exception`: nobody takes it for one."""
 
 
 class LiveAttempt:
@@ -88,7 +89,9 @@ class LiveAttempt:
         # Stale keys of the past are computed anew, with the prompt that the block was begun with.
         self._can_undo = pipeline.saving.can_make_again and not state.get("keys_are_stale")
         self._by_pass = pipeline.saving.repeats_passes
-        self._most = int(block.most_done * settings.passes_per_block * (1 if self._by_pass else len(self._layers)))
+        most = block.most_done * settings.passes_per_block
+        # Before which so much is done: the third of three passes is begun when two thirds are.
+        self._most = ceil(most) if self._by_pass else int(most * len(self._layers))
         self._done = 0
         self._in_pass = False
         # A queue of a quarter of a pass hides how unevenly the host works, and an edit waits no longer for it.

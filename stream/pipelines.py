@@ -229,9 +229,9 @@ class BuiltInPipeline:
         """Move transformer, VAE and decoder to the device, with room for the stream's caches and activations."""
         for name in self._store.of_blocks():
             self._load(name)
-        estimate = self._estimate(self.recipe.quantization, settings)
-        self._store.bring(self._store.of_blocks(), self.saving.working_bytes(estimate))
-        self.family.repeat_calls(self.pipe, self.saving.graphs)
+        working_bytes = self.saving.working_bytes(self._estimate(self.recipe.quantization, settings))
+        self._store.bring(self._store.of_blocks(), working_bytes)
+        self.saving.repeat_calls(self.pipe)
 
     def is_resident(self) -> bool:
         """Whether transformer, VAE and decoder are on the device."""
@@ -269,8 +269,7 @@ class BuiltInPipeline:
         in_blocks = [plan for plan in plans if plan.component in BLOCK_COMPONENTS]
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
-        notices |= {match.notice for match in loras}
-        notices |= {*self._plans.describe(), self.saving.decoding}
+        notices |= {match.notice for match in loras} | {*self._plans.describe(), self.saving.decoding}
         notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,
@@ -325,9 +324,6 @@ class BuiltInPipeline:
         self._bring_tokenizer()
         self._load("text_encoder")
         self._store.bring(["text_encoder"], working_bytes=0)
-        if not self.is_resident():
-            # They read weights where those no longer are.
-            self.saving.drop_graphs()
 
     def _run_text_step(self, state: PipelineState, prompt: str) -> None:
         step = self.pipe.blocks.sub_blocks["text_encoder"]

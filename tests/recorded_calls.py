@@ -42,3 +42,10 @@ class StandIn:
     def alive(self) -> int:
         """Results and calls that somebody still holds."""
         return sum(held() is not None for held in self._held)
+
+
+def enlarge(vae: Any, latent: torch.Tensor, cache: Any, *_: Any) -> torch.Tensor:
+    """In the place of `decode_latent_frame`, which takes most of a small stream's time: a picture of three channels."""
+    cache.latent_frames += 1
+    seen = latent[:, :3].repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
+    return seen.expand(-1, -1, 1 if cache.latent_frames == 1 else 4, -1, -1).clamp(-1, 1)

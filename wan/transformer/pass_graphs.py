@@ -1,8 +1,8 @@
 """Passes through the transformer as CUDA graphs, where launches take longer than kernels: small models, small pictures.
 
-Only passes that come again and again with the same kernels: without an attention bias or a text per frame. A packed past,
-or hooks on layers, which do what no graph repeats (streamed layers among them), end it for the stream. Keys, values and
-weights are read where they are; weights that move drop the graphs.
+Only passes that come again and again with the same kernels: without an attention bias or a text per frame. A packed
+past, or hooks on layers, which do what no graph repeats (streamed layers among them), end it for the stream. Keys,
+values, weights and the prompt's keys are read where they are, and their addresses compared.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def run_pass(
     graphs = causal.graphs
     if graphs is not None and not graphs.off and not _may_repeat(transformer, causal, causal_pass):
         # Their memory may be what was short when layers began to be streamed, or the past to be packed.
-        graphs.stop("layers are streamed or have hooks, the past is packed, or weights or attention are of another kind")
+        graphs.stop(
+            "layers are streamed or have hooks, the past is packed, or weights or attention are of another kind"
+        )
     if graphs is None or graphs.off or not _comes_again(causal_pass):
         made: torch.Tensor = transformer(sample, time, _no_text(transformer, sample), return_dict=False)[0]
         return made
