@@ -149,8 +149,7 @@ class BuiltInPipeline:
         """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.
 
         Where so many layers would be streamed that the bus sets the pace, keys in 8 bits leave room for more of them,
-        and a first step that takes the context, or the block before, along needs one pass less over those that are
-        streamed.
+        and a first step that takes the context, or the block before, along needs one pass less over these.
         """
         available = self._available_bytes(settings)
         spec = self.recipe.quantization
