@@ -31,7 +31,7 @@ class Variant(NamedTuple):
         window: latent frames that a block sees, its own among them; after an "s", how many of them are the sink.
         fused: the context's pass with the first step.
         wide_keys: keys in the model's dtype although attention reads 8 bits, so each call quantizes them.
-        graphs: passes by CUDA graphs.
+        graphs: passes by CUDA graphs; not, whatever would be chosen for a stream, where it is False.
     """
 
     window: str = DEFAULT_WINDOW

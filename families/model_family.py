@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..checkpoints.component import Component
     from ..checkpoints.lora_choice import LoraChoice
     from ..checkpoints.tensor_writing import PlannedFile
+    from ..ops.call_graphs import CallGraphs
     from ..ops.quantization import QuantizationSpec
 
 
@@ -289,6 +290,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def held_masks(self, transformer: object) -> Mapping[str, object]:
         """Attention masks that a loaded transformer keeps, by shape, for the memory timeline."""
+
+    @abstractmethod
+    def repeat_calls(self, pipe: ModularPipeline, graphs: CallGraphs) -> None:
+        """Have these graphs repeat what the loaded models of `pipe` compute again and again, where the family can."""
 
     @abstractmethod
     def report_kernels(

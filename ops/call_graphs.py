@@ -2,7 +2,12 @@
 
 A graph repeats the kernels of one call on the same addresses. So what a call reads is of three kinds: inputs, which are
 copied to where the graph reads them; tensors that stay where they are, whose addresses are compared before each replay;
-and whatever else decides which kernels run, which is the key. A graph whose addresses are no longer true is dropped.
+and whatever else decides which kernels run, which is the key. Once an address is no longer true, all graphs are
+dropped: what moves are weights or a stream's keys, which the others read, too.
+
+A kind of call is recorded when it comes in a turn, such as a block of a stream, after one in which it came before. So
+each graph is used, what is recorded has run as ever and compiled what is to be compiled, and a turn's steps that never
+come again, while the past still grows, are not recorded however many they are.
 """
 
 from __future__ import annotations
@@ -18,18 +23,18 @@ import torch
 logger = logging.getLogger(__name__)
 
 Replay = Callable[[], Any]
-# Calls of one kind that run as ever before one is recorded: a block's steps at a length of the past that never comes
-# again are not worth a graph. The first of them also compiles what is compiled.
-_CALLS_BEFORE = 4
 # Kinds whose graphs are kept: the steps, the context's pass, and the same at another length of the past.
 _MOST_KINDS = 6
 
 
 class Recorder(Protocol):
-    """Records a call without arguments."""
+    """Records calls without arguments."""
 
     def __call__(self, function: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
         """What repeats it, and the tensor that holds its result after each repetition; it has not run yet."""
+
+    def forget(self) -> None:
+        """Nothing is left of what was recorded so far."""
 
 
 class CudaRecorder:
@@ -46,21 +51,26 @@ class CudaRecorder:
             RuntimeError: the call does what cannot be recorded, such as waiting for the device.
         """
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate and copy meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            made = function()
+        stream = torch.cuda.current_stream()
+        try:
+            # Other threads may allocate and copy meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                made = function()
+        finally:
+            # Where the end of a capture fails, torch leaves its own stream the current one.
+            torch.cuda.set_stream(stream)
         self._pool = graph.pool()
         return graph.replay, made
 
-    def forget_pool(self) -> None:
-        """The graphs are gone, and with them the pool."""
+    def forget(self) -> None:
+        """The pool went with the last of its graphs; torch refuses to record into one that has gone."""
         self._pool = None
 
 
 @dataclass
 class _Kind:
     addresses: tuple[int, ...]
-    calls: int = 0
+    first_turn: int
     inputs: tuple[torch.Tensor, ...] = ()
     made: torch.Tensor | None = None
     replay: Replay | None = None
@@ -72,13 +82,13 @@ class CallGraphs:
 
     Attributes:
         recorder: makes them.
-        calls_before: how many calls of a kind run as ever before one is recorded.
-        off: why nothing is recorded any more; empty while it is.
+        off: why nothing is recorded; empty while it is.
     """
 
-    recorder: Any = field(default_factory=CudaRecorder)
-    calls_before: int = _CALLS_BEFORE
+    recorder: Recorder = field(default_factory=CudaRecorder)
     off: str = ""
+    _turn: int = 0
+    _cannot_record: bool = False
     _kinds: dict[Hashable, _Kind] = field(default_factory=dict)
 
     def call(
@@ -116,17 +126,32 @@ class CallGraphs:
         """How many graphs there are."""
         return sum(kind.replay is not None for kind in self._kinds.values())
 
+    def begin_turn(self) -> None:
+        """What was called so far, and comes again from now on, is worth a graph."""
+        self._turn += 1
+
     def drop(self) -> None:
-        """Give back all graphs and their memory; calls are counted from 0 again."""
+        """Give back all graphs and their memory; what comes again is recorded anew."""
         self._kinds.clear()
-        if isinstance(self.recorder, CudaRecorder):
-            self.recorder.forget_pool()
+        self.recorder.forget()
+
+    def stop(self, why: str) -> None:
+        """Give them back, and record nothing until `resume`."""
+        self.drop()
+        self.off = self.off or why
+
+    def resume(self) -> None:
+        """Record again, unless it has failed for another reason than memory."""
+        if not self._cannot_record:
+            self.off = ""
 
     def _find(self, key: Hashable, addresses: tuple[int, ...]) -> _Kind:
         """The kind, now the most recently used, without a graph where its tensors have moved."""
         kind = self._kinds.pop(key, None)
         if kind is None or kind.addresses != addresses:
-            kind = _Kind(addresses)
+            if kind is not None and kind.replay is not None:
+                self.drop()
+            kind = _Kind(addresses, self._turn)
         self._kinds[key] = kind
         if len(self._kinds) > _MOST_KINDS:
             self._kinds.pop(next(iter(self._kinds)))
@@ -134,17 +159,18 @@ class CallGraphs:
 
     def _record(self, kind: _Kind, inputs: Sequence[torch.Tensor], function: Callable[..., torch.Tensor]) -> bool:
         """Whether there is a graph now; what cannot be recorded is said once, and nothing is recorded after it."""
-        kind.calls += 1
-        if kind.calls <= self.calls_before:
+        if kind.first_turn == self._turn:
             return False
+        if not self.recorded:
+            self.recorder.forget()
         held = tuple(tensor.clone() for tensor in inputs)
         try:
             kind.replay, kind.made = self.recorder(partial(function, *held))
         except RuntimeError as error:
             # Out of memory, too: without graphs the call may have room, and if it has not, it says so itself.
-            self.off = f"{type(error).__name__}: {error}"
-            self.drop()
-            logger.warning("CUDA graphs are not used any more: recording a call failed. %s", self.off)
+            self.stop(f"{type(error).__name__}: {error}")
+            self._cannot_record = not isinstance(error, torch.OutOfMemoryError)
+            logger.warning("CUDA graphs are not used any more in this stream: recording a call failed. %s", self.off)
             return False
         kind.inputs = held
         return True

@@ -32,6 +32,12 @@ class FewKeys(NamedTuple):
     bias: torch.Tensor
     used: torch.Tensor
 
+    def take(self, other: FewKeys) -> FewKeys:
+        """Become `other`, in place."""
+        self.bias.copy_(other.bias)
+        self.used.copy_(other.used)
+        return self
+
 
 def merge_padding(words: int, text_tokens: int, *, device: torch.device | str = "cpu") -> FewKeys | None:
     """Merge the keys after the first `words` of `text_tokens`, which are all equal, into one.

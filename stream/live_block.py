@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ class LiveBlock:
     Attributes:
         show: is given the pictures of each latent frame as they are decoded, where the pipeline can; None where nobody
             looks.
-        is_edited: whether the block is wanted otherwise than it is being made; asked before each layer. None for a
-            block that is not begun again.
+        is_edited: whether the block is wanted otherwise than it is being made; asked before each layer, or before each
+            pass. None for a block that is not begun again.
         revise: what it is made of when it is begun again; called once, after `is_edited` was true.
         most_done: see `MOST_DONE`.
     """
@@ -57,11 +58,13 @@ NOT_LIVE = LiveBlock()
 
 
 class BlockGivenUpError(BaseException):
-    """Raised before a layer to leave a block that is begun again: no `Exception`, so that nobody takes it for one."""
+    """Raised before a layer or pass to leave a block that is begun again: no `Exception`: nobody takes it for one."""
 
 
 class LiveAttempt:
     """One call of a pipeline for a live block, which is left before a layer once the block is wanted otherwise.
+
+    Where passes are repeated as a whole it is left before a pass: hooks on layers would end that.
 
     Args:
         block: which asks for it.
@@ -85,11 +88,14 @@ class LiveAttempt:
         self._deferred = getattr(self._keys, "deferred", None)
         # Stale keys of the past are computed anew, with the prompt that the block was begun with.
         self._can_undo = pipeline.saving.can_make_again and not state.get("keys_are_stale")
-        self._most = int(block.most_done * settings.passes_per_block * len(self._layers))
+        self._by_pass = pipeline.saving.repeats_passes
+        most = block.most_done * settings.passes_per_block
+        # Before which so much is done: the third of three passes is begun when two thirds are.
+        self._most = ceil(most) if self._by_pass else int(most * len(self._layers))
         self._done = 0
         self._in_pass = False
         # A queue of a quarter of a pass hides how unevenly the host works, and an edit waits no longer for it.
-        self._queue = _ShortQueue(pipeline.device, len(self._layers) // 4 + 1)
+        self._queue = _ShortQueue(pipeline.device, 1 if self._by_pass else len(self._layers) // 4 + 1)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -97,11 +103,10 @@ class LiveAttempt:
         if self._block.is_edited is None or not self._can_undo or not isinstance(self._transformer, nn.Module):
             yield
             return
-        hooks = [
-            self._transformer.register_forward_pre_hook(self._before_pass),
-            self._transformer.register_forward_hook(self._after_pass),
-            *(layer.register_forward_pre_hook(self._before_layer, prepend=True) for layer in self._layers),
-        ]
+        hooks = [self._transformer.register_forward_pre_hook(self._before_pass)]
+        if not self._by_pass:
+            hooks.append(self._transformer.register_forward_hook(self._after_pass))
+            hooks += [layer.register_forward_pre_hook(self._before_layer, prepend=True) for layer in self._layers]
         try:
             yield
         except BlockGivenUpError:
@@ -112,13 +117,19 @@ class LiveAttempt:
 
     def _before_pass(self, *_: object) -> None:
         self._in_pass = True
+        if self._by_pass:
+            self._look()
 
     def _after_pass(self, *_: object) -> None:
         self._in_pass = False
 
     def _before_layer(self, *_: object) -> None:
         # Layers are called with a prompt alone, too.
-        if not self._in_pass or self._done >= self._most:
+        if self._in_pass:
+            self._look()
+
+    def _look(self) -> None:
+        if self._done >= self._most:
             return
         self._done += 1
         self._queue.add()
@@ -134,13 +145,13 @@ class LiveAttempt:
 
 
 class _ShortQueue:
-    """Keeps the host at most some layers ahead of the device, on CUDA: elsewhere nothing is queued.
+    """Keeps the host at most some layers or passes ahead of the device, on CUDA: elsewhere nothing is queued.
 
-    The device has work all the time, as long as the host queues a layer faster than the device computes it.
+    The device has work all the time, as long as the host queues one faster than the device computes it.
 
     Args:
         device: whose current stream is meant.
-        most: layers that wait.
+        most: of them that wait.
     """
 
     def __init__(self, device: torch.device, most: int) -> None:
@@ -149,7 +160,7 @@ class _ShortQueue:
         self._queued: deque[torch.cuda.Event] = deque()
 
     def add(self) -> None:
-        """A layer is about to be queued: wait until there is room for it."""
+        """One is about to be queued: wait until there is room for it."""
         if self._device.type != "cuda":
             return
         # The thread sleeps meanwhile, so that others may encode pictures.

@@ -41,7 +41,8 @@ def rungs_of(saving: MemorySaving, session: Adjustable) -> tuple[Rung, ...]:
     """All of them; each says for itself whether it is possible."""
 
     def free(shortage: Shortage) -> str:
-        # Between two tries the session frees it anyway.
+        # The rest of what is cached is freed between two tries anyway.
+        saving.drop_graphs(for_good=True)
         return "cached memory was freed and the work done again"
 
     def unload_other_models(shortage: Shortage) -> str:

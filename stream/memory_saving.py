@@ -19,6 +19,13 @@ class MemorySaving(Protocol):
     def can_make_again(self) -> bool:
         """Whether a block that failed can be made again from the state before it."""
 
+    @property
+    def repeats_passes(self) -> bool:
+        """Whether passes of the transformer are repeated as a whole, which hooks on its layers would end."""
+
+    def drop_graphs(self, *, for_good: bool = False) -> None:
+        """Give back the memory of recorded calls; for good, nothing is recorded in the rest of the stream."""
+
     def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
         """What may be kept for making a block again; `ran_out` says whether the stream has run out of memory yet."""
 
@@ -55,10 +62,14 @@ class OthersOnly:
     """
 
     can_make_again = False
+    repeats_passes = False
 
     def __init__(self, residency: Residency, device: torch.device) -> None:
         self._residency = residency
         self._device = device
+
+    def drop_graphs(self, *, for_good: bool = False) -> None:
+        """Do nothing: there are none."""
 
     def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
         """None."""

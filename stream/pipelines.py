@@ -149,8 +149,7 @@ class BuiltInPipeline:
         """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.
 
         Where so many layers would be streamed that the bus sets the pace, keys in 8 bits leave room for more of them,
-        and a first step that takes the context, or the block before, along needs one pass less over those that are
-        streamed.
+        and a first step that takes the context, or the block before, along needs one pass less over these.
         """
         available = self._available_bytes(settings)
         spec = self.recipe.quantization
@@ -229,7 +228,9 @@ class BuiltInPipeline:
         """Move transformer, VAE and decoder to the device, with room for the stream's caches and activations."""
         for name in self._store.of_blocks():
             self._load(name)
-        self._store.bring(self._store.of_blocks(), self._estimate(self.recipe.quantization, settings).streaming)
+        working_bytes = self.saving.working_bytes(self._estimate(self.recipe.quantization, settings))
+        self._store.bring(self._store.of_blocks(), working_bytes)
+        self.saving.repeat_calls(self.pipe)
 
     def is_resident(self) -> bool:
         """Whether transformer, VAE and decoder are on the device."""
@@ -267,14 +268,14 @@ class BuiltInPipeline:
         in_blocks = [plan for plan in plans if plan.component in BLOCK_COMPONENTS]
         notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
         loras = [match for component in self._store.components.values() for match in component.weights.loras]
-        notices |= {match.notice for match in loras}
-        notices |= {*self._plans.describe(), self.saving.decoding}
+        notices |= {match.notice for match in loras} | {*self._plans.describe(), self.saving.decoding}
         notices |= set(self.family.notices(self._store.components["transformer"]))
         return {
             "family": self.family.name,
             "loras": [match.describe() for match in loras],
             "quantization": [summarise_plan(plan) for plan in plans],
             "streaming": self._plans.streaming(),
+            "cuda_graphs": self.saving.graphs.off or "on",
             "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
             "notices": sorted(notices - {""}),
         }
@@ -285,6 +286,7 @@ class BuiltInPipeline:
         Raises CheckpointError for a LoRA that does not fit; the pipeline is what it was then.
         """
         transformer = self.family.with_loras(self._store.components["transformer"], recipe.loras)
+        self.saving.drop_graphs()
         self.pipe.transformer = None
         self._store.exchange(transformer)
         self._estimates.clear()
@@ -308,6 +310,7 @@ class BuiltInPipeline:
 
     def release(self) -> None:
         """Delete every component."""
+        self.saving.drop_graphs()
         self._store.release()
         for name in (*self._store.components, "tokenizer"):
             setattr(self.pipe, name, None)

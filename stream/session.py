@@ -109,12 +109,11 @@ class Session:
         self._expected_inputs = frozenset(pipeline.pipe.blocks.input_names)
         self._start_pictures = start_pictures
         self._inputs: Mapping[str, Any] = {}
-        self._closed = False
         self._going_on = going_on
         # `next_block` counts this stream's blocks; those before it are the pipeline's business only.
         self._blocks_before = 0 if going_on is None else going_on.blocks_made - first_block
         self._last_prompt: str | None = None
-        self._has_begun = False
+        self._closed = self._has_begun = False
         self._kept = KeptPast(pipeline, keeps=keeps_latents, begins=DECODER_CACHE not in (start_from or {}))
         self._tell_rung = on_rung
         self._shortages = Shortages(pipeline, MemoryLadder(rungs_of(pipeline.saving, self), self._rung_taken))
@@ -302,6 +301,7 @@ class Session:
         self._kept.drop()
         self._state.clear()
         self.recorder.close()
+        self.pipeline.saving.drop_graphs()
         if self.settings.reset_compile:
             clear_compile_caches()
         release_cached_memory(self.pipeline.device)

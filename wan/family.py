@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..checkpoints.component import Component
     from ..checkpoints.lora_choice import LoraChoice
     from ..checkpoints.tensor_writing import PlannedFile
+    from ..ops.call_graphs import CallGraphs
 
 # diffusers takes seconds to import, so the methods import it: nodes read this class when ComfyUI starts.
 
@@ -239,6 +240,12 @@ class CausalWan(ModelFamily):
         from .transformer.attention import block_masks_of
 
         return block_masks_of(transformer)
+
+    def repeat_calls(self, pipe: ModularPipeline, graphs: CallGraphs) -> None:
+        """Passes of the transformer, and the picture that is encoded for its context."""
+        from .transformer.attention import causal_attention_of
+
+        causal_attention_of(pipe.transformer).graphs = graphs
 
     def report_kernels(
         self, pipe: ModularPipeline, components: Mapping[str, Component], device: torch.device

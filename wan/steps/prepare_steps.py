@@ -12,6 +12,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 
 from ...families.kv_policies import KV_PLAIN, RECOMPUTE
 from ...families.step_list import StepList
+from ..transformer.attention import causal_attention_of
 from ..transformer.causal_transformer import (
     allocate_cross_cache,
     allocate_kv_cache,
@@ -283,6 +284,9 @@ class RefillContextStep(ModularPipelineBlocks):
             has_steps=bool(block_state.schedule.sigmas),
         )
         policy = find_context_policy(block_state.kv_policy)
+        graphs = causal_attention_of(components.transformer).graphs
+        if graphs is not None:
+            graphs.begin_turn()
         start = policy.start_block(components.transformer, components.vae, past)
         block_state.frame_offset, block_state.context_latents = start.frame_offset, start.context
         block_state.keys_are_stale = False

@@ -133,7 +133,9 @@ def fill_cross_cache(
         for block in transformer.blocks:
             block(nothing, text, nothing, (nothing, nothing))
     cache.prompt = prompt
-    cache.few = merge_padding(words, all_tokens, device=embeds.device)
+    few = merge_padding(words, all_tokens, device=embeds.device)
+    # Where they are, for CUDA graphs that read them.
+    cache.few = few if few is None or cache.few is None else cache.few.take(few)
 
 
 def _count_words(prompt_embeds: torch.Tensor) -> int:

@@ -1,8 +1,8 @@
 """Passes through the transformer as CUDA graphs, where launches take longer than kernels: small models, small pictures.
 
-Only passes that come again and again with the same kernels: without an attention bias, a text per frame, a packed past,
-a window of its own, or hooks on layers, which do what no graph repeats (streamed layers among them). Keys, values and
-weights are read where they are; a stream that ends, a prompt of another length or weights that move drop the graphs.
+Only passes that come again and again with the same kernels: without an attention bias or a text per frame. A packed
+past, or hooks on layers, which do what no graph repeats (streamed layers among them), end it for the stream. Keys,
+values, weights and the prompt's keys are read where they are, and their addresses compared.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def run_pass(
         The shape of `sample`.
     """
     graphs = causal.graphs
-    if graphs is not None and not _may_repeat(transformer, causal, causal_pass):
+    if graphs is not None and not graphs.off and not _may_repeat(transformer, causal, causal_pass):
         # Their memory may be what was short when layers began to be streamed, or the past to be packed.
-        graphs.drop()
-        graphs = None
-    if graphs is None or not _comes_again(causal_pass):
+        graphs.stop(
+            "layers are streamed or have hooks, the past is packed, or weights or attention are of another kind"
+        )
+    if graphs is None or graphs.off or not _comes_again(causal_pass):
         made: torch.Tensor = transformer(sample, time, _no_text(transformer, sample), return_dict=False)[0]
         return made
     rope = causal.rope
@@ -73,7 +74,7 @@ def run_pass(
 
 def _comes_again(causal_pass: CausalPass) -> bool:
     """Whether the next blocks have passes with the same kernels."""
-    return causal_pass.key_bias is None and causal_pass.next_window is None and causal_pass.cross_cache.texts == 1
+    return causal_pass.key_bias is None and causal_pass.cross_cache.texts == 1
 
 
 def _may_repeat(transformer: WanTransformer3DModel, causal: CausalAttention, causal_pass: CausalPass) -> bool:
@@ -93,6 +94,7 @@ def _kind_of(
     return (
         (sample.shape, sample.dtype, type(own), own.length, own.capacity),
         (causal_pass.causal_tokens, causal_pass.groups, causal_pass.keys_only, causal_pass.kept_tokens),
+        causal_pass.next_window,
         causal_pass.cross_cache.few is None,
         (causal.backend, causal.library, transformer.blocks[0]._compiled_call_impl is None),
     )
