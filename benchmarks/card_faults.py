@@ -45,7 +45,7 @@ from streamblocks.stream.settings import StreamSettings
 POLICIES = ("recompute", "rolling")
 PROMPT, SAVE_EVERY, SHORT_BEHIND = "random weights", 2, 2
 # Of what blocks take beyond what is held between them.
-HEADROOMS = (0.9, 0.6, 0.3, 0.1, 0.02)
+HEADROOMS = (0.7, 0.3, 0.05)
 
 
 def digest(frames: torch.Tensor) -> str:
