@@ -204,3 +204,18 @@ def test_the_switch_and_the_device_decide(monkeypatch, caplog):
     assert why_no_graphs(cuda) == "" and not caplog.records
     monkeypatch.setenv(SWITCH_VARIABLE, "yes")
     assert why_no_graphs(cuda) and "use on or off" in caplog.text
+
+
+def test_weights_that_are_brought_exchanged_or_released_take_the_graphs_along(pipeline, recorder):
+    ways = (
+        lambda: pipeline.bring_components(StreamSettings(32, 32)),
+        lambda: pipeline.change_loras(pipeline.recipe),
+        pipeline.release,
+    )
+    for number, leave in enumerate(ways, 1):
+        for _ in range(2):
+            pipeline.saving.graphs.begin_turn()
+            pipeline.saving.graphs.call("key", [], [torch.ones(1)], lambda given: given + 1)
+        assert recorder.recorded == number and recorder.alive
+        leave()
+        assert recorder.alive == 0
