@@ -12,9 +12,19 @@ from typing import BinaryIO
 
 from ..checkpoints.checkpoint_error import shown
 
-_BOXES_WITHIN = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts"))
+_BOXES_WITHIN = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts", b"udta"))
 # Bytes of an entry, behind 8 bytes of version and number.
-_ENTRIES = {b"stts": 8, b"ctts": 8, b"stss": 4, b"stsc": 12, b"stco": 4, b"co64": 8}
+_ENTRIES = {
+    b"stts": 8,
+    b"ctts": 8,
+    b"stss": 4,
+    b"stps": 4,
+    b"stsc": 12,
+    b"stco": 4,
+    b"co64": 8,
+    # Names of titles: at least their size and namespace.
+    b"keys": 8,
+}
 _RUNS = (b"stts", b"ctts")
 # What else a fragment may say of each of its pictures: duration, size, flags and offset in time, by bits.
 _OF_EACH, _BEFORE_THEM = (0x100, 0x200, 0x400, 0x800), (0x1, 0x4)
@@ -86,6 +96,9 @@ def _check_index(index: memoryview, size: int) -> int:
         for kind, inside in _boxes_within(content):
             if kind in _BOXES_WITHIN and depth < _DEEPEST:
                 waiting.append((inside, depth + 1))
+            elif kind == b"meta" and depth < _DEEPEST:
+                # With a version, or without, as QuickTime has it.
+                waiting.append((inside if inside[4:8] == b"hdlr" else inside[4:], depth + 1))
             elif kind in _ENTRIES:
                 runs[kind] = max(runs.get(kind, 0), _check_table(kind, inside))
             elif kind in (b"stsz", b"stz2"):

@@ -176,6 +176,10 @@ BOXES = {
     "times": (mp4_with(table(b"stts", 2**29)), "stts says 536870912 entries"),
     "one time for all": (mp4_with(table(b"ctts", 1, 2**31, 0), table(b"stsz", 0, 0)), "ctts has 2147483648 pictures"),
     "places": (mp4_with(table(b"co64", 2**28)), "co64 says"),
+    "titles": (
+        box(b"moov", box(b"udta", box(b"meta", b"\0\0\0\0", table(b"hdlr", 0), table(b"keys", 2**27)))),
+        "keys says 134217728 entries",
+    ),
     "a run": (box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0x200, 2**30)))), "trun says"),
     "runs of nothing": (
         box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0, 600_000)))) * 2,
