@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from fractions import Fraction
 from random import Random
 from types import SimpleNamespace
 
@@ -230,7 +231,9 @@ def test_pictures_that_were_taken_are_skipped_as_if_they_were_read(end, taken):
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 16, 16, 3) / 3
 
     def reader():
-        return VideoReader(VideoInput(PictureBatch("video", images), 16, 0.5, at_end=end), PictureFit(16, 16, "crop"))
+        return VideoReader(
+            VideoInput(PictureBatch("video", images), Fraction(16), 0.5, at_end=end), PictureFit(16, 16, "crop")
+        )
 
     skipped, read = reader(), reader()
     skipped.skip(taken)
