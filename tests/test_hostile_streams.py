@@ -6,6 +6,7 @@ import struct
 from fractions import Fraction
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import fuzz_foreign
 import pytest
@@ -301,6 +302,30 @@ def test_configs_of_foreign_components_are_bounded(name, tmp_path):
         ValueError,
         message,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"\u202e": [3, "AutoencoderKLWan"]}, r"[3, 'AutoencoderKLWan'] as the class of its '\u202e'"),
+        ({"scheduler": ["a", "b", {"type_hint": "\n"}]}, "names '\\n' as the class of its scheduler"),
+        ({"a\nb" * 900: [1, 2]}, "as the class of its 'a\\nb"),
+    ],
+)
+def test_names_in_foreign_indexes_are_shown_in_short(changes, message, tmp_path):
+    index = fuzz_foreign._configs(tmp_path)["modular_model_index.json"]
+    (tmp_path / "modular_model_index.json").write_text(json.dumps(index | changes))
+    recipe = Recipe(str(tmp_path), blocks=REPOSITORY_BLOCKS)
+    dtypes: dict[str, Any] = {"dtype": torch.bfloat16, "vae_dtype": torch.bfloat16}
+    within(lambda: load_foreign_pipeline(recipe, **dtypes), tmp_path, ValueError, message)
+
+
+def test_null_is_no_value_of_a_name_that_settings_do_not_have(tmp_path):
+    preset = CAUSAL_WAN_21.presets[0]
+    for name in ("namex", "name", "source"):
+        within(
+            lambda name=name: preset.changed({name: None}, "a.json"), tmp_path, ValueError, f"a.json has {name} = None"
+        )
 
 
 def test_configs_of_real_models_are_within_bounds():
