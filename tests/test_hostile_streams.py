@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import struct
 from fractions import Fraction
 from random import Random
@@ -173,7 +174,7 @@ def table(kind, *numbers):
 
 
 BOXES = {
-    "equal sizes": (mp4_with(table(b"stsz", 1, 2**31)), "stsz says 2147483648 times 1 bytes"),
+    "equal sizes": (mp4_with(table(b"stsz", 1, 2**31)), "stsz says 2147483648 pictures of one size"),
     "sizes": (mp4_with(table(b"stsz", 0, 2**31)), "stsz says 2147483648 pictures"),
     "times": (mp4_with(table(b"stts", 2**29)), "stts says 536870912 entries"),
     "one time for all": (mp4_with(table(b"ctts", 1, 2**31, 0), table(b"stsz", 0, 0)), "ctts has 2147483648 pictures"),
@@ -183,12 +184,19 @@ BOXES = {
         "keys says 134217728 entries",
     ),
     "a run": (box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0x200, 2**30)))), "trun says"),
+    "a run of no fragment": (
+        box(b"moof", box(b"mfhd", b"\0" * 8)) + box(b"trun", struct.pack(">III", 0x278, 2**25, 0)),
+        "trun says 33554432 pictures",
+    ),
     "runs of nothing": (
         box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0, 600_000)))) * 2,
         "1200000 pictures nothing but",
     ),
-    "broken off": (mp4_with() + struct.pack(">I4s", 140931685, b"e\0\0\x08"), "ends within its box"),
-    "a large index": (box(b"ftyp", b"") + struct.pack(">I4s", 1, b"moov") + struct.pack(">Q", 2**33), "ends within"),
+    "called sound": (
+        mp4_with(table(b"stsz", 1, 2**31), table(b"hdlr", 0, int.from_bytes(b"soun", "big")), table(b"stts", 1, 9, 2)),
+        "stsz says 2147483648 pictures of one size",
+    ),
+    "a large index": (box(b"ftyp", b"") + box(b"moov", b"\0" * 32_000_001), "its index has 32000001 bytes"),
 }
 
 
@@ -200,6 +208,10 @@ def test_tables_of_videos_are_no_larger_than_their_files(name):
 
 
 def test_boxes_of_good_videos_are_left_alone(videos):
+    # An hour of sound that is not compressed, as cameras write it, and bytes of nothing behind the video.
+    seconds = table(b"stsz", 4, 3600 * 48_000), table(b"stts", 1, 3600 * 48_000, 1)
+    hour = mp4_with(*seconds, table(b"hdlr", 0, int.from_bytes(b"soun", "big")))
+    check_boxes(io.BytesIO(hour + b"a note of a phone"))
     for content in (videos.growing, *videos.finished):
         check_boxes(io.BytesIO(content))
         # What is broken off in its pictures is read as far as it goes.
@@ -215,6 +227,26 @@ def test_a_title_in_another_encoding_is_no_damage(videos, tmp_path):
     path.write_bytes(videos.finished[0].replace(b"Lavf", b"L\xff\x80f"))
     check_earlier(path, 4)
     assert VideoFile("video", str(path)).facts().width == 32
+
+
+OTHER_FORMATS = {
+    "lyrics": b"[00:01.00]a\n[00:02.00]b\n",
+    "subtitles": b"WEBVTT\n\n00:00.000 --> 00:01.000\na\n",
+    "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n",
+    "list of files": b"ffconcat version 1.0\nfile '%s'\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_texts_and_lists_are_no_videos(name, videos, tmp_path):
+    """FFmpeg would read a text to its end, and open the files and addresses that a list names."""
+    other = tmp_path / "other.mp4"
+    other.write_bytes(videos.finished[0])
+    path = tmp_path / "video.mp4"
+    path.write_bytes(OTHER_FORMATS[name].replace(b"%s", str(other).encode()))
+    with path.open("r+b") as file:
+        file.truncate(2**32)
+    within(lambda: VideoFile("video", str(path)).facts(), tmp_path, ValueError, "video 'video.mp4' cannot be read")
 
 
 def test_pictures_that_nothing_can_decode_are_said(videos, tmp_path):
@@ -346,7 +378,7 @@ def test_configs_of_real_models_are_within_bounds():
             "num_single_layers": 38,
             "rope_max_seq_len": 1024,
         },
-        {"n_routed_experts": 256, "scaling_factor": 0.18215, "sample_max_value": 1.0, "block_size": 65_536},
+        {"n_routed_experts": 256, "time_step_limit": [0.0, math.inf], "rope_theta": 1e9, "block_size": 65_536},
     ):
         check_config_bounds("config.json", config)
 
