@@ -43,6 +43,8 @@ _ENTRIES = {
 }
 _RUNS = (b"stts", b"ctts")
 _LOOKED_AT = _BOXES_WITHIN.union(_ENTRIES, (b"meta", b"trun", b"stsz", b"stz2"))
+# The content, and room that was kept for some: as large as they like.
+_PASSED_OVER = frozenset((b"mdat", b"free", b"skip", b"wide", b"\0\0\0\0"))
 # What else a fragment may say of each of its pictures: duration, size, flags and offset in time, by bits.
 _OF_EACH, _BEFORE_THEM = (0x100, 0x200, 0x400, 0x800), (0x1, 0x4)
 # Of an index, of which an hour takes a megabyte; and of a file in fragments.
@@ -67,10 +69,12 @@ def check_boxes(file: BinaryIO) -> None:
     if file.read(4) in (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide"):
         alike = 0
         for kind, place, length in _top_boxes(file, size):
-            if kind not in _LOOKED_AT:
+            if kind in _PASSED_OVER:
                 continue
             if length > _MOST_BYTES:
                 raise Mp4BoxesError(f"its index has {length} bytes, and up to {_MOST_BYTES} are read")
+            if kind not in _LOOKED_AT:
+                continue
             file.seek(place)
             whole = struct.pack(">I4s", 8 + length, kind) + file.read(length)
             alike += _check_index(memoryview(whole))

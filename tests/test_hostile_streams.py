@@ -196,6 +196,7 @@ BOXES = {
         mp4_with(table(b"stsz", 1, 2**31), table(b"hdlr", 0, int.from_bytes(b"soun", "big")), table(b"stts", 1, 9, 2)),
         "stsz says 2147483648 pictures of one size",
     ),
+    "a large list of brands": (box(b"ftyp", b"\0" * 32_000_001), "has 32000001 bytes"),
     "a large index": (box(b"ftyp", b"") + box(b"moov", b"\0" * 32_000_001), "its index has 32000001 bytes"),
 }
 
