@@ -226,6 +226,9 @@ def _add_routes(figures: FuzzFigures, options: argparse.Namespace) -> None:
     routes, _ = fuzz_routes(max(1, options.inputs // 10), options.seed)
     figures.inputs += routes.bodies
     figures.crashes += routes.crashes + routes.server_errors
+    # What was accepted or refused wrongly, no answer told clearly.
+    figures.unclear_errors += routes.wrongly_accepted + routes.wrongly_refused
+    figures.unclear_errors += routes.changed_without_token + routes.allowed_without_showing
     figures.hangs += routes.hangs_over_1_s
 
 

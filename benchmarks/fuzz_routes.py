@@ -15,6 +15,8 @@ import random
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
@@ -24,12 +26,14 @@ from kept_connection import KeptConnection
 from live_server import LiveServer
 from mutated_requests import MutatedRequest, RequestMaker, broken_http
 
+from streamblocks.stream.code_files import CodeFile, RepositoryCode
 from streamblocks.stream.live_control import Edit, LiveControl
 from streamblocks.stream.live_news import LiveNews
 
 _CONNECTIONS = 16
 _SECONDS = 1.0
 _CONTROL_BYTES = 64 * 2**10
+_CODE = RepositoryCode("owner/name", "0" * 40, (CodeFile("blocks.py", b"a = 1\n"),))
 
 
 @dataclass
@@ -45,6 +49,7 @@ class FuzzFigures:
         hangs_over_1_s: requests without an answer for a second.
         server_errors: answers of 500 and above.
         changed_without_token: changes of a stream for which no request had the token.
+        allowed_without_showing: consents that were written, though no request had what only the showing gives.
     """
 
     bodies: int = 0
@@ -55,6 +60,7 @@ class FuzzFigures:
     hangs_over_1_s: int = 0
     server_errors: int = 0
     changed_without_token: int = 0
+    allowed_without_showing: int = 0
 
 
 class CountingControl(LiveControl):
@@ -110,12 +116,12 @@ class ErrorCounter(logging.Handler):
 class RouteFuzz:
     """Sends requests to two streams, of which one has a token that nobody has."""
 
-    def __init__(self, server: LiveServer, token: str, seed: int) -> None:
+    def __init__(self, server: LiveServer, token: str, seed: int, question: tuple[str, str, str]) -> None:
         self._server = server
         self._random = random.Random(seed)
         self._token = token
-        self._open = RequestMaker(seed + 1, token, "/streamblocks/streams/open/7")
-        self._locked = RequestMaker(seed + 2, None, "/streamblocks/streams/locked/12:5")
+        self._open = RequestMaker(seed + 1, token, "/streamblocks/streams/open/7", question)
+        self._locked = RequestMaker(seed + 2, None, "/streamblocks/streams/locked/12:5", question)
         self.figures = FuzzFigures()
         self.statuses: Counter[int] = Counter()
         self.kept: list[str] = []
@@ -222,7 +228,10 @@ def fuzz_routes(bodies: int, seed: int = 0) -> tuple[FuzzFigures, dict[str, Any]
     logger = logging.getLogger("aiohttp.server")
     logger.addHandler(errors)
     began = time.monotonic()
-    with LiveServer() as server:
+    with LiveServer() as server, TemporaryDirectory() as place:
+        question = server.module("code_questions").CodeQuestion(_CODE, Path(place) / "allowed_code.json")
+        server.stub.app[server.module("code_routes").QUESTIONS].begin(question)
+        asked = (f"/streamblocks/code/{question.id}", question.token, question.code.digest)
         running = server.module("live_streams").running
         open_control, locked_control, open_news, locked_news = (
             CountingControl(),
@@ -236,9 +245,10 @@ def fuzz_routes(bodies: int, seed: int = 0) -> tuple[FuzzFigures, dict[str, Any]
             running("locked", "12:5", None, locked_control, locked_news, locked_inbox),
         ):
             version = locked_news.version
-            fuzz = RouteFuzz(server, token, seed)
+            fuzz = RouteFuzz(server, token, seed, asked)
             server.run(fuzz.run(bodies))
             figures = fuzz.figures
+            figures.allowed_without_showing = len(list(Path(place).iterdir()))
             figures.changed_without_token = locked_control.calls + locked_inbox.calls + (locked_news.version != version)
             # Each change of the open stream was asked for by a request that was accepted.
             figures.changed_without_token += abs(open_control.calls - figures.accepted - figures.wrongly_accepted)

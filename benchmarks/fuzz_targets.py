@@ -122,6 +122,10 @@ def _track(folder: Path) -> object:
     return track.is_mixed
 
 
+_TOKENIZER_FILES: Mapping[str, Any] = {
+    "special_tokens_map.json": {"eos_token": "</s>", "pad_token": {"content": "<pad>", "lstrip": False}},
+    "added_tokens.json": {"<a>": 300, "<b>": 301},
+}
 _RULES = ("videos = drop\nkv_cache = share # kept\nmine = copy", "a = drop")
 
 
@@ -218,6 +222,17 @@ def make_targets() -> list[Target]:
             _tokenizer,
             names_its_file,
             prepare_tokenizer,
+        ),
+        *(
+            Target(
+                f"tokenizer {place}",
+                1,
+                write_json(f"tokenizer/{place}", [value]),
+                _tokenizer,
+                names_its_file,
+                prepare_tokenizer,
+            )
+            for place, value in _TOKENIZER_FILES.items()
         ),
         Target("track", 30, write_text(TRACKS), _track, names_its_line),
         Target("state rules", 20, write_text(_RULES), lambda f: parse_state_rules(_text(f)), names_its_line),

@@ -38,6 +38,7 @@ _PATHS = (
     "/ü",
     "/" + "a" * 3000,
 )
+_ORIGINS = ("null", "", "http://evil.example", "http://localhost.evil.example", "https://LOCALHOST", "http://[::1")
 _TEXTS = (
     "",
     " ",
@@ -96,16 +97,30 @@ class RequestMaker:
         seed: same seed, same requests.
         token: that the stream takes; None where no request may have it.
         stream: the path of the stream.
+        question: a question about code, as its path, token and digest; no request has its nonce.
     """
 
-    def __init__(self, seed: int, token: str | None, stream: str) -> None:
+    def __init__(
+        self,
+        seed: int,
+        token: str | None,
+        stream: str,
+        question: tuple[str, str, str] = ("/streamblocks/code/x", "", ""),
+    ) -> None:
         self._random = random.Random(seed)
         self._token = token
         self._stream = stream
+        self._question = question
 
     def make(self) -> MutatedRequest:
         """The next request."""
-        ways: tuple[Callable[[], MutatedRequest], ...] = (self._headers, self._place, self._news, self._frames)
+        ways: tuple[Callable[[], MutatedRequest], ...] = (
+            self._headers,
+            self._place,
+            self._news,
+            self._frames,
+            self._code,
+        )
         if self._random.random() < 0.15:
             return self._random.choice(ways)()
         chunked = self._random.random() < 0.05
@@ -197,6 +212,26 @@ class RequestMaker:
         body = self._random.choice((b"", b"\xff\xd8\xff", b"x")) + self._random.randbytes(self._random.choice((0, 999)))
         headers = (("Content-Type", given), ("X-StreamBlocks-Token", token))
         return MutatedRequest("POST", f"{self._stream}/frames", headers, body, may_steer=False)
+
+    def _code(self) -> MutatedRequest:
+        pick = self._random
+        path, token, digest = self._question
+        value: dict[str, Any] = {"token": pick.choice((token, token, "", "x"))}
+        action = pick.choice(("show", "allow"))
+        if action == "allow":
+            value |= {"nonce": pick.choice(("", "x", token, "A" * 43, None, True)), "digest": pick.choice((digest, ""))}
+        for _ in range(pick.choice((0, 0, 1, 2))):
+            key = pick.choice((*value, "nonce", "a", "\ud800"))
+            value[key] = pick.choice((*_TEXTS, *_NUMBERS, *_OTHERS))
+        text = json.dumps(value, ensure_ascii=pick.random() < 0.7).encode("utf-8", "surrogatepass")
+        headers = [("Content-Type", JSON_TYPE), ("Origin", pick.choice((*["http://localhost"] * 6, *_ORIGINS)))]
+        if pick.random() < 0.2:
+            headers.append(
+                pick.choice((("Sec-Fetch-Site", "cross-site"), ("Via", "x"), ("X-Forwarded-For", "127.0.0.1")))
+            )
+        target = f"{path}{pick.choice((*[''] * 8, 'x', '%00', '/..'))}/{action}"
+        body = self._damaged(text) if pick.random() < 0.25 else text
+        return MutatedRequest("POST", target, tuple(headers), body, may_steer=False)
 
 
 def broken_http(pick: random.Random) -> bytes:

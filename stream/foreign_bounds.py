@@ -38,7 +38,8 @@ def check_config_bounds(place: str, config: Mapping[str, Any], layers: int = MOS
     for name, number in _numbers(config):
         rows = next((most for kind, most in _ROWS if kind.search(name)), _MOST)
         most = rows if _WIDTHS.search(name) else layers if _LAYERS.search(name) else rows
-        if abs(number) > most:
+        # Numbers with a point are no sizes, but tables are made as long as they say, too.
+        if abs(number) > most and not (isinstance(number, float) and most == _MOST):
             raise CheckpointError(
                 f"{place} has {shown(name)} {shown(number)}, and up to {most} are built: download it again, or choose "
                 "another model."

@@ -1,4 +1,4 @@
-"""Open a video that somebody else made: its index is looked at first, and FFmpeg is told how large pictures may be."""
+"""Open a video that somebody else made: its index is looked at first, and FFmpeg is told what it may be."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from .mp4_boxes import Mp4BoxesError, check_boxes
 
 # More than 8K, 7680x4320. FFmpeg makes room for several pictures of the size that a file says.
 _MOST_PIXELS = 40_000_000
+# Of FFmpeg's demuxers those of videos: others read texts to their end, or open what a playlist names, here or on a
+# network.
+_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,ivf,h264,hevc,av1,obu,m4v,dv,rm,wtv,webp_pipe"
+)
 
 
 class UnreadableVideoError(ValueError):
@@ -47,7 +52,7 @@ def open_video(source: Path | io.BytesIO) -> Iterator[InputContainer]:
         raise UnreadableVideoError(str(error)) from error
     place = source if isinstance(source, io.BytesIO) else str(source)
     # Titles may be in any encoding.
-    with av.open(place, mode="r", metadata_errors="replace") as container:
+    with av.open(place, mode="r", metadata_errors="replace", options={"format_whitelist": _FORMATS}) as container:
         yield container
 
 

@@ -2,10 +2,12 @@
 
 import io
 import json
+import math
 import struct
 from fractions import Fraction
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import fuzz_foreign
 import pytest
@@ -172,18 +174,30 @@ def table(kind, *numbers):
 
 
 BOXES = {
-    "equal sizes": (mp4_with(table(b"stsz", 1, 2**31)), "stsz says 2147483648 times 1 bytes"),
+    "equal sizes": (mp4_with(table(b"stsz", 1, 2**31)), "stsz says 2147483648 pictures of one size"),
     "sizes": (mp4_with(table(b"stsz", 0, 2**31)), "stsz says 2147483648 pictures"),
     "times": (mp4_with(table(b"stts", 2**29)), "stts says 536870912 entries"),
     "one time for all": (mp4_with(table(b"ctts", 1, 2**31, 0), table(b"stsz", 0, 0)), "ctts has 2147483648 pictures"),
     "places": (mp4_with(table(b"co64", 2**28)), "co64 says"),
+    "titles": (
+        box(b"moov", box(b"udta", box(b"meta", b"\0\0\0\0", table(b"hdlr", 0), table(b"keys", 2**27)))),
+        "keys says 134217728 entries",
+    ),
     "a run": (box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0x200, 2**30)))), "trun says"),
+    "a run of no fragment": (
+        box(b"moof", box(b"mfhd", b"\0" * 8)) + box(b"trun", struct.pack(">III", 0x278, 2**25, 0)),
+        "trun says 33554432 pictures",
+    ),
     "runs of nothing": (
         box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0, 600_000)))) * 2,
         "1200000 pictures nothing but",
     ),
-    "broken off": (mp4_with() + struct.pack(">I4s", 140931685, b"e\0\0\x08"), "ends within its box"),
-    "a large index": (box(b"ftyp", b"") + struct.pack(">I4s", 1, b"moov") + struct.pack(">Q", 2**33), "ends within"),
+    "called sound": (
+        mp4_with(table(b"stsz", 1, 2**31), table(b"hdlr", 0, int.from_bytes(b"soun", "big")), table(b"stts", 1, 9, 2)),
+        "stsz says 2147483648 pictures of one size",
+    ),
+    "a large list of brands": (box(b"ftyp", b"\0" * 32_000_001), "has 32000001 bytes"),
+    "a large index": (box(b"ftyp", b"") + box(b"moov", b"\0" * 32_000_001), "its index has 32000001 bytes"),
 }
 
 
@@ -195,6 +209,10 @@ def test_tables_of_videos_are_no_larger_than_their_files(name):
 
 
 def test_boxes_of_good_videos_are_left_alone(videos):
+    # An hour of sound that is not compressed, as cameras write it, and bytes of nothing behind the video.
+    seconds = table(b"stsz", 4, 3600 * 48_000), table(b"stts", 1, 3600 * 48_000, 1)
+    hour = mp4_with(*seconds, table(b"hdlr", 0, int.from_bytes(b"soun", "big")))
+    check_boxes(io.BytesIO(hour + b"a note of a phone"))
     for content in (videos.growing, *videos.finished):
         check_boxes(io.BytesIO(content))
         # What is broken off in its pictures is read as far as it goes.
@@ -210,6 +228,26 @@ def test_a_title_in_another_encoding_is_no_damage(videos, tmp_path):
     path.write_bytes(videos.finished[0].replace(b"Lavf", b"L\xff\x80f"))
     check_earlier(path, 4)
     assert VideoFile("video", str(path)).facts().width == 32
+
+
+OTHER_FORMATS = {
+    "lyrics": b"[00:01.00]a\n[00:02.00]b\n",
+    "subtitles": b"WEBVTT\n\n00:00.000 --> 00:01.000\na\n",
+    "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n",
+    "list of files": b"ffconcat version 1.0\nfile '%s'\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_texts_and_lists_are_no_videos(name, videos, tmp_path):
+    """FFmpeg would read a text to its end, and open the files and addresses that a list names."""
+    other = tmp_path / "other.mp4"
+    other.write_bytes(videos.finished[0])
+    path = tmp_path / "video.mp4"
+    path.write_bytes(OTHER_FORMATS[name].replace(b"%s", str(other).encode()))
+    with path.open("r+b") as file:
+        file.truncate(2**32)
+    within(lambda: VideoFile("video", str(path)).facts(), tmp_path, ValueError, "video 'video.mp4' cannot be read")
 
 
 def test_pictures_that_nothing_can_decode_are_said(videos, tmp_path):
@@ -299,6 +337,30 @@ def test_configs_of_foreign_components_are_bounded(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"\u202e": [3, "AutoencoderKLWan"]}, r"[3, 'AutoencoderKLWan'] as the class of its '\u202e'"),
+        ({"scheduler": ["a", "b", {"type_hint": "\n"}]}, "names '\\n' as the class of its scheduler"),
+        ({"a\nb" * 900: [1, 2]}, "as the class of its 'a\\nb"),
+    ],
+)
+def test_names_in_foreign_indexes_are_shown_in_short(changes, message, tmp_path):
+    index = fuzz_foreign._configs(tmp_path)["modular_model_index.json"]
+    (tmp_path / "modular_model_index.json").write_text(json.dumps(index | changes))
+    recipe = Recipe(str(tmp_path), blocks=REPOSITORY_BLOCKS)
+    dtypes: dict[str, Any] = {"dtype": torch.bfloat16, "vae_dtype": torch.bfloat16}
+    within(lambda: load_foreign_pipeline(recipe, **dtypes), tmp_path, ValueError, message)
+
+
+def test_null_is_no_value_of_a_name_that_settings_do_not_have(tmp_path):
+    preset = CAUSAL_WAN_21.presets[0]
+    for name in ("namex", "name", "source"):
+        within(
+            lambda name=name: preset.changed({name: None}, "a.json"), tmp_path, ValueError, f"a.json has {name} = None"
+        )
+
+
 def test_configs_of_real_models_are_within_bounds():
     """Of published pipelines: numbers whose names have such words in them, as their configs say them."""
     for config in (
@@ -317,7 +379,7 @@ def test_configs_of_real_models_are_within_bounds():
             "num_single_layers": 38,
             "rope_max_seq_len": 1024,
         },
-        {"n_routed_experts": 256, "scaling_factor": 0.18215, "sample_max_value": 1.0, "block_size": 65_536},
+        {"n_routed_experts": 256, "time_step_limit": [0.0, math.inf], "rope_theta": 1e9, "block_size": 65_536},
     ):
         check_config_bounds("config.json", config)
 

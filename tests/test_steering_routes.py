@@ -222,3 +222,4 @@ def test_a_short_fuzz(server):
     told |= {"figures": figures}
     assert (figures.wrongly_accepted, figures.wrongly_refused, figures.crashes) == (0, 0, 0), told
     assert (figures.hangs_over_1_s, figures.server_errors, figures.changed_without_token) == (0, 0, 0), told
+    assert figures.allowed_without_showing == 0
