@@ -45,13 +45,17 @@ async def allow(request: web.Request) -> web.Response:
     _check_same_machine(request)
     question, asked = await _question(request, {"token", "nonce", "digest"})
     if not question.takes(asked["nonce"]):
-        raise RefusedRequestError(403, "The files were not shown for this answer: look at them again.")
+        raise RefusedRequestError(
+            403, "The files were not shown for this answer: look at them again.", "refused_code_unseen"
+        )
     if asked["digest"] != question.code.digest:
-        raise RefusedRequestError(409, "The digest is not that of the files that were shown: look at them again.")
+        raise RefusedRequestError(
+            409, "The digest is not that of the files that were shown: look at them again.", "refused_code_unseen"
+        )
     try:
         await asyncio.to_thread(allow_code, question.file, question.code)
     except (OSError, ValueError) as error:
-        raise RefusedRequestError(409, f"The consent cannot be written: {error}") from None
+        raise RefusedRequestError(409, f"The consent cannot be written: {error}", "refused_code_unwritten") from None
     _questions(request).end(question)
     return web.json_response({"allowed": question.code.digest})
 
@@ -65,7 +69,9 @@ async def _question(request: web.Request, names: set[str]) -> tuple[CodeQuestion
     question = _questions(request).find(request.match_info["id"])
     # One answer for both: ids are no secret, and say nothing.
     if question is None or not question.admits(asked["token"]):
-        raise RefusedRequestError(403, "There is no such question to this page: run the workflow again from it.")
+        raise RefusedRequestError(
+            403, "There is no such question to this page: run the workflow again from it.", "refused_code_gone"
+        )
     return question, asked
 
 

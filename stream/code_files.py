@@ -18,7 +18,7 @@ from .recipe import is_hub_id
 MODULAR_CONFIG = "modular_config.json"
 MODULAR_INDEX = "modular_model_index.json"
 PIPELINE_INDEX = "model_index.json"
-# In the folder itself, and in those of its components.
+# In the folder itself, and in those of its components, which may lie deeper.
 _CONFIG = "config.json"
 _ROOT_FILES = frozenset({MODULAR_CONFIG, MODULAR_INDEX, PIPELINE_INDEX, _CONFIG})
 _BLOCKS_CLASS = "ModularPipelineBlocks"
@@ -143,7 +143,10 @@ def _read_folder(place: str, commit: str | None, folder: Path) -> RepositoryCode
     for path in sorted(files_below(folder, frozenset({".py", ".json"}))):
         name = path.relative_to(folder).as_posix()
         # Pipes and devices would never end.
-        if not _is_code(name) or not path.is_file():
+        if not path.is_file():
+            continue
+        if not _is_code(name):
+            _refuse_other_case(place, name)
             continue
         with path.open("rb") as file:
             content = file.read(left + 1)
@@ -157,8 +160,15 @@ def _read_folder(place: str, commit: str | None, folder: Path) -> RepositoryCode
     return RepositoryCode(place, commit, tuple(sorted(files, key=lambda file: file.path)))
 
 
+def _refuse_other_case(place: str, name: str) -> None:
+    """Raise CheckpointError for a config that a disk which takes `A` for `a` would open, and this did not read."""
+    lower = PurePosixPath(name).name.lower()
+    if lower == _CONFIG or name.lower() in _ROOT_FILES:
+        raise CheckpointError(f"{name} of {place!r} is written {lower} in every repository: rename it.")
+
+
 def _is_code(name: str) -> bool:
     path = PurePosixPath(name)
     if path.suffix.lower() == ".py":
         return True
-    return name in _ROOT_FILES or (path.name == _CONFIG and len(path.parts) == 2)
+    return name in _ROOT_FILES or path.name == _CONFIG

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 from torch import nn
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from ..checkpoints.checkpoint_error import first_line, shown, shown_word
+from ..checkpoints.checkpoint_error import first_line, shown_word
 from ..checkpoints.checkpoint_files import CheckpointError
 from ..checkpoints.json_text import read_json
-from .abandoned_work import Check, never_cancelled
+from .abandoned_work import Check, never_cancelled, work_beside
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
-from .code_files import MODULAR_INDEX, PIPELINE_INDEX, RepositoryCode, read_code
+from .code_files import MODULAR_INDEX, MOST_BYTES, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
 from .foreign_bounds import MOST_LAYERS, check_config_bounds, count_tensors
-from .hub import refuse_folder_as_hub_id
-from .recipe import Recipe, is_hub_id
+from .foreign_index import check_component_classes, check_component_place, refuse_fetched_kernels
+from .hub import fetch_files, refuse_folder_as_hub_id
+from .recipe import Recipe
+
+ResultT = TypeVar("ResultT")
 
 # What diffusers raises for indexes that are not as it writes them.
 _UNUSABLE = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError)
 # What diffusers and transformers read by themselves, of a repository and of its components.
 _CONFIGS = ("config.json", "*_config.json", "*index.json")
+# What has weights; transformers' automatic classes are no modules themselves.
+_MODULES = (nn.Module, _BaseAutoModelClass)
 # diffusers' own switch.
 _DISABLE = "DIFFUSERS_DISABLE_REMOTE_CODE"
-_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-# They look for what to load in files of their own, which could name anything.
-_NOT_A_COMPONENT = (DiffusionPipeline, ModularPipeline)
 
 
 def load_foreign_pipeline(
@@ -54,8 +59,7 @@ def load_foreign_pipeline(
         dtype: of all components but the VAE.
         vae_dtype: of the VAE.
         allowed: which code the user allows.
-        check: called while the hub is asked for the repository, before diffusers asks, whose own calls wait minutes
-            for a hub that does not answer; raises to give up.
+        check: called while the hub is waited for, also by the libraries; raises to give up.
 
     Raises:
         CheckpointError: the repository cannot be used, or a component did not load.
@@ -67,23 +71,33 @@ def load_foreign_pipeline(
     code = read_code(recipe.model, recipe.revision, check)
     if not recipe.is_hub_id:
         _check_configs(Path(recipe.model))
-    _refuse_fetched_kernels(code)
-    _check_bounds(code)
+    _check_json(code)
     blocks = code.own_blocks
-    if blocks is None:
-        return _load_components(_pipeline_without_code(recipe, code), recipe, code, None, dtype, vae_dtype), None
+    imported = None if blocks is None else _import_allowed(recipe, code, allowed)
+    try:
+        if blocks is None or imported is None:
+            pipe = _while_waited_for(recipe.is_hub_id, partial(_pipeline_without_code, recipe, code), check)
+        else:
+            pipe = _pipeline_of_blocks(recipe, code, imported.load_class(*blocks))
+        return _load_components(pipe, recipe, code, imported, (dtype, vae_dtype), check), imported
+    except BaseException:
+        if imported is not None:
+            imported.forget()
+        raise
+
+
+def _import_allowed(recipe: Recipe, code: RepositoryCode, allowed: AllowedCode) -> ImportedCode:
     if code.commit is not None:
         check_pinned(recipe.model, recipe.revision)
     if os.environ.get(_DISABLE, "").upper() in ("1", "ON", "YES", "TRUE"):
         raise CheckpointError(f"model {recipe.model!r} has code of its own, which {_DISABLE} forbids on this machine.")
     check_code_allowed(code, allowed)
-    imported = ImportedCode(code)
-    try:
-        pipe = _pipeline_of_blocks(recipe, code, imported.load_class(*blocks))
-        return _load_components(pipe, recipe, code, imported, dtype, vae_dtype), imported
-    except BaseException:
-        imported.forget()
-        raise
+    return ImportedCode(code)
+
+
+def _while_waited_for(on_hub: bool, work: Callable[[], ResultT], check: Check) -> ResultT:
+    """Do what calls the hub within the libraries, whose own limits come to minutes, so that it can be given up."""
+    return work_beside(work, check) if on_hub else work()
 
 
 def _check_configs(folder: Path) -> None:
@@ -98,35 +112,19 @@ def _check_configs(folder: Path) -> None:
                 check_config_bounds(str(path), config, layers)
 
 
-def _check_bounds(code: RepositoryCode) -> None:
-    """Raise CheckpointError for numbers in the configs of components, also those of the hub, that no model has."""
+def _check_json(code: RepositoryCode) -> None:
+    """Raise CheckpointError for configs, also of the hub, with kernels to fetch, or with numbers that no model has."""
     for file in code.files:
-        if file.path.endswith("/config.json"):
-            check_config_bounds(f"{file.path} of {code.place!r}", code.json(file.path) or {})
-
-
-def _refuse_fetched_kernels(code: RepositoryCode) -> None:
-    """Refuse configs that name attention kernels of a hub repository, which transformers fetches and runs.
-
-    Raises CheckpointError.
-    """
-    for file in code.files:
-        left: list[Any] = [code.json(file.path)] if file.path.endswith(".json") else []
-        while left:
-            value = left.pop()
-            if isinstance(value, dict):
-                kernels = value.get("attn_implementation") or value.get("_attn_implementation")
-                if "/" in str(kernels):
-                    raise CheckpointError(
-                        f"{file.path} of {code.place!r} names attention kernels of the hub, {str(kernels)[:80]!r}, "
-                        "which would run as code: take the entry out of the file."
-                    )
-            left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if file.path.endswith(".json"):
+            place, config = f"{file.path} of {code.place!r}", code.json(file.path) or {}
+            refuse_fetched_kernels(place, config)
+            if file.path.endswith("/config.json"):
+                check_config_bounds(place, config)
 
 
 def _pipeline_without_code(recipe: Recipe, code: RepositoryCode) -> ModularPipeline:
     """A repository that uses diffusers' own blocks."""
-    _check_index(recipe.model, _index(code))
+    check_component_classes(recipe.model, _index(code))
     try:
         return ModularPipeline.from_pretrained(recipe.model, trust_remote_code=False, revision=code.commit)
     except _UNUSABLE as error:
@@ -137,7 +135,7 @@ def _pipeline_of_blocks(recipe: Recipe, code: RepositoryCode, blocks: type) -> M
     if not issubclass(blocks, ModularPipelineBlocks):
         raise CheckpointError(f"model {recipe.model!r} names {blocks.__name__} as its blocks, which is no such class.")
     index = _index(code)
-    _check_index(recipe.model, index)
+    check_component_classes(recipe.model, index)
     modular, plain = code.json(MODULAR_INDEX), code.json(PIPELINE_INDEX)
     found = getattr(diffusers, str(index.get("_class_name")), None)
     pipeline_class = found if isinstance(found, type) and issubclass(found, ModularPipeline) else ModularPipeline
@@ -164,60 +162,48 @@ def _index(code: RepositoryCode) -> dict[str, Any]:
     return (code.json(PIPELINE_INDEX) or {}) if modular is None else modular
 
 
-def _check_index(model: str, index: Mapping[str, Any]) -> None:
-    """Refuse components of other libraries than the two: to look one up is to import it, with what it runs.
-
-    Raises CheckpointError.
-    """
-    for name, value in index.items():
-        if not isinstance(value, list) or len(value) not in (2, 3):
-            continue
-        hint: object = value[:2]
-        if len(value) == 3:
-            hint = value[2].get("type_hint") if isinstance(value[2], dict) else None
-        if not isinstance(hint, list) or len(hint) != 2 or (hint != [None, None] and not _is_component(*hint)):
-            raise CheckpointError(
-                f"model {model!r} names {shown(hint)} as the class of its {shown_word(name)}: only classes of "
-                "diffusers and transformers are loaded."
-            )
-
-
-def _is_component(library: object, name: object) -> bool:
-    room = _LIBRARIES.get(library) if isinstance(library, str) else None
-    found = getattr(room, name, None) if room is not None and isinstance(name, str) else None
-    return isinstance(found, type) and not issubclass(found, _NOT_A_COMPONENT)
-
-
 def _load_components(
     pipe: ModularPipeline,
     recipe: Recipe,
     code: RepositoryCode,
     imported: ImportedCode | None,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    check: Check,
 ) -> ModularPipeline:
-    _refuse_other_places(recipe, pipe)
+    """Load them, as the first of `dtypes`, and the VAE as the second."""
     specs = {name: pipe.get_component_spec(name) for name in pipe.pretrained_component_names}
+    for name, spec in specs.items():
+        check_component_place(recipe.model, name, spec)
     own = {name for name, spec in specs.items() if spec.pretrained_model_name_or_path == recipe.model}
     for name in (name for name, spec in specs.items() if spec.type_hint in (None, diffusers.AutoModel)):
-        if name in own:
-            # diffusers would look for the class itself, and import what it finds.
-            pipe._component_specs[name].type_hint = _own_class(recipe, code, imported, specs[name].subfolder or "")
-        elif imported is None:
+        if name not in own:
+            # diffusers would look for it in an index there, and import the library that it names.
             raise CheckpointError(
                 f"model {recipe.model!r} names no class for its {shown_word(name)}: name one in its {MODULAR_INDEX}."
             )
+        # diffusers would look for the class itself, and import what it finds.
+        pipe._component_specs[name].type_hint = _own_class(recipe, code, imported, specs[name].subfolder or "")
     # The specs are copies.
     hints = {name: pipe.get_component_spec(name).type_hint for name in specs}
-    modules = [name for name, hint in hints.items() if hint is None or issubclass(hint, nn.Module)]
-    pipe.load_components(
-        dtype={"default": dtype, "vae": vae_dtype},
+    modules = [
+        name for name, hint in hints.items() if hint is None or issubclass(hint, (nn.Module, _BaseAutoModelClass))
+    ]
+    on_hub = {name for name in specs if recipe.is_hub_id or name not in own}
+    load = partial(
+        pipe.load_components,
+        dtype={"default": dtypes[0], "vae": dtypes[1]},
         # Never a pickled file, even if a repository has both.
         use_safetensors=dict.fromkeys(modules, True),
         # Without a word, transformers asks on the terminal whether to run code, and a "y" runs it.
         trust_remote_code={name: False for name, hint in hints.items() if _asks(hint)},
-        revision={name: code.commit for name in own if code.commit is not None and specs[name].revision is None},
+        revision={
+            name: code.commit
+            if name in own and specs[name].revision is None
+            else _checked_elsewhere(specs[name], name in modules, check)
+            for name in on_hub
+        },
     )
+    _while_waited_for(bool(on_hub), load, check)
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
@@ -226,6 +212,21 @@ def _load_components(
             "why."
         )
     return pipe
+
+
+def _checked_elsewhere(spec: ComponentSpec, is_module: bool, check: Check) -> str | None:
+    """The commit of another repository, or of another revision of this one, whose config was checked there."""
+    if not is_module:
+        # Tokenizers and schedulers have no kernels.
+        return spec.revision
+    place, config = str(spec.pretrained_model_name_or_path), f"{spec.subfolder}/config.json".lstrip("/")
+    folder, commit = fetch_files(
+        place, spec.revision, lambda path: path == config, most_files=1, most_bytes=MOST_BYTES, check=check
+    )
+    content = read_json(folder / config)
+    refuse_fetched_kernels(f"{config} of {place!r}", content)
+    check_config_bounds(f"{config} of {place!r}", content)
+    return commit
 
 
 def _asks(hint: type | None) -> bool:
@@ -258,17 +259,3 @@ def _own_class(recipe: Recipe, code: RepositoryCode, imported: ImportedCode | No
         f"model {recipe.model!r} names no class of diffusers or transformers for its {part}: name one in its "
         f"{MODULAR_INDEX}."
     )
-
-
-def _refuse_other_places(recipe: Recipe, pipe: ModularPipeline) -> None:
-    """Components come from the repository or from the hub; its index could name any path on this machine."""
-    for name in pipe.pretrained_component_names:
-        place = getattr(pipe.get_component_spec(name), "pretrained_model_name_or_path", None)
-        if place is None or str(place) == recipe.model:
-            continue
-        if not is_hub_id(str(place)):
-            raise CheckpointError(
-                f"model {recipe.model!r} takes its {shown_word(name)} from {shown(str(place))}, which is outside of "
-                "it: name the repository itself or a hub id in its modular_model_index.json."
-            )
-        refuse_folder_as_hub_id(str(place))

@@ -16,6 +16,7 @@ from streamblocks.families.kv_policies import KV_FP8, KV_INT8, RECOMPUTE_KEYS
 from streamblocks.families.step_list import StepList
 from streamblocks.memory.cleanup import STATE_RULES, Handling
 from streamblocks.memory.tensor_bytes import held_tensor_bytes, live_tensor_bytes, storages_of, tensors_in
+from streamblocks.stream import session as session_room
 from streamblocks.stream.block_prompt import BlockPrompt
 from streamblocks.stream.carried_state import CARRIED
 from streamblocks.stream.direction import Direction
@@ -198,7 +199,7 @@ def test_a_stream_is_kept_after_complete_blocks_only(recipe, monkeypatch):
     with pytest.raises(ValueError, match="its last block is not complete"):
         session.snapshot()
     session.run_block("a cat")
-    monkeypatch.setattr(session, "_check_finite", lambda: (_ for _ in ()).throw(BlockFailedError("bad")))
+    monkeypatch.setattr(session_room, "check_finite", lambda *_: (_ for _ in ()).throw(BlockFailedError("bad")))
     with pytest.raises(BlockFailedError):
         session.run_block("a cat")
     with pytest.raises(ValueError, match="its last block is not complete"):
@@ -268,11 +269,11 @@ def test_a_snapshot_leaves_room_in_ram(recipe, monkeypatch):
 
 
 def test_a_stream_with_an_unusable_block_cannot_go_on(recipe, monkeypatch):
-    def check(session):
-        if session.next_block == 1:
+    def check(state, block, explain):
+        if block == 1:
             raise BlockFailedError("block 1 is bad")
 
-    monkeypatch.setattr(Session, "_check_finite", check)
+    monkeypatch.setattr(session_room, "check_finite", check)
     report, made = streamed(recipe, small(), Direction.constant("a cat"), keep_stream=True)
     assert report.blocks_made == len(made) == 1 and report.snapshot is None
     assert report.no_snapshot == "it ended with a block that is unusable: block 1 is bad"

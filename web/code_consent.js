@@ -3,6 +3,8 @@ import { app } from '/scripts/app.js'
 import { api } from '/scripts/api.js'
 
 import { makeQuestion } from './code_question.mjs'
+import { text } from './messages.mjs'
+import { refusalOf } from './steering.mjs'
 
 app.registerExtension({
   name: 'StreamBlocks.CodeConsent',
@@ -27,14 +29,16 @@ async function ask({ id, token }) {
 
 /** The server's answer, or an object with an error's sentence. */
 async function send(id, action, body) {
+  let answer
   try {
-    const answer = await api.fetchApi(`/streamblocks/code/${encodeURIComponent(id)}/${action}`, {
+    answer = await api.fetchApi(`/streamblocks/code/${encodeURIComponent(id)}/${action}`, {
       method: 'POST',
       headers: { 'Content-Type': 'application/json' },
       body: JSON.stringify(body)
     })
-    return await answer.json()
-  } catch (error) {
-    return { error: String(error) }
+  } catch {
+    return { error: text('page.no_answer') }
   }
+  const told = await answer.json().catch(() => ({}))
+  return answer.ok ? told : { error: refusalOf(answer.status, told) }
 }
