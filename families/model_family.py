@@ -125,10 +125,12 @@ class AttentionChoice:
     Attributes:
         backend: name of a diffusers attention backend.
         compiled: whether the transformer's layers are compiled, the attention in them included.
+        device: where it is computed, which decides whether a library runs; None if unknown, and then none does.
     """
 
     backend: str = "native"
     compiled: bool = False
+    device: torch.device | None = None
 
 
 class ModelFamily(ABC):

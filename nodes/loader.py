@@ -19,7 +19,15 @@ from ..stream.recipe import (
     Recipe,
 )
 from .found_by import search_aliases
-from .model_choice import HUB_MODEL, MINI_MODEL, TINY_MODEL, components_path, model_path
+from .model_choice import (
+    HUB_MODEL,
+    MINI_DECODER,
+    MINI_MODEL,
+    TINY_MODEL,
+    components_path,
+    mini_decoder_path,
+    model_path,
+)
 
 RecipeType = io.Custom("STREAMBLOCKS_RECIPE")
 
@@ -190,13 +198,13 @@ class LoadStreamingPipeline(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "decoder",
-                    options=[OWN_DECODER, *host.approximate_vae_files(), *host.vae_files()],
+                    options=[OWN_DECODER, MINI_DECODER, *host.approximate_vae_files(), *host.vae_files()],
                     default=OWN_DECODER,
                     optional=True,
                     tooltip=(
                         "What makes pictures of latents. A tiny decoder from models/vae_approx or models/vae, such as "
                         "taew2_1, lighttaew2_1 or lightvaew2_1 (5B: taew2_2, lighttaew2_2), is many times as fast, and "
-                        "loses detail. The VAE still encodes pictures."
+                        "loses detail. The VAE still encodes pictures. The mini model has one of its own."
                     ),
                 ),
             ],
@@ -253,10 +261,14 @@ class LoadStreamingPipeline(io.ComfyNode):
                 f"blocks_from is {blocks_from!r}: the model {model!r} brings none; choose the built-in ones."
             )
         parts = None if components == FROM_MODEL else components_path(components)
-        vae_file, text_file, tokenizer_place, decoder_file = (
-            None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER, OWN_DECODER) else host.resolve_model(name)
-            for name in (vae, text_encoder, tokenizer, decoder)
+        vae_file, text_file, tokenizer_place = (
+            None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
+            for name in (vae, text_encoder, tokenizer)
         )
+        if decoder == MINI_DECODER:
+            decoder_file = mini_decoder_path(model, vae_file or parts)
+        else:
+            decoder_file = None if decoder == OWN_DECODER else host.resolve_model(decoder)
         places = (path, parts, vae_file, text_file, tokenizer_place, decoder_file)
         return io.NodeOutput(
             Recipe(

@@ -12,6 +12,8 @@ from ..stream.recipe import is_hub_id
 MINI_MODEL = "mini (in the pack: coloured shapes at 64x64)"
 TINY_MODEL = "tiny random model (made on the spot, to try the nodes)"
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "models" / "mini"
+MINI_DECODER = "the mini's tiny one"
+_MINI_DECODER_FILE = MINI_FOLDER / "tiny_decoder" / "tiny_decoder.safetensors"
 HUB_MODEL = "hub id below"
 
 
@@ -40,6 +42,24 @@ def model_path(model: str, hub_id: str) -> str:
 def components_path(components: str) -> str:
     """The folder of the chosen components; raises ValueError where ComfyUI's folders have no such one."""
     return str(MINI_FOLDER) if components == MINI_MODEL else host.resolve_model(components)
+
+
+def mini_decoder_path(model: str, parts: str | None) -> str:
+    """The file of the mini's tiny decoder.
+
+    Args:
+        model: the chosen model.
+        parts: of `components_path`; None where they are the model's.
+
+    Raises:
+        ValueError: the VAE is not the mini's, whose latents alone it knows.
+    """
+    if parts != str(MINI_FOLDER) and (parts is not None or model != MINI_MODEL):
+        raise ValueError(
+            f"decoder is {MINI_DECODER!r}, which knows the mini model's latents only, and model is {model!r}: choose "
+            "a decoder that belongs to the model, or the VAE's own."
+        )
+    return str(_MINI_DECODER_FILE)
 
 
 def tiny_model_folder() -> Path:

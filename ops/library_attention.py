@@ -62,6 +62,12 @@ def load(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     return None
 
 
+def expect(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """What `load` gives unless a trial launch fails that has not been made yet; nothing is launched."""
+    choices = EIGHT_BIT_CHOICES if name == EIGHT_BIT else (name,)
+    return next((choice for choice in choices if why_not(choice, device, dtype, head_dim) is None), None)
+
+
 def explain(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Why `load` gave None, as a part of a sentence."""
     choices = EIGHT_BIT_CHOICES if name == EIGHT_BIT else (name,)

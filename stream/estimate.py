@@ -205,6 +205,6 @@ def _dequantized_bytes(component: Component, device: torch.device) -> int:
     return max(sizes, default=0) * component.dtype.itemsize
 
 
-def attention_choice(recipe: Recipe) -> AttentionChoice:
-    """How attention is computed under a recipe."""
-    return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING)
+def attention_choice(recipe: Recipe, device: torch.device) -> AttentionChoice:
+    """How attention is computed under a recipe on `device`."""
+    return AttentionChoice(recipe.attention_backend, compiled=recipe.compile != COMPILE_NOTHING, device=device)

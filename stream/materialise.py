@@ -124,7 +124,8 @@ def _make(
         )
         return ForeignPipeline(recipe, pipe, device, residency, imported)
     averaged = recipe.weights == AVERAGED_WEIGHTS
-    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention_choice(recipe), recipe.loras, averaged)
+    attention = attention_choice(recipe, device)
+    options = ComponentOptions(dtype, vae_dtype, recipe.quantization, attention, recipe.loras, averaged)
     fetch = partial(_fetch, options=options, available=residency.available_bytes(device), on_load=on_load)
     model = _local_model(recipe, fetch)
     family = recognise_family(model)

@@ -343,7 +343,8 @@ class BuiltInPipeline:
             components = self._store.components
             if spec != self.recipe.quantization:
                 components = requantized(components, spec)
-            estimate = estimate_memory(self.family, components, settings, attention_choice(self.recipe), self.device)
+            attention = attention_choice(self.recipe, self.device)
+            estimate = estimate_memory(self.family, components, settings, attention, self.device)
             if not self.residency.streams_layers(self.device):
                 estimate = estimate.without_streaming()
             self._estimates[key] = estimate

@@ -7,9 +7,12 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.modular_pipelines import PipelineState
+from emulated_flash3 import emulated_flash3
 
+from streamblocks.checkpoints.json_text import read_json
 from streamblocks.families.model_family import AttentionChoice, ComponentOptions, ModelSources
 from streamblocks.memory.peak_meter import PeakMeter
+from streamblocks.ops.attention_backends import EIGHT_BIT
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.stream.estimate import check_it_fits, estimate_memory, smaller_choices
 from streamblocks.stream.known_families import recognise_family
@@ -25,6 +28,7 @@ from streamblocks.wan.rehearsal import bytes_per_score
 pytestmark = pytest.mark.usefixtures("no_pipeline")
 
 NATIVE = AttentionChoice()
+CPU = torch.device("cpu")
 FORMATS = {
     "unquantized": None,
     "fp8": QuantizationSpec("fp8"),
@@ -173,3 +177,21 @@ def test_peak_meter_counts_what_is_alive_at_once():
     assert meter.live_bytes == 3960 + 40
     del c, d
     assert meter.live_bytes == 0
+
+
+def test_keys_in_8_bits_are_counted_as_such(tiny_folder):
+    """Where the library runs on the stream's device, and reads them without a bias on them."""
+    settings = StreamSettings(width=32, height=32, steps=1, kv_policy="rolling")
+
+    def counted(device, **changes):
+        changed = replace(settings, **changes)
+        return estimate(tiny_folder, changed, torch.bfloat16, attention=AttentionChoice(EIGHT_BIT, device=device))
+
+    with emulated_flash3():
+        wide, narrow, biased = counted(None), counted(CPU), counted(CPU, attention_bias=0.5)
+    config = read_json(tiny_folder / "transformer" / "config.json")
+    layers, heads = config["num_layers"], config["num_attention_heads"]
+    # Keys and values of 6 latent frames of 4 tokens: one byte less of each, and three scales of each head more.
+    numbers = 2 * 6 * 4 * heads * config["attention_head_dim"]
+    assert wide.streaming - narrow.streaming == layers * (numbers - 3 * 4 * heads)
+    assert biased.streaming == wide.streaming

@@ -137,11 +137,15 @@ fresh = {
 }
 runs = {r.class_type: r for r in host.execute(fresh, {"nodes": []})}
 images, settings = runs["StreamBlocksSampler"].outputs[1:3]
+fresh["1"]["inputs"]["decoder"] = "the mini's tiny one"
+again = {r.class_type: r for r in host.execute(fresh, {"nodes": []})}
+recipe, tiny = again["StreamBlocksLoadPipeline"].outputs[0], again["StreamBlocksSampler"].outputs[1]
 import av
 with av.open(str(runs["StreamBlocksSaveStream"].files(host)[0])) as container:
     stream = container.streams.video[0]
     report(images=list(images.shape), settings=json.loads(settings), rate=float(stream.average_rate), said=said,
-           red=images[-1].amax(dim=(0, 1)).tolist(), seen=seen[-1])
+           red=images[-1].amax(dim=(0, 1)).tolist(), seen=seen[-1], decoder=Path(recipe.decoder).name,
+           tiny=tiny[-1].amax(dim=(0, 1)).tolist(), apart=float((tiny - images).abs().max()))
 """,
     )
     assert facts["images"] == [12, 64, 64, 3]
@@ -149,9 +153,11 @@ with av.open(str(runs["StreamBlocksSaveStream"].files(host)[0])) as container:
     assert facts["settings"]["preset"] == "StreamBlocks mini"
     assert facts["settings"]["prompt"] == "a red circle moves right"
     assert facts["seen"] == [8, 8]
-    # The circle is red on black.
-    red, green, blue = facts["red"]
-    assert red > 0.6 > 0.4 > max(green, blue)
+    # The circle is red on black, by the VAE and by the mini's tiny decoder.
+    for red, green, blue in (facts["red"], facts["tiny"]):
+        assert red > 0.6 > 0.4 > max(green, blue)
+    assert facts["decoder"] == "tiny_decoder.safetensors"
+    assert facts["apart"] > 0.0
 
 
 def test_the_loader_is_fingerprinted_with_linked_inputs(tmp_path):
@@ -187,6 +193,7 @@ BAD_INPUT = {
     "loader['attention_backend'] = 'flash'": "attention_backend is 'flash'",
     "loader |= {'blocks_from': \"the repository's own\", 'model': 'hub id below', 'hub_id': 'owner/name', "
     "'compile': 'transformer'}": "compile is 'transformer', and the repository's own blocks do not use it",
+    "loader['decoder'] = \"the mini's tiny one\"": "which knows the mini model's latents only",
     "loader['device'] = 'cuda:3'": "device is 'cuda:3'",
     "loader['state_rules'] = 'videos: drop'": "state rule 'videos: drop' is not understood",
 }

@@ -16,14 +16,16 @@ from torch.overrides import TorchFunctionMode
 from ..checkpoints.component import Component
 from ..families.model_family import AttentionChoice, LatentGeometry
 from ..memory.peak_meter import PeakMeter
-from ..ops.attention_backends import FLASH3, LIBRARY_BACKENDS
+from ..ops import library_attention
+from ..ops.attention_backends import FLASH3, FLASH3_FP8, LIBRARY_BACKENDS
 from ..ops.block_masks import BlockCausalShape, BlockMaskCache
 from .checkpoints.config_bounds import transformer_arguments, vae_arguments
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
 from .steps.context_policies import find_packing, frame_cache_length
 from .steps.text_step import DEFAULT_TEXT_TOKENS
-from .transformer.attention import install_causal_attention
-from .transformer.causal_transformer import allocate_kv_cache
+from .transformer.attention import causal_attention_of, install_causal_attention
+from .transformer.causal_transformer import allocate_kv_cache, weight_dtype
+from .transformer.head_scaled_kv_cache import HeadScaledKVCache
 from .transformer.joined_projections import fuse_self_attention
 from .vae.streaming_vae import vae_dtype
 
@@ -170,13 +172,13 @@ class MetaRehearsal:
         causal = install_causal_attention(transformer)
         if attention.backend == "flex":
             causal.takes_block_masks, causal.block_masks = True, _NoBlockMasks()
+        self._attention = attention
         self._pipe = make_causal_wan_pipeline()
         self._pipe.update_components(transformer=transformer, vae=vae)
         if decoder is not None:
             with META:
                 in_its_place = decoder.build(decoder.config).requires_grad_(False).to(decoder.dtype)
             self._pipe.update_components(decoder=in_its_place)
-        self._score_bytes, self._key_bytes = bytes_per_score(attention), bytes_per_key_number(attention)
         text_dim = transformer_config["text_dim"]
         self._prompt_embeds = torch.empty((1, DEFAULT_TEXT_TOKENS, text_dim), dtype=dtype, device=META)
 
@@ -189,8 +191,13 @@ class MetaRehearsal:
         state = PipelineState()
         state.values |= {"prompt_embeds": self._prompt_embeds, "encoded_prompt": "", "prompt": "", **inputs}
         steps = [block for name, block in self._pipe.blocks.sub_blocks.items() if name != "text_encoder"]
-        with torch.no_grad(), _MetaStandIns(self._score_bytes, self._key_bytes):
-            state.values |= self._long_past(inputs)
+        past = self._long_past(inputs)
+        # Keys that are in 8 bits already are quantized in no call.
+        in_8_bits = isinstance(past["kv_cache"], HeadScaledKVCache)
+        key_bytes = 0 if in_8_bits else bytes_per_key_number(self._attention)
+        with torch.no_grad(), _MetaStandIns(bytes_per_score(self._attention), key_bytes):
+            state.values |= past
+            del past
             for _ in range(2):
                 if inputs.get("video_given"):
                     state.values["input_pictures"] = self._input_pictures(inputs)
@@ -198,6 +205,15 @@ class MetaRehearsal:
                     step(self._pipe, state)
                 for consumed in ("videos", "latents", "input_latents"):
                     state.values.pop(consumed)
+
+    def _attends_in_8_bits(self) -> bool:
+        """Whether attention without a bias reads keys in 8 bits with a scale per head on the stream's device."""
+        backend, device = self._attention.backend, self._attention.device
+        if device is None or backend not in LIBRARY_BACKENDS:
+            return False
+        transformer = self._pipe.transformer
+        kind = weight_dtype(transformer), transformer.config.attention_head_dim
+        return library_attention.expect(backend, device, *kind) == FLASH3_FP8
 
     def _input_pictures(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Pictures of a block's part of an input video, which lie on the CPU: the copy to the device is counted.
@@ -214,13 +230,20 @@ class MetaRehearsal:
         height, width = inputs["height"], inputs["width"]
         scale = vae.config.scale_factor_spatial
         latents = (1, transformer.config.in_channels, max(context, block), height // scale, width // scale)
+        packing = find_packing(inputs["kv_policy"], inputs["kv_format"], context, block)
+        eight_bits = packing is None and inputs.get("attention_bias", 1.0) == 1.0 and self._attends_in_8_bits()
+        if eight_bits:
+            causal = causal_attention_of(transformer)
+            causal.use_backend(FLASH3_FP8)
+            causal.load_library = lambda name, *_: name
         cache = allocate_kv_cache(
             transformer,
             frames=context + block,
             latent_height=height // scale,
             latent_width=width // scale,
             sink_frames=inputs["sink_frames"],
-            packing=find_packing(inputs["kv_policy"], inputs["kv_format"], context, block),
+            packing=packing,
+            eight_bits=eight_bits,
         )
         self.kv_layer_bytes = cache.layer_bytes
         cache.commit(context * cache.tokens_per_frame)

@@ -62,6 +62,7 @@ class CausalAttention:
         layers: the processors of self- and cross-attention, by layer.
         takes_block_masks: whether a block-causal pass is one call with a mask, as flex attention takes it.
         block_masks: those masks.
+        load_library: finds what of `library` runs; see `library_attention.load`.
         plain_norms: see `rotary_store.has_plain_norms`.
         graphs: of passes, and of pictures that are encoded for them; None where all kernels are launched one by one.
     """
@@ -72,6 +73,7 @@ class CausalAttention:
         self.use_backend(backend)
         self.layers: list[tuple[CausalSelfAttnProcessor, CachedCrossAttnProcessor]] = []
         self.block_masks = BlockMaskCache()
+        self.load_library = library_attention.load
         self.graphs: CallGraphs | None = None
 
     def use_backend(self, backend: str) -> None:
@@ -105,14 +107,14 @@ class CausalAttention:
         """Whether self-attention is computed from 8 bits with a scale per head, which the cache may hold then."""
         if self.library is None:
             return False
-        return library_attention.load(self.library, device, dtype, head_dim) == FLASH3_FP8
+        return self.load_library(self.library, device, dtype, head_dim) == FLASH3_FP8
 
     def _load_library(self, key_bias: torch.Tensor | None, like: torch.Tensor) -> str | None:
         """What computes self-attention instead of `backend`; what it leaves to `backend` is said once."""
         if self.library is None:
             return None
         kind = like.device, like.dtype, like.shape[-1]
-        loaded = library_attention.load(self.library, *kind)
+        loaded = self.load_library(self.library, *kind)
         if loaded is None:
             self._say_once(library_attention.explain(self.library, *kind))
         elif key_bias is not None:
