@@ -265,6 +265,7 @@ class LoadStreamingPipeline(io.ComfyNode):
             None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
             for name in (vae, text_encoder, tokenizer)
         )
+        decoder_file: str | None
         if decoder == MINI_DECODER:
             decoder_file = mini_decoder_path(model, vae_file or parts)
         else:
