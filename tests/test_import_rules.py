@@ -37,7 +37,7 @@ ALLOWED = {
         "memory",
     },
     "wan.checkpoints": {"wan.geometry", "wan.transformer", "wan.vae", "families", "checkpoints", "ops"},
-    "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies", "families.step_list", "ops.call_graphs"},
+    "wan.steps": {"wan.transformer", "wan.vae", "families.kv_policies", "families.step_list"},
     "wan.transformer": {"ops"},
     "wan.vae": {"ops", "memory.way_back"},
     "families": {"checkpoints", "ops", "memory.pipeline_facts"},
