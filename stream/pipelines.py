@@ -13,11 +13,11 @@ from torch import nn
 from ..families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from ..families.model_family import LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
-from ..ops.fp8_linear import fp8_notice
-from ..ops.quantization import QuantizationSpec, summarise_plan
+from ..ops.quantization import QuantizationSpec
 from .built_in_saving import BuiltInSaving
 from .carried_state import carried_by_built_in_blocks
-from .component_store import BLOCK_COMPONENTS, ComponentStore, LoadCallback
+from .component_report import report_components
+from .component_store import ComponentStore, LoadCallback
 from .conditioning import fit_tokens, name_embeds
 from .decode_bounds import bound_decoding, decoder_ram_bytes
 from .estimate import (
@@ -262,21 +262,14 @@ class BuiltInPipeline:
 
     def describe(self) -> dict[str, Any]:
         """Plan of each quantized component and its speed here, what each LoRA changed, and which GPU kernels run."""
-        plans = [component.plan for component in self._store.components.values()]
-        plans = [plan for plan in plans if plan.spec is not None and plan.quantized_names]
-        # What runs once a prompt costs no time that a user would notice.
-        in_blocks = [plan for plan in plans if plan.component in BLOCK_COMPONENTS]
-        notices = {fp8_notice(self.device) for plan in in_blocks if plan.spec and plan.spec.format == "fp8"}
-        loras = [match for component in self._store.components.values() for match in component.weights.loras]
-        notices |= {match.notice for match in loras} | {*self._plans.describe(), self.saving.decoding}
-        notices |= set(self.family.notices(self._store.components["transformer"]))
-        return {
+        components = self._store.components
+        report, notices = report_components(components, self.device)
+        notices |= {*self._plans.describe(), self.saving.decoding, *self.family.notices(components["transformer"])}
+        return report | {
             "family": self.family.name,
-            "loras": [match.describe() for match in loras],
-            "quantization": [summarise_plan(plan) for plan in plans],
             "streaming": self._plans.streaming(),
             "cuda_graphs": self.saving.graphs.off or "on",
-            "kernels": self.family.report_kernels(self.pipe, self._store.components, self.device),
+            "kernels": self.family.report_kernels(self.pipe, components, self.device),
             "notices": sorted(notices - {""}),
         }
 
