@@ -265,11 +265,11 @@ class LoadStreamingPipeline(io.ComfyNode):
             None if name in (FROM_COMPONENTS, FROM_TEXT_ENCODER) else host.resolve_model(name)
             for name in (vae, text_encoder, tokenizer)
         )
-        decoder_file = None
+        decoder_file: str | None
         if decoder == MINI_DECODER:
             decoder_file = mini_decoder_path(model, vae_file or parts)
-        elif decoder != OWN_DECODER:
-            decoder_file = host.resolve_model(decoder)
+        else:
+            decoder_file = None if decoder == OWN_DECODER else host.resolve_model(decoder)
         places = (path, parts, vae_file, text_file, tokenizer_place, decoder_file)
         return io.NodeOutput(
             Recipe(
