@@ -56,8 +56,8 @@ def mini_decoder_path(model: str, parts: str | None) -> str:
     """
     if parts != str(MINI_FOLDER) and (parts is not None or model != MINI_MODEL):
         raise ValueError(
-            f"decoder is {MINI_DECODER!r}, which knows the mini model's latents only, and the model is {model!r}: "
-            "choose a decoder that belongs to the model, or the VAE's own."
+            f"decoder is {MINI_DECODER!r}, which knows the mini model's latents only, and model is {model!r}: choose "
+            "a decoder that belongs to the model, or the VAE's own."
         )
     return str(_MINI_DECODER_FILE)
 
