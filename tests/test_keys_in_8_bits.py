@@ -132,3 +132,31 @@ def test_keys_in_8_bits_are_a_snapshot(scaled_pipeline):
         assert torch.equal(one[:, :18].view(torch.uint8), other[:, :18].view(torch.uint8))
     for layer, copied in zip(cache.scales, again.scales, strict=True):
         assert all(torch.equal(one, other) and one is not other for one, other in zip(layer, copied, strict=True))
+    parts = cache.to_snapshot()
+    whole, short = parts["scales"], [[scale[:, :1] for scale in layer] for layer in parts["scales"]]
+    # On CUDA a kernel would read past the end of what a file says here.
+    for changed, says in (
+        ({"scales": short}, "other layers, heads or bits"),
+        ({"scales": whole[:1]}, "other layers, heads or bits"),
+        ({"scales": [*whole[:1], *short[1:]]}, "no float32 of each head"),
+        ({"scales": [[scale.double() for scale in layer] for layer in whole]}, "no float32 of each head"),
+        ({"wide_dtype": "load"}, "no model has"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            HeadScaledKVCache.from_snapshot({**parts, **changed}, CPU)
+
+
+@pytest.mark.parametrize("change", ["too long", "negative", "another head"])
+def test_a_cache_that_a_pass_would_overrun_is_refused(components, change):
+    """Before a kernel writes to it."""
+    pipe, state = make_pipeline(components), make_state(kv_policy="rolling", context_frames=3)
+    run_steps(pipe, state, last="remember_block")
+    cache = state.get("kv_cache")
+    if change == "another head":
+        cache.values[1] = cache.values[1][:, :, :1]
+    else:
+        cache.length = cache.capacity - 1 if change == "too long" else -1
+    state.values["block_idx"] = 1
+    cache.begin_block = lambda tokens: None
+    with pytest.raises(ValueError, match=r"kv_cache holds .*: start a new stream\."):
+        run_steps(pipe, state, last="denoise_block")

@@ -130,7 +130,8 @@ class CausalAttention:
         own, text = causal_pass.kv_cache, causal_pass.cross_cache
         # The dtype of the text's keys: those of the past may be in 8 bits.
         device, dtype = own.keys[0].device, text.keys[0].dtype
-        heads, head_dim = own.keys[0].shape[2:]
+        # The text's keys are never those of a file.
+        heads, head_dim = text.keys[0].shape[2:]
         few = text.few
         few_kernel = None if few is None else FEW_KEY_ATTENTION.load(device, dtype, FewKeyVariant(head_dim))
         rotary = RotaryVariant(heads * head_dim, head_dim)
@@ -141,6 +142,7 @@ class CausalAttention:
         library = self._load_library(causal_pass.key_bias, text.keys[0])
         block_mask = None
         causal_tokens = causal_pass.causal_tokens
+        own.check_pass(tokens if causal_pass.next_window is None else causal_tokens or tokens, heads, head_dim)
         # With a window of its own, the second block attends in a call of its own; with a bias, which takes the mask's
         # place, too.
         masked = self.takes_block_masks and causal_pass.next_window is None and causal_pass.key_bias is None

@@ -17,6 +17,8 @@ from ...ops.fp8_linear import FP8_DTYPE
 from ...ops.head_quantization import HeadScales, unround_heads
 from .kv_cache import KVCache, move_tokens
 
+_WIDE_DTYPES = ("bfloat16", "float16", "float32")
+
 
 @dataclass
 class HeadScaledKVCache(KVCache):
@@ -78,8 +80,9 @@ class HeadScaledKVCache(KVCache):
 
     @classmethod
     def from_snapshot(cls, parts: Mapping[str, Any], device: torch.device) -> HeadScaledKVCache:
-        """The same cache on `device`."""
+        """The same cache on `device`; raises ValueError where its keys have no such scales, as a file may say."""
         scales = [HeadScales(*(scale.to(device, copy=True) for scale in layer)) for layer in parts["scales"]]
+        _check_scales(scales, parts)
         made = super().from_snapshot({**parts, "scales": scales}, device)
         assert isinstance(made, HeadScaledKVCache)
         return made
@@ -91,3 +94,16 @@ class HeadScaledKVCache(KVCache):
         # As bytes: not every device copies 8-bit floats into a part of a tensor.
         for buffer in (*self.keys, *self.values):
             move_tokens(buffer.view(torch.uint8), first_kept, self.length, target)
+
+
+def _check_scales(scales: list[HeadScales], parts: Mapping[str, Any]) -> None:
+    """A kernel reads as many scales as there are heads, whatever there is."""
+    heads = [(buffer[0].dtype, buffer[0].shape[2]) for name in ("keys", "values") for buffer in parts[name]]
+    wanted = (FP8_DTYPE, scales[0].query.shape[1])
+    shape = (1, wanted[1])
+    if len(scales) != len(parts["keys"]) or any(found != wanted for found in heads):
+        raise ValueError("keys of other layers, heads or bits than the scales are for")
+    if any(scale.dtype != torch.float32 or tuple(scale.shape) != shape for layer in scales for scale in layer):
+        raise ValueError("scales that are no float32 of each head")
+    if parts["wide_dtype"] not in _WIDE_DTYPES:
+        raise ValueError("a dtype that no model has")

@@ -185,6 +185,19 @@ class KVCache:
         """What `begin_block` would leave for a block of `tokens` tokens after the next `written` ones."""
         return NextWindow(self.sink_tokens, max(0, self._surplus(written + tokens)))
 
+    def check_pass(self, tokens: int, heads: int, head_dim: int) -> None:
+        """Raise ValueError unless a pass of such heads can write `tokens` tokens after the past: kernels do not look.
+
+        The cache of a stream that goes on may come from a file, which may say anything.
+        """
+        shape = (1, self.capacity, heads, head_dim)
+        fits = all(buffer.shape == shape for buffer in (*self.keys, *self.values))
+        if not (fits and 0 <= self.length <= self.capacity - tokens):
+            raise ValueError(
+                f"kv_cache holds {self.length} of {self.capacity} tokens in heads of {tuple(self.keys[0].shape[2:])}, "
+                f"and a pass writes {tokens} more of {(heads, head_dim)}: start a new stream."
+            )
+
     def commit(self, tokens: int) -> None:
         """Count the block's tokens, as last written, among the past frames; if it was deferred, it no longer is."""
         self.length += tokens
