@@ -44,11 +44,14 @@ _ENTRIES = {
 _RUNS = (b"stts", b"ctts")
 _LOOKED_AT = _BOXES_WITHIN.union(_ENTRIES, (b"meta", b"trun", b"stsz", b"stz2"))
 # The content, and room that was kept for some: as large as they like.
-_PASSED_OVER = frozenset((b"mdat", b"free", b"skip", b"wide", b"\0\0\0\0"))
+_ZEROS = bytes(4)
+_PASSED_OVER = frozenset((b"mdat", b"free", b"skip", b"wide", _ZEROS))
 # What else a fragment may say of each of its pictures: duration, size, flags and offset in time, by bits.
 _OF_EACH, _BEFORE_THEM = (0x100, 0x200, 0x400, 0x800), (0x1, 0x4)
 # Of an index, of which an hour takes a megabyte; and of a file in fragments.
 _MOST_BYTES, _MOST_BOXES, _DEEPEST = 32_000_000, 4_000_000, 8
+# Of zeros behind the last box, as a disk leaves them: FFmpeg takes its time to find nothing there.
+_MOST_ZEROS = 64_000_000
 # Of equal size, or without anything said of each: eleven hours of pictures.
 _MOST_ALIKE = 1_000_000
 
@@ -69,6 +72,8 @@ def check_boxes(file: BinaryIO) -> None:
     if file.read(4) in (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide"):
         alike = 0
         for kind, place, length in _top_boxes(file, size):
+            if kind == _ZEROS and length > _MOST_ZEROS:
+                raise Mp4BoxesError(f"{length} bytes of nothing follow its boxes: up to {_MOST_ZEROS} are passed over")
             if kind in _PASSED_OVER:
                 continue
             if length > _MOST_BYTES:

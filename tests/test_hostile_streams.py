@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import struct
 from fractions import Fraction
 from random import Random
@@ -206,6 +207,14 @@ def test_tables_of_videos_are_no_larger_than_their_files(name):
     content, message = BOXES[name]
     with pytest.raises(Mp4BoxesError, match=message):
         check_boxes(io.BytesIO(content))
+
+
+def test_nothing_behind_a_video_is_not_read_to_its_end(videos, tmp_path):
+    path = tmp_path / "video.mp4"
+    path.write_bytes(videos.finished[0])
+    # No room on the disk is taken.
+    os.truncate(path, 17 * 2**30)
+    within(lambda: check_earlier(path, 4), tmp_path, OSError, "bytes of nothing follow its boxes")
 
 
 def test_boxes_of_good_videos_are_left_alone(videos):
