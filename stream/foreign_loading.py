@@ -24,6 +24,7 @@ from .abandoned_work import Check, never_cancelled, work_beside
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
 from .code_files import MODULAR_INDEX, MOST_BYTES, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
+from .default_dtype import default_dtype_kept
 from .foreign_bounds import MOST_LAYERS, check_config_bounds, count_tensors
 from .foreign_index import check_component_classes, check_component_place, refuse_fetched_kernels
 from .hub import fetch_files, refuse_folder_as_hub_id
@@ -203,7 +204,7 @@ def _load_components(
             for name in on_hub
         },
     )
-    _while_waited_for(bool(on_hub), load, check)
+    _while_waited_for(bool(on_hub), default_dtype_kept()(load), check)
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
