@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,11 +52,13 @@ class RepositoryCode:
         place: a hub id, or the absolute path of a folder without links in it.
         commit: of a hub repository, 40 hexadecimal digits; None for a folder.
         files: in the order of their paths.
+        reached: False where the hub could not be asked, and this is of an earlier download.
     """
 
     place: str
     commit: str | None
     files: tuple[CodeFile, ...]
+    reached: bool = field(default=True, compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -125,10 +127,8 @@ def read_code(model: str, revision: str | None = None, check: Check = never_canc
         # Imported here: a folder needs no hub.
         from .hub import fetch_files
 
-        folder, commit = fetch_files(
-            model, revision, _is_code, most_files=MOST_FILES, most_bytes=MOST_BYTES, check=check
-        )
-        return _read_folder(model, commit, folder)
+        fetched = fetch_files(model, revision, _is_code, most_files=MOST_FILES, most_bytes=MOST_BYTES, check=check)
+        return replace(_read_folder(model, fetched.commit, fetched.folder), reached=fetched.reached)
     root = Path(model)
     if not root.is_dir():
         raise CheckpointError(

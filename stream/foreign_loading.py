@@ -22,7 +22,7 @@ from ..checkpoints.checkpoint_files import CheckpointError
 from ..checkpoints.json_text import read_json
 from .abandoned_work import Check, never_cancelled, work_beside
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
-from .code_files import MODULAR_INDEX, MOST_BYTES, PIPELINE_INDEX, RepositoryCode, read_code
+from .code_files import MODULAR_INDEX, MOST_BYTES, MOST_FILES, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
 from .default_dtype import default_dtype_kept
 from .foreign_bounds import MOST_LAYERS, check_config_bounds, count_tensors
@@ -127,7 +127,9 @@ def _pipeline_without_code(recipe: Recipe, code: RepositoryCode) -> ModularPipel
     """A repository that uses diffusers' own blocks."""
     check_component_classes(recipe.model, _index(code))
     try:
-        return ModularPipeline.from_pretrained(recipe.model, trust_remote_code=False, revision=code.commit)
+        return ModularPipeline.from_pretrained(
+            recipe.model, trust_remote_code=False, revision=code.commit, local_files_only=not code.reached
+        )
     except _UNUSABLE as error:
         raise _not_usable(recipe, error) from error
 
@@ -189,7 +191,9 @@ def _load_components(
     modules = [
         name for name, hint in hints.items() if hint is None or issubclass(hint, (nn.Module, _BaseAutoModelClass))
     ]
-    on_hub = {name for name in specs if recipe.is_hub_id or name not in own}
+    at_commit = {name: (code.commit, code.reached) for name in own if specs[name].revision is None and recipe.is_hub_id}
+    others = {name for name in specs if name not in own or recipe.is_hub_id} - at_commit.keys()
+    from_hub = at_commit | {name: _checked_elsewhere(specs[name], check) for name in others}
     load = partial(
         pipe.load_components,
         dtype={"default": dtypes[0], "vae": dtypes[1]},
@@ -197,14 +201,11 @@ def _load_components(
         use_safetensors=dict.fromkeys(modules, True),
         # Without a word, transformers asks on the terminal whether to run code, and a "y" runs it.
         trust_remote_code={name: False for name, hint in hints.items() if _asks(hint)},
-        revision={
-            name: code.commit
-            if name in own and specs[name].revision is None
-            else _checked_elsewhere(specs[name], name in modules, check)
-            for name in on_hub
-        },
+        revision={name: commit for name, (commit, _) in from_hub.items()},
+        # The libraries would try each file for minutes.
+        local_files_only={name: True for name, (_, reached) in from_hub.items() if not reached},
     )
-    _while_waited_for(bool(on_hub), default_dtype_kept()(load), check)
+    _while_waited_for(bool(from_hub), default_dtype_kept()(load), check)
     missing = [name for name in pipe.pretrained_component_names if getattr(pipe, name, None) is None]
     if missing:
         raise CheckpointError(
@@ -215,19 +216,23 @@ def _load_components(
     return pipe
 
 
-def _checked_elsewhere(spec: ComponentSpec, is_module: bool, check: Check) -> str | None:
-    """The commit of another repository, or of another revision of this one, whose config was checked there."""
-    if not is_module:
-        # Tokenizers and schedulers have no kernels.
-        return spec.revision
-    place, config = str(spec.pretrained_model_name_or_path), f"{spec.subfolder}/config.json".lstrip("/")
-    folder, commit = fetch_files(
-        place, spec.revision, lambda path: path == config, most_files=1, most_bytes=MOST_BYTES, check=check
-    )
-    content = read_json(folder / config)
-    refuse_fetched_kernels(f"{config} of {place!r}", content)
-    check_config_bounds(f"{config} of {place!r}", content)
-    return commit
+def _checked_elsewhere(spec: ComponentSpec, check: Check) -> tuple[str, bool]:
+    """The commit of another repository, or of another revision of this one, whose configs are checked.
+
+    And whether the hub was asked; see `FetchedFiles`.
+    """
+    place, folder = str(spec.pretrained_model_name_or_path), f"{spec.subfolder}/".lstrip("/")
+
+    def wanted(path: str) -> bool:
+        return path.startswith(folder) and "/" not in path[len(folder) :] and path.endswith("config.json")
+
+    fetched = fetch_files(place, spec.revision, wanted, most_files=MOST_FILES, most_bytes=MOST_BYTES, check=check)
+    config = fetched.folder / folder / "config.json"
+    if config.exists():
+        content, name = read_json(config), f"{folder}config.json of {place!r}"
+        refuse_fetched_kernels(name, content)
+        check_config_bounds(name, content)
+    return fetched.commit, fetched.reached
 
 
 def _asks(hint: type | None) -> bool:

@@ -53,6 +53,21 @@ class HubFile:
 
 
 @dataclass(frozen=True)
+class FetchedFiles:
+    """Some files of a repository on this disk.
+
+    Attributes:
+        folder: they are in.
+        commit: 40 hex digits.
+        reached: whether the hub was asked; False where there was no network, and an earlier download was found.
+    """
+
+    folder: Path
+    commit: str
+    reached: bool
+
+
+@dataclass(frozen=True)
 class HubRepository:
     """The files of one commit of a hub repository, before any is fetched.
 
@@ -166,7 +181,7 @@ def fetch_files(
     most_files: int,
     most_bytes: int,
     check: Check = never_cancelled,
-) -> tuple[Path, str]:
+) -> FetchedFiles:
     """Download (or find in the hub's cache) the wanted small files of one commit.
 
     Args:
@@ -178,7 +193,7 @@ def fetch_files(
         check: called while the hub is waited for.
 
     Returns:
-        The folder they are in, and the commit; without a network, those of an earlier download.
+        Where they are; without a network, those of an earlier download.
 
     Raises:
         CheckpointError: no such repository, no network, no answer, no permission, or more than that.
@@ -190,7 +205,7 @@ def fetch_files(
         folder = find_cached_folder(repository, revision)
         if folder is None:
             raise
-        return folder, folder.name
+        return FetchedFiles(folder, folder.name, reached=False)
     found = [file for file in info.siblings or () if wanted(file.rfilename)]
     if len(found) > most_files or sum(file.size or 0 for file in found) > most_bytes:
         raise CheckpointError(
@@ -206,7 +221,7 @@ def fetch_files(
         folders.add(local.parents[file.rfilename.count("/")])
     if len(folders) != 1:
         raise CheckpointError(f"hub repository {repository!r} has files outside of it: do not use it.")
-    return folders.pop(), info.sha
+    return FetchedFiles(folders.pop(), info.sha, reached=True)
 
 
 def refuse_folder_as_hub_id(repository: str) -> None:

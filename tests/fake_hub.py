@@ -48,7 +48,9 @@ def fake_hub(repository: str, folder: Path, *, dripping: float = 0.0):
             name = path.partition(f"/{repository}/resolve/")[2].partition("/")[2]
             file = folder / name
             if not name or not file.is_file():
-                return self.send(b"{}", with_body, {"X-Error-Code": "EntryNotFound"}, status=404)
+                # With the commit, by which the library remembers that there is no such file.
+                absent = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+                return self.send(b"{}", with_body, absent, status=404)
             asked.append(f"{self.command}{' part of' if 'Range' in self.headers else ''} {name}")
             content = file.read_bytes()
             etag = hashlib.sha256(content).hexdigest()

@@ -2,20 +2,23 @@
 
 import json
 import shutil
+import threading
 import time
 from contextlib import ExitStack
 
 import pytest
 from canary_repository import singing
-from huggingface_hub import constants
+from diffusers.modular_pipelines import ModularPipeline
+from huggingface_hub import HfApi, constants
+from transformers.utils import hub as transformers_hub
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.stream.code_consent import AllowedCode, CodeNotAllowedError, Consent
 from streamblocks.stream.code_files import read_code
-from streamblocks.stream.materialise import materialise
+from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 
-from fake_hub import fake_hub, silent_hub
+from fake_hub import COMMIT, fake_hub, no_hub
 from foreign_repository import write_foreign_repository
 
 pytestmark = pytest.mark.usefixtures("no_pipeline")
@@ -41,6 +44,8 @@ def repository(tmp_path, tiny_folder, monkeypatch):
 def serve(monkeypatch, tmp_path):
     def at(address):
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        # Made once, and asked for the names of templates.
+        monkeypatch.setattr(transformers_hub, "hf_api", lambda: HfApi(endpoint=address))
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
@@ -144,19 +149,44 @@ def test_another_repository_chooses_no_library(repository, serve):
     assert not (repository.parent / "canary").exists()
 
 
-def test_what_the_libraries_ask_of_a_silent_hub_is_cancelled(repository, serve):
-    shutil.rmtree(repository / "tokenizer")
+def test_what_the_libraries_ask_of_the_hub_is_cancelled(repository, serve, monkeypatch):
+    other = repository.parent / "other"
+    (repository / "tokenizer").rename(other.joinpath("tokenizer") if not other.mkdir() else None)
     name_in_index(repository, "tokenizer", pretrained_model_name_or_path="owner/model")
-    serve(silent_hub())
-    begun = time.monotonic()
+    serve(fake_hub("owner/model", other))
+    asks, ended = threading.Event(), threading.Event()
+
+    def wait(*_, **__):
+        asks.set()
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.set()
 
     def check(*_):
-        if time.monotonic() - begun > 3:
+        if asks.is_set():
             raise Cancelled
 
+    monkeypatch.setattr(ModularPipeline, "load_components", wait)
     with pytest.raises(Cancelled):
         load(repository, on_load=check)
-    assert time.monotonic() - begun < 6
+    assert ended.wait(2)
+
+
+def test_without_a_network_what_was_downloaded_is_loaded(repository, serve):
+    """The libraries themselves would try each file again, for minutes."""
+    index = repository / "modular_model_index.json"
+    index.write_text(index.read_text().replace(str(repository), "owner/model"))
+    serve(fake_hub("owner/model", repository))
+    recipe = Recipe("owner/model", blocks=REPOSITORY_BLOCKS, revision=COMMIT)
+    allowed = AllowedCode(consents=frozenset({Consent.to(read_code("owner/model", COMMIT))}))
+    materialise(recipe, allowed_code=allowed)
+    release_materialised()
+    serve(no_hub())
+    begun = time.monotonic()
+    assert materialise(recipe, allowed_code=allowed).pipe.tokenizer is not None
+    assert time.monotonic() - begun < 7
 
 
 def test_no_consent_no_class_of_it(repository):

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 from canary_repository import singing, write_canary_folder, write_canary_repository
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from transformers.utils import hub as transformers_hub
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.checkpoints.lora_choice import LoraChoice
@@ -61,6 +62,8 @@ def hub(tmp_path, monkeypatch):
     def serve(folder):
         address, _ = opened.enter_context(fake_hub("owner/model", folder))
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        # Made once, and asked for the names of templates.
+        monkeypatch.setattr(transformers_hub, "hf_api", lambda: HfApi(endpoint=address))
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
