@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def default_dtype_kept() -> Iterator[None]:
-    """Behind it the default is what it was: diffusers' `from_pretrained` leaves its own where building a model fails."""
+    """Behind it the default is what it was: diffusers' `from_pretrained` leaves its own where a model is not built."""
     dtype = torch.get_default_dtype()
     try:
         yield
