@@ -84,23 +84,26 @@ class FakeStream:
                 state="running", says=None, blocks_made=block + 1, pictures_made=made, seconds=made / 16.0, **fields
             )
 
-    def news(self, version: int, block: int, points: int, is_there: Callable[[], bool]) -> bytes | None:
-        """What the page is sent; None where there is nothing newer for a while, or the page has gone."""
+    def news(self, version: int, block: int, points: int, pictures: int, is_there: Callable[[], bool]) -> bytes | None:
+        """What the page is sent; None where there is nothing newer for a while, or the page has gone.
+
+        Blocks come whole here: a page that has any of a block's `pictures` has them all.
+        """
         with self.changed:
             if not self.changed.wait_for(lambda: self.header["version"] > version, LONGEST_WAIT) or not is_there():
                 return None
             newest = self.header["blocks_made"] - 1
-            pictures = self._pictures if newest != block else []
+            assert pictures == (0 if block < 0 else self.frames)
+            jpegs = self._pictures if newest != block else []
             header = {**self.header, "memory": self._points[points:], "points": len(self._points)}
             header |= {"points_from": points, "pictures": None}
-            if pictures:
-                lengths = [len(picture) for picture in pictures]
+            if jpegs:
                 width, height = self.size
-                header["pictures"] = {"block": newest, "of": self.frames, "width": width, "height": height}
-                header["pictures"]["lengths"] = lengths
+                header["pictures"] = {"block": newest, "first": 0, "end": self.frames, "of": self.frames}
+                header["pictures"] |= {"width": width, "height": height, "lengths": [len(jpeg) for jpeg in jpegs]}
                 self.sent_pictures.append(newest)
             text = json.dumps(header).encode()
-            return struct.pack(">I", len(text)) + text + b"".join(pictures)
+            return struct.pack(">I", len(text)) + text + b"".join(jpegs)
 
     def end(self, state: str, **fields: object) -> None:
         """No more blocks; an ended stream has no pictures."""
