@@ -68,6 +68,9 @@ def load_object(text: bytes | str) -> dict[str, Any]:
 class _NoObjectError(ValueError):
     """JSON of another kind."""
 
+    # See CheckpointError.
+    __module__ = "builtins"
+
 
 def _check_bounds(text: bytes) -> None:
     limit = LARGEST_TEXT if text.isascii() and rb"\u" not in text else _LARGEST_WIDE_TEXT

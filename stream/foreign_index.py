@@ -97,7 +97,12 @@ def check_component_place(model: str, name: str, spec: ComponentSpec) -> None:
             f"model {model!r} takes its {shown_word(name)} from the folder {shown(subfolder)}, which may be outside of "
             "it: name a folder inside of the repository in its index."
         )
-    place = str(spec.pretrained_model_name_or_path or model)
+    if spec.pretrained_model_name_or_path is None:
+        raise CheckpointError(
+            f"model {model!r} does not say where its {shown_word(name)} is: name the repository itself or a hub id in "
+            "its modular_model_index.json."
+        )
+    place = str(spec.pretrained_model_name_or_path)
     if place == model:
         return
     if not is_hub_id(place):

@@ -59,6 +59,9 @@ _MOST_ALIKE = 1_000_000
 class Mp4BoxesError(ValueError):
     """What a file says of itself cannot be; a part of a sentence."""
 
+    # See CheckpointError.
+    __module__ = "builtins"
+
 
 def check_boxes(file: BinaryIO) -> None:
     """Look at an mp4's index; other kinds of files are left alone. The file stands at its start afterwards.

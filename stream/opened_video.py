@@ -24,6 +24,9 @@ _FORMATS = (
 class UnreadableVideoError(ValueError):
     """A file holds no video that can be read; a part of a sentence."""
 
+    # See CheckpointError.
+    __module__ = "builtins"
+
 
 # What reading a file raises that is damaged, or made to be.
 UNREADABLE = (av.FFmpegError, UnreadableVideoError, OSError, UnicodeDecodeError)

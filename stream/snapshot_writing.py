@@ -12,6 +12,9 @@ LARGE_BYTES = 1 << 28
 class AbandonedError(RuntimeError):
     """Nobody wants the file any more that is being written."""
 
+    # See CheckpointError.
+    __module__ = "builtins"
+
 
 class SnapshotWriting:
     """One file at a time, so that no more than one snapshot is held in memory for it."""

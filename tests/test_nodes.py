@@ -180,7 +180,7 @@ report(plain=plain, touched=fingerprint(), every_input=every_input, nothing=noth
 """,
     )
     assert len(facts["plain"]) == 16 and facts["touched"] != facts["plain"]
-    assert len(facts["every_input"]) == 15
+    assert len(facts["every_input"]) == 16
     assert facts["nothing"] == ""
     assert set(facts["every_input"]) == {"", facts["plain"]}
 

@@ -19,8 +19,8 @@ def resumed(**changes):
         return json.loads(run(resume="this node's unfinished stream, if there is one", blocks=3, **changes)[0][2])
     except comfy.model_management.InterruptProcessingException:
         return None
-# Each of two passes a block is a step, and so is each block.
-cancel_at.append(5)
+# Behind block 2: each of two passes a block is a step, and of those that follow quickly ComfyUI shows some only.
+cancel_at.append(4)
 resumed(save_every=1, seed=1)
 stopped, (first,) = said[-1], names.names_of_saved(root)
 at_rest = names.names_at_rest(root)
