@@ -174,13 +174,15 @@ def test_stock_nodes_take_the_video(comfyui_server: ComfyUIServer) -> None:
 
 
 def cancel_after_a_block(server: ComfyUIServer, prompt: dict[str, Any]) -> Path:
-    """Queue an endless stream, cancel it when its first block is on the disk; the file that is left."""
+    """Queue a long stream, cancel it when its first block is on the disk; the file that is left."""
     before = set(server.base.glob("temp/streamblocks_*.mp4"))
     unfinished = server.base / "output/streamblocks/unfinished"
+    saved_before = set(unfinished.glob("*/block_*.safetensors"))
     kept_before = set(unfinished.glob("*.mp4"))
     endless = server.queue(prompt)
     deadline = time.monotonic() + 120
-    while not (set(server.base.glob("temp/streamblocks_*.mp4")) - before) and time.monotonic() < deadline:
+    while not (set(unfinished.glob("*/block_*.safetensors")) - saved_before):
+        assert time.monotonic() < deadline, "no block was saved"
         time.sleep(0.1)
     server.interrupt()
     with pytest.raises(ComfyUIError, match="interrupted at StreamBlocksSampler"):
