@@ -174,7 +174,7 @@ def test_what_the_libraries_ask_of_the_hub_is_cancelled(repository, serve, monke
     assert ended.wait(2)
 
 
-def test_without_a_network_what_was_downloaded_is_loaded(repository, serve):
+def test_without_a_network_what_was_downloaded_is_loaded(repository, serve, monkeypatch):
     """The libraries themselves would try each file again, for minutes."""
     index = repository / "modular_model_index.json"
     index.write_text(index.read_text().replace(str(repository), "owner/model"))
@@ -184,9 +184,15 @@ def test_without_a_network_what_was_downloaded_is_loaded(repository, serve):
     materialise(recipe, allowed_code=allowed)
     release_materialised()
     serve(no_hub())
-    begun = time.monotonic()
-    assert materialise(recipe, allowed_code=allowed).pipe.tokenizer is not None
-    assert time.monotonic() - begun < 7
+    load_components, asked = ModularPipeline.load_components, []
+
+    def noted(*arguments, **options):
+        asked.append(options["local_files_only"])
+        return load_components(*arguments, **options)
+
+    monkeypatch.setattr(ModularPipeline, "load_components", noted)
+    pipe = materialise(recipe, allowed_code=allowed).pipe
+    assert pipe.tokenizer is not None and asked == [dict.fromkeys(pipe.pretrained_component_names, True)]
 
 
 def test_no_consent_no_class_of_it(repository):
