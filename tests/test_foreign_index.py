@@ -10,6 +10,7 @@ import pytest
 from canary_repository import singing
 from diffusers.modular_pipelines import ModularPipeline
 from huggingface_hub import HfApi, constants
+from transformers import tokenization_utils_base
 from transformers.utils import hub as transformers_hub
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
@@ -45,7 +46,8 @@ def serve(monkeypatch, tmp_path):
     def at(address):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         # Made once, and asked for the names of templates.
-        monkeypatch.setattr(transformers_hub, "hf_api", lambda: HfApi(endpoint=address))
+        for module in (transformers_hub, tokenization_utils_base):
+            monkeypatch.setattr(module, "hf_api", lambda: HfApi(endpoint=address))
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
