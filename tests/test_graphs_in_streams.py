@@ -38,6 +38,8 @@ def recorder():
 
 @pytest.fixture(scope="module")
 def plain(tiny_folder):
+    # One that another file left there would be taken as it is.
+    release_materialised()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
         yield materialise(Recipe(str(tiny_folder)), residency=RoomyCard())

@@ -5,6 +5,7 @@ Skipped where ComfyUI (`$COMFYUI_PATH`), Chromium or playwright are missing.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,8 @@ def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -
         opened.fit()
         with page.expect_response("**/prompt"):
             opened.evaluate("() => { app.queuePrompt(0, 1) }")
-        page.locator(".streamblocks-progress", has_text="block 3 of").wait_for(timeout=120_000)
+        # Blocks may come faster than the page looks.
+        page.locator(".streamblocks-progress", has_text=re.compile(r"block ([3-9]|\d\d+) of")).wait_for(timeout=120_000)
         comfyui_server.interrupt()
         line.wait_for(timeout=60_000)
         (video,) = set(folder.glob("*.mp4")) - before
