@@ -26,7 +26,7 @@ from .latent_pool import BLOCK_FRAMES
 from .mini_models import LATENT_CHANNELS, STORED_DTYPE
 from .train_options import TrainOptions, autocast, learning_rate_at
 from .train_vae import weighted_error
-from .training_loop import Stage, run_stage
+from .training_loop import Stage, follow_gradient, run_stage
 
 WIDTHS = (32, 16, 16, 16)
 FILE = "tiny_decoder/tiny_decoder.safetensors"
@@ -35,7 +35,6 @@ AVERAGE_DECAY = 0.99
 CHECKPOINT = "tiny_decoder_state.safetensors"
 _SCALE = 8
 _CELLS = SIZE // _SCALE
-_LARGEST_GRADIENT = 1.0
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,7 @@ def _make_step(
     with autocast(options.device):
         made = decoder(latents).float() * 2.0 - 1.0
     loss = weighted_error(made, pictures)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, tiny.steps, PEAK_RATE)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(decoder.parameters(), _LARGEST_GRADIENT)
-    state.optimizer.step()
+    follow_gradient(state, loss, learning_rate=learning_rate_at(state.step, tiny.steps, PEAK_RATE))
     return (made.detach() - pictures).abs().mean()
 
 

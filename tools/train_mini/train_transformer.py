@@ -16,7 +16,7 @@ from .latent_pool import BLOCKS, LatentPool
 from .mini_models import TEXT_LENGTH, make_text_encoder, make_tokenizer, make_transformer
 from .scenes import draw_caption, draw_scene
 from .train_options import TrainOptions, autocast, learning_rate_at
-from .training_loop import Stage, run_stage
+from .training_loop import Stage, follow_gradient, run_stage
 
 PEAK_RATE = 1.2e-3
 AVERAGE_DECAY = 0.997
@@ -80,12 +80,7 @@ def descend(state: TrainingState, batch: Batch, options: TrainOptions, learning_
     with autocast(options.device):
         velocity = state.module(batch)
     loss = (velocity - batch.targets).square().mean()
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.module.parameters(), 1.0)
-    state.optimizer.step()
+    follow_gradient(state, loss, learning_rate=learning_rate)
     return loss.detach()
 
 

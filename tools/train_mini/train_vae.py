@@ -11,7 +11,7 @@ from .checkpoint import TrainingState, step_generator
 from .clips import SIZE, draw_clips, draw_plan, draw_tiles
 from .mini_models import make_vae
 from .train_options import TrainOptions, autocast, learning_rate_at
-from .training_loop import Stage, run_stage
+from .training_loop import Stage, follow_gradient, run_stage
 from .vae_start import start_vae
 
 PEAK_RATE = 1.5e-3
@@ -91,12 +91,8 @@ def _make_step(state: TrainingState, options: TrainOptions, vae: AutoencoderKLWa
         rebuilt = decode_unclamped(vae, mean + _NOISE * noise)
     rebuilt = rebuilt.float()
     loss = weighted_error(rebuilt, clip) + _SIZE_WEIGHT * mean.float().square().mean()
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, options.vae_steps, PEAK_RATE)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), _LARGEST_GRADIENT)
-    state.optimizer.step()
+    rate = learning_rate_at(state.step, options.vae_steps, PEAK_RATE)
+    follow_gradient(state, loss, learning_rate=rate, largest_gradient=_LARGEST_GRADIENT)
     colored = _is_colored(clip).expand_as(clip)
     # Of the shapes alone: a picture without any colour has a small error on the whole.
     return (rebuilt.detach() - clip)[colored].abs().sum() / colored.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The loop that both stages of the training run."""
+"""The loop that all stages of the training run, and the step of the optimizer within it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ class Stage:
     steps: int
     average_decay: float
     checkpoint: str
+
+
+def follow_gradient(
+    state: TrainingState, loss: torch.Tensor, *, learning_rate: float, largest_gradient: float = 1.0
+) -> None:
+    """One step of the optimizer down the gradient of `loss`, which is cut to the norm `largest_gradient`."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.module.parameters(), largest_gradient)
+    state.optimizer.step()
 
 
 def run_stage(stage: Stage, state: TrainingState, options: TrainOptions, make_step: Callable[[], torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from ...ops.few_key_attention import merge_padding
+from ...ops.fp8_linear import FP8_DTYPE
 from .attention import causal_attention_of
 from .attention_passes import CausalPass
 from .eight_bits import Packing
@@ -80,7 +81,10 @@ def allocate_kv_cache(
     }
     if packing is not None:
         return PackedKVCache.allocate_packed(**sizes, packing=packing)
-    return HeadScaledKVCache.allocate_scaled(**sizes) if eight_bits else KVCache.allocate(**sizes)
+    if eight_bits:
+        narrow: _CacheSizes = {**sizes, "dtype": FP8_DTYPE}
+        return HeadScaledKVCache.with_scales(KVCache.allocate(**narrow), sizes["dtype"])
+    return KVCache.allocate(**sizes)
 
 
 def reads_8_bits(transformer: WanTransformer3DModel) -> bool:

@@ -33,35 +33,10 @@ class HeadScaledKVCache(KVCache):
     wide_dtype: str = "bfloat16"
 
     @classmethod
-    def allocate_scaled(
-        cls,
-        *,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        frames: int,
-        tokens_per_frame: int,
-        sink_frames: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> HeadScaledKVCache:
-        """Allocate room for `frames` latent frames (context and current block together) of a model in `dtype`.
-
-        Raises:
-            ValueError: the sink leaves no room for other frames.
-        """
-        made = KVCache.allocate(
-            layers=layers,
-            heads=heads,
-            head_dim=head_dim,
-            frames=frames,
-            tokens_per_frame=tokens_per_frame,
-            sink_frames=sink_frames,
-            device=device,
-            dtype=FP8_DTYPE,
-        )
-        scales = [HeadScales.allocate(heads, device) for _ in range(layers)]
-        return cls(**vars(made), scales=scales, wide_dtype=str(dtype).removeprefix("torch."))
+    def with_scales(cls, cache: KVCache, wide_dtype: torch.dtype) -> HeadScaledKVCache:
+        """An empty cache in e4m3fn, taken over, and scales that no pass has found yet; for a model in `wide_dtype`."""
+        scales = [HeadScales.allocate(key.shape[2], key.device) for key in cache.keys]
+        return cls(**vars(cache), scales=scales, wide_dtype=str(wide_dtype).removeprefix("torch."))
 
     @property
     def layer_bytes(self) -> int:
