@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,6 @@ class BuiltInSaving:
         store: of its components.
         plans: of their layers.
         residency: decides what is on the device.
-        stream_more: of the transformer's layers.
 
     Attributes:
         decoding: a sentence on how pictures are decoded; empty for whole ones.
@@ -53,21 +52,13 @@ class BuiltInSaving:
 
     can_make_again = True
 
-    def __init__(
-        self,
-        family: ModelFamily,
-        store: ComponentStore,
-        plans: StreamingPlans,
-        residency: Residency,
-        stream_more: Callable[[], bool],
-    ) -> None:
+    def __init__(self, family: ModelFamily, store: ComponentStore, plans: StreamingPlans, residency: Residency) -> None:
         self.decoding = ""
         self.graphs = CallGraphs(off=_NOT_PLANNED)
         self._family = family
         self._store = store
         self._plans = plans
         self._residency = residency
-        self._stream_more = stream_more
         self._may_pack_keys = False
         self._spare = 0
 
@@ -112,7 +103,7 @@ class BuiltInSaving:
         """What a stream takes besides weights."""
         return estimate.streaming + (graph_bytes(estimate) if self.repeats_passes else 0)
 
-    def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
+    def way_back(self, *, ran_out: bool) -> WayBack:
         """On the device, if the estimate leaves so much and was right so far: otherwise as much of the RAM as is free.
 
         None where the device's memory is the RAM: a CPU's does not run out with an error, and it is not spent on it.
@@ -139,7 +130,7 @@ class BuiltInSaving:
 
     def stream_more_layers(self, *, of_text: bool) -> bool:
         """A tenth of them."""
-        return self._plans.stream_more("text_encoder") if of_text else self._stream_more()
+        return self._plans.stream_more("text_encoder" if of_text else "transformer")
 
     def pack_keys(self, settings: StreamSettings, values: MutableMapping[str, Any]) -> StreamSettings | None:
         """To INT8."""

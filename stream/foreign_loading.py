@@ -188,9 +188,7 @@ def _load_components(
         pipe._component_specs[name].type_hint = _own_class(recipe, code, imported, specs[name].subfolder or "")
     # The specs are copies.
     hints = {name: pipe.get_component_spec(name).type_hint for name in specs}
-    modules = [
-        name for name, hint in hints.items() if hint is None or issubclass(hint, (nn.Module, _BaseAutoModelClass))
-    ]
+    modules = [name for name, hint in hints.items() if hint is None or issubclass(hint, _MODULES)]
     at_commit = {name: (code.commit, code.reached) for name in own if specs[name].revision is None and recipe.is_hub_id}
     others = {name for name in specs if name not in own or recipe.is_hub_id} - at_commit.keys()
     from_hub = at_commit | {name: _checked_elsewhere(specs[name], check) for name in others}

@@ -131,8 +131,7 @@ def model_of(recipe: Recipe) -> dict[str, str | None]:
 
 def _sources(recipe: Recipe) -> tuple[str | None, ...]:
     """All that `stamp` stands for."""
-    of_vae = recipe.vae, recipe.decoder
-    return recipe.model, recipe.components, *of_vae, recipe.text_encoder, recipe.tokenizer
+    return recipe.model, recipe.components, recipe.vae, recipe.decoder, recipe.text_encoder, recipe.tokenizer
 
 
 def _shown(value: str | None) -> str:

@@ -65,10 +65,10 @@ def plan_layers(component: str, total: int, layer_bytes: Sequence[int], budget: 
     return None
 
 
-def more_streamed(plan: LayerPlan | None, total: int, layer_bytes: Sequence[int]) -> LayerPlan | None:
-    """`plan` with a tenth of the layers more streamed; None when there is no plan or none are left."""
+def more_streamed(plan: LayerPlan, total: int, layer_bytes: Sequence[int]) -> LayerPlan | None:
+    """`plan` with a tenth of the layers more streamed; None when none are left."""
     layers = len(layer_bytes)
-    if plan is None or layers <= max(SLOTS, len(plan.streamed)):
+    if layers <= max(SLOTS, len(plan.streamed)):
         return None
     more = len(plan.streamed) + -(-layers // 10)
     return _plan(plan.component, total, layer_bytes, min(layers, max(SLOTS + 1, more)))

@@ -26,7 +26,7 @@ class MemorySaving(Protocol):
     def drop_graphs(self, *, for_good: bool = False) -> None:
         """Give back the memory of recorded calls; for good, nothing is recorded in the rest of the stream."""
 
-    def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
+    def way_back(self, *, ran_out: bool) -> WayBack:
         """What may be kept for making a block again; `ran_out` says whether the stream has run out of memory yet."""
 
     def offload_other_models(self) -> bool:
@@ -71,7 +71,7 @@ class OthersOnly:
     def drop_graphs(self, *, for_good: bool = False) -> None:
         """Do nothing: there are none."""
 
-    def way_back(self, settings: StreamSettings, *, ran_out: bool) -> WayBack:
+    def way_back(self, *, ran_out: bool) -> WayBack:
         """None."""
         return WayBack(on_device=False)
 

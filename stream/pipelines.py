@@ -75,7 +75,7 @@ class BuiltInPipeline:
         self.pipe = family.make_pipeline()
         self._store = store
         self._plans = StreamingPlans(store)
-        self.saving = BuiltInSaving(family, store, self._plans, residency, lambda: self.stream_more_layers())
+        self.saving = BuiltInSaving(family, store, self._plans, residency)
         self._load_tokenizer = load_tokenizer
         self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
 
@@ -213,10 +213,6 @@ class BuiltInPipeline:
             self._run_text_step(state, text)
             encoded[text] = EncodedPrompt.read(state)
         return encoded
-
-    def stream_more_layers(self) -> bool:
-        """A tenth of the transformer's layers more."""
-        return self._plans.stream_more("transformer")
 
     def what_would_fit(self, settings: StreamSettings) -> str:
         """The mildest of `smaller_choices` that takes less than `settings` and fits what is free now."""

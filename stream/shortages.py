@@ -10,12 +10,10 @@ import torch
 
 from ..memory.cleanup import release_cached_memory
 from ..memory.error_locals import clearing_error_locals
-from ..memory.way_back import WayBack
 from .failed_stage import find_failed_stage
 from .live_block import BlockGivenUpError
 from .memory_ladder import MemoryLadder, Shortage
 from .memory_rungs import Adjustable
-from .settings import StreamSettings
 from .stream_pipeline import StreamPipeline
 
 R = TypeVar("R")
@@ -84,7 +82,8 @@ class Shortages:
             BlockGivenUpError: the call raised it, and the state is that of before the block.
         """
         while True:
-            rewind = session.state.remember(self._way_back(session.settings))
+            way = self._pipeline.saving.way_back(ran_out=self._ladder.was_climbed)
+            rewind = session.state.remember(way)
             noise = generator.get_state()
             try:
                 return self._call(call)
@@ -107,10 +106,6 @@ class Shortages:
         except torch.OutOfMemoryError as error:
             self._failed_at = find_failed_stage(error, self._pipeline.pipe)
             raise
-
-    def _way_back(self, settings: StreamSettings) -> WayBack:
-        """What the next block may keep so that it can be made again."""
-        return self._pipeline.saving.way_back(settings, ran_out=self._ladder.was_climbed)
 
     def _go_back(self, failed: torch.OutOfMemoryError, shortage: Shortage, rewind: Callable[[], bool]) -> None:
         """Bring the state back to before a block that failed, and have more memory for it.
@@ -135,7 +130,6 @@ class Shortages:
             is_back = went_back is True
             if went_back is False or not self._climb(replace(shortage, went_back=is_back)):
                 raise failed
-        release_cached_memory(self._pipeline.device)
 
     def _climb(self, shortage: Shortage) -> bool:
         try:

@@ -81,10 +81,10 @@ class StreamingPlans:
             OSError: the disk is full.
         """
         known = self._plans.get(name)
-        plan = None
-        if known is not None:
-            component = self._store.components[name]
-            plan = more_streamed(known, component.bytes, component.layer_bytes)
+        if known is None:
+            return False
+        component = self._store.components[name]
+        plan = more_streamed(known, component.bytes, component.layer_bytes)
         if plan is not None:
             self._follow(self._plans | {name: plan})
         return plan is not None

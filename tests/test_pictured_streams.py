@@ -174,7 +174,7 @@ def test_a_block_that_runs_out_of_memory_is_encoded_once(pipeline, images, monke
     expected = stream(pipeline, "recompute", video=video_of(images, 0.5))[1]
     encoded, fails = [], [3, 5]
     encode = VideoEncoder.encode
-    monkeypatch.setattr(pipeline, "stream_more_layers", lambda: True)
+    monkeypatch.setattr(pipeline.saving, "stream_more_layers", lambda *, of_text: True)
 
     def counted(self, vae, pictures):
         encoded.append(len(pictures))
