@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from ..stream.code_files import RepositoryCode
+from .tokens import is_same
 
 MOST_QUESTIONS = 4
 SECONDS_TO_ANSWER = 1800.0
@@ -41,12 +41,12 @@ class CodeQuestion:
 
     def admits(self, token: str) -> bool:
         """Whether `token` is this question's, in a time that says nothing about it."""
-        return _same(token, self.token)
+        return is_same(token, self.token)
 
     def takes(self, nonce: str) -> bool:
         """Whether `nonce` is that of the newest showing; each counts for one try."""
         shown, self._nonce = self._nonce, None
-        return shown is not None and _same(nonce, shown)
+        return shown is not None and is_same(nonce, shown)
 
 
 class CodeQuestions:
@@ -72,7 +72,3 @@ class CodeQuestions:
         """Forget a question."""
         with self._lock:
             self._questions.pop(question.id, None)
-
-
-def _same(given: str, kept: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "replace"), kept.encode())

@@ -85,14 +85,16 @@ class StreamRun:
         )
         node = None if hidden is None else hidden.unique_id
         workflow = host.workflow_id(None if hidden is None else hidden.extra_pnginfo)
+        resume = values.resume == RESUME_LAST
         self._saving = RunSaving(
             values.save_every,
             values.pipeline,
-            resume=values.resume == RESUME_LAST,
+            resume=resume,
             keep_all=KeepFrames(values.keep_frames) is KeepFrames.ALL,
             node=node,
             workflow=workflow,
-            asked=asked_of(values, self._pictures),
+            # It looks at all pictures, and only a save or what is resumed is compared by it.
+            asked=asked_of(values, self._pictures) if values.save_every or resume else "",
             extra=None if hidden is None else hidden.extra_pnginfo,
         )
         self._live = LiveRun(node, workflow, host.throw_if_cancelled, self._pictures.live)
