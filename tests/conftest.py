@@ -12,9 +12,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from layouts import users_files
 
-from streamblocks.stream import picture_encoding
+from streamblocks.stream import picture_encoding, pipelines
 from streamblocks.stream.code_consent import AllowedCode
-from streamblocks.stream.materialise import release_materialised
+from streamblocks.stream.estimate import MemoryEstimate
+from streamblocks.stream.materialise import materialise, release_materialised
+from streamblocks.stream.recipe import Recipe
+from streamblocks.stream.stream_pipeline import StreamPipeline
 from streamblocks.wan.geometry import WAN_22_GEOMETRY
 from streamblocks.wan.tiny_model import write_tiny_model
 
@@ -107,6 +110,16 @@ def no_pipeline() -> Iterator[None]:
     """No pipeline is materialised before the test, and none after it."""
     release_materialised()
     yield
+    release_materialised()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_folder: Path) -> Iterator[StreamPipeline]:
+    """Of the tiny model. A rehearsal takes longer than most streams of it, and is tested by itself."""
+    release_materialised()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
+        yield materialise(Recipe(model=str(tiny_folder)))
     release_materialised()
 
 

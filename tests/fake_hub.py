@@ -12,6 +12,25 @@ from pathlib import Path
 COMMIT = "c" * 40
 
 
+def point_libraries_at(monkeypatch, address: str, cache: Path) -> None:
+    """Have huggingface_hub and transformers ask `address`, and keep what they fetch in `cache`."""
+    # Seconds, which tests that only serve need not wait for.
+    from huggingface_hub import HfApi, constants
+    from transformers import tokenization_utils_base
+    from transformers.utils import hub
+
+    for name, value in {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    # Made once, and asked for the names of templates and of files.
+    for module in (hub, tokenization_utils_base):
+        monkeypatch.setattr(module, "hf_api", lambda: HfApi(endpoint=address))
+
+
 @contextmanager
 def fake_hub(repository: str, folder: Path, *, dripping: float = 0.0):
     """Serve `folder` as `repository`; gives the address and the list of what was asked for, such as `GET vae/x`.

@@ -12,14 +12,10 @@ from file_streams import Nobody
 from test_steered_streams import CAT, DOG, place, video_of
 
 from streamblocks.families.kv_policies import KV_INT8, RECOMPUTE_KEYS
-from streamblocks.stream import pipelines
 from streamblocks.stream.direction import Direction
-from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.live_block import LiveAttempt, LiveBlock
 from streamblocks.stream.live_control import Edit, LiveControl
-from streamblocks.stream.materialise import materialise
-from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import FrameKeeper
@@ -28,13 +24,6 @@ from streamblocks.stream.steering import Steering
 # With a pass for the context, under "rolling" for the clean keys, three passes a block.
 BLOCKS, STEPS = 3, 2
 NEW = Edit(prompt=DOG)
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
-        yield materialise(Recipe(model=str(tiny_folder)))
 
 
 class Page(Nobody):

@@ -15,18 +15,14 @@ from file_streams import Nobody
 from live_server import LiveServer
 from PIL import Image
 
-from streamblocks.stream import pipelines
 from streamblocks.stream.direction import Direction
-from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.frame_inbox import FrameInbox
 from streamblocks.stream.jpeg_pictures import decode_jpeg
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.live_control import LiveControl
 from streamblocks.stream.live_news import LiveNews
 from streamblocks.stream.live_video import LiveVideo
-from streamblocks.stream.materialise import materialise
 from streamblocks.stream.picture_sources import PictureBatch
-from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import FrameKeeper
@@ -63,13 +59,6 @@ class Page(Nobody):
             self.inbox.put(jpeg)
         del self.jpegs[: BLOCKS[self.block]]
         self.block = min(self.block + 1, 2)
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
-        yield materialise(Recipe(model=str(tiny_folder)))
 
 
 def stream(pipeline, video, blocks, watcher=None, go_on=None):

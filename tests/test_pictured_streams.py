@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from streamblocks.families.model_family import AttentionChoice
-from streamblocks.stream import pipelines
 from streamblocks.stream.direction import Direction
-from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.picture_sources import PictureBatch
@@ -41,14 +39,6 @@ class Watcher:
         self.passes = getattr(self, "passes", 0) + 1
 
     def after_block(self, block): ...
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_folder):
-    with pytest.MonkeyPatch.context() as patch:
-        # A rehearsal takes longer than these streams, and is tested by itself.
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
-        yield materialise(Recipe(model=str(tiny_folder)))
 
 
 @pytest.fixture(scope="module")

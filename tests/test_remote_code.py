@@ -11,8 +11,6 @@ from dataclasses import replace
 import pytest
 import torch
 from canary_repository import singing, write_canary_folder, write_canary_repository
-from huggingface_hub import HfApi, constants
-from transformers.utils import hub as transformers_hub
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.checkpoints.lora_choice import LoraChoice
@@ -26,7 +24,7 @@ from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 
 from embedded_program import needs_embedded_host, run_in_host
-from fake_hub import COMMIT, fake_hub
+from fake_hub import COMMIT, fake_hub, point_libraries_at
 from foreign_repository import BLOCKS_PY
 
 pytestmark = pytest.mark.usefixtures("no_pipeline")
@@ -61,13 +59,7 @@ def hub(tmp_path, monkeypatch):
 
     def serve(folder):
         address, _ = opened.enter_context(fake_hub("owner/model", folder))
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        # Made once, and asked for the names of templates.
-        monkeypatch.setattr(transformers_hub, "hf_api", lambda: HfApi(endpoint=address))
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        point_libraries_at(monkeypatch, address, tmp_path / "hub")
 
     with ExitStack() as opened:
         yield serve

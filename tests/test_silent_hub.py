@@ -4,7 +4,6 @@ import threading
 import time
 
 import pytest
-from huggingface_hub import constants
 
 from streamblocks.checkpoints.checkpoint_files import CheckpointError
 from streamblocks.stream import hub, hub_patience
@@ -12,7 +11,7 @@ from streamblocks.stream.abandoned_work import Abandoned, work_beside
 from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import REPOSITORY_BLOCKS, Recipe
 
-from fake_hub import fake_hub, no_hub, silent_hub, unreachable_hub
+from fake_hub import fake_hub, no_hub, point_libraries_at, silent_hub, unreachable_hub
 
 
 class Cancelled(BaseException):
@@ -22,13 +21,7 @@ class Cancelled(BaseException):
 @pytest.fixture
 def use_hub(monkeypatch, tmp_path):
     def use(address):
-        for name, value in {
-            "ENDPOINT": address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": False,
-        }.items():
-            monkeypatch.setattr(constants, name, value)
+        point_libraries_at(monkeypatch, address, tmp_path / "cache")
 
     return use
 

@@ -7,15 +7,11 @@ import pytest
 import torch
 from file_streams import Nobody
 
-from streamblocks.stream import pipelines
 from streamblocks.stream.direction import Direction
-from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.keep_frames import KeepFrames
 from streamblocks.stream.live_control import Allowed, Edit, LiveControl
-from streamblocks.stream.materialise import materialise
 from streamblocks.stream.picture_sources import PictureBatch
 from streamblocks.stream.prompt_track import PromptTrack
-from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.run_stream import run_stream
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.stream.sinks import FrameKeeper
@@ -29,13 +25,6 @@ CAT, DOG = "a cat", 'a "dog" || on\na red sofa'
 
 class CancelledError(BaseException):
     """As ComfyUI's."""
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
-        yield materialise(Recipe(model=str(tiny_folder)))
 
 
 def place(text, blocks=None):

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from file_streams import Pictures
 
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.picture_sources import PictureBatch
@@ -59,14 +60,10 @@ class Watcher:
     """Calls something after each block."""
 
     after: Callable[[int], None] = lambda _: None
-    passes: int = 0
-    before: Callable[[], None] = lambda: None
 
     def while_loading(self, component: str, done: int, total: int) -> None: ...
 
-    def before_pass(self, index: int) -> None:
-        self.passes += 1
-        self.before()
+    def before_pass(self, index: int) -> None: ...
 
     def after_block(self, block: Any) -> None:
         self.after(block.index)
@@ -106,20 +103,13 @@ def make(
     def tell(block: int, stage: str, rung: str) -> None:
         made.rungs.append((block, stage, rung))
 
-    seen: list[torch.Tensor] = []
-
-    class Sink:
-        def write(self, frames: torch.Tensor) -> None:
-            seen.append(frames)
-
-        def close(self) -> None: ...
-
+    pictures = Pictures()
     try:
         made.report = run_stream(
             pipeline,
             replace(settings, **changes),
             direction,
-            [Sink()] if sink is None else [Sink(), sink],
+            [pictures] if sink is None else [pictures, sink],
             watcher or Watcher(),
             on_rung=tell,
             saver=saver,
@@ -127,7 +117,7 @@ def make(
         )
     except BaseException as error:
         made.error = error
-    made.frames = torch.cat(seen) if seen else None
+    made.frames = torch.cat(pictures.blocks) if pictures.blocks else None
     return made
 
 
