@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from .kernels.gelu_quantization_launch import (
@@ -17,6 +16,7 @@ from .kernels.gelu_quantization_launch import (
     GeluVariant,
     launch_gelu_quantization,
 )
+from .quantized_linear import QuantizedLinear
 
 FIRST_CAPABILITY = (8, 9)
 
@@ -75,7 +75,7 @@ class QuantizedRows(NamedTuple):
     dtype: torch.dtype
 
 
-class FP8Linear(nn.Module):
+class FP8Linear(QuantizedLinear):
     """y = x W^T + b with W in float8_e4m3fn.
 
     On FP8 units the input is quantized too, as `activations` says, unless that is "none"; elsewhere each
@@ -95,8 +95,6 @@ class FP8Linear(nn.Module):
             `take_gelu`.
     """
 
-    weight: nn.Parameter
-    weight_scale: torch.Tensor
     input_scale: torch.Tensor | None
     kernel_scale: torch.Tensor
 
@@ -110,14 +108,9 @@ class FP8Linear(nn.Module):
         fast_accumulation: bool = True,
         input_scale: torch.Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.activations = activations
+        super().__init__(weight, weight_scale, bias, activations)
         self.fast_accumulation = fast_accumulation
         self.gelu_kernel: Any = None
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("kernel_scale", None, persistent=False)
         self.decide_compute()
@@ -170,20 +163,11 @@ class FP8Linear(nn.Module):
             return x.new_empty(shape)
         return self._matmul(rows).view(shape)
 
-    def dequantized_weight(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        """The weight that the layer computes with, `dtype` [out_features, in_features]."""
-        return self.weight.to(dtype).mul_(self.weight_scale.t())
-
     def scale_of_input(self, rows: torch.Tensor) -> torch.Tensor:
         """The scale by which `rows` [rows, in_features] are quantized on FP8 units: float32 [rows, 1] or [1, 1]."""
         if self.activations == "static" and self.input_scale is not None:
             return self.input_scale
         return fp8_scale(largest_magnitude(rows, "per row" if self._row_wise else "per tensor"))
-
-    def extra_repr(self) -> str:
-        """Sizes and scheme, for `print(model)`."""
-        weights = "per row" if self.weight_scale.numel() > 1 else "per tensor"
-        return f"{self.in_features}, {self.out_features}, weights {weights}, activations {self.activations}"
 
     def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in_features] to [rows, out_features] on FP8 units."""
@@ -224,18 +208,9 @@ class FP8Linear(nn.Module):
         return quantized, scale
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FP8Linear:
-        """Move like any module, but keep the dtypes of weight and scales: `.to(bfloat16)` casts only the others."""
-        kept = {id(tensor) for tensor in (self.weight, self.weight_scale, self.input_scale)}
+        # Decided anew where the layer comes to lie.
         self.kernel_scale = self.weight_scale
-
-        def keeping_dtype(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            if id(tensor) in kept and moved.dtype != tensor.dtype:
-                return tensor.to(moved.device)
-            return moved
-
-        super()._apply(keeping_dtype, recurse)
-        self.decide_compute()
+        super()._apply(fn, recurse)
         return self
 
 

@@ -5,7 +5,6 @@ torchao is imported inside the functions: it takes seconds and only quantizing t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from .fp8_linear import largest_magnitude
 from .kernels.gelu_quantization_launch import SMALLEST_SCALE
 from .quantization import QuantizationSpec
+from .quantized_linear import QuantizedLinear
 
 INT8_MAX = 127.0
 # The first with INT8 tensor cores: Turing.
@@ -96,7 +96,7 @@ def round_to_int8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.div(values, scale).round_().to(torch.int8)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(QuantizedLinear):
     """y = x W^T + b with W in INT8.
 
     With `activations` other than "none" the input is quantized too and the product is one of integers, exact in
@@ -114,18 +114,10 @@ class Int8Linear(nn.Module):
         activations: one of `quantization.ACTIVATIONS` without "static".
     """
 
-    weight: nn.Parameter
-    weight_scale: torch.Tensor
-
     def __init__(
         self, weight: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, *, activations: str
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.activations = activations
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.register_buffer("weight_scale", weight_scale)
+        super().__init__(weight, weight_scale, bias, activations)
         self.decide_compute()
 
     def decide_compute(self) -> None:
@@ -139,15 +131,6 @@ class Int8Linear(nn.Module):
         if not self._integer:
             return self._float_matmul(rows).view(shape)
         return x.new_empty(shape) if rows.shape[0] == 0 else self._matmul(rows).view(shape)
-
-    def dequantized_weight(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        """The weight that the layer computes with, `dtype` [out_features, in_features]."""
-        return self.weight.to(dtype).mul_(self.weight_scale.t())
-
-    def extra_repr(self) -> str:
-        """Sizes and scheme, for `print(model)`."""
-        weights = "per row" if self.weight_scale.numel() > 1 else "per tensor"
-        return f"{self.in_features}, {self.out_features}, weights {weights}, activations {self.activations}"
 
     def _float_matmul(self, rows: torch.Tensor) -> torch.Tensor:
         """The same with rows that are not quantized, in the order of torchao's weight-only layer, to the bit."""
@@ -173,15 +156,3 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             product.add_(self.bias)
         return product.to(rows.dtype)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Int8Linear:
-        """Move like any module, but keep the scale's dtype: `.to(bfloat16)` casts only the bias."""
-        kept = id(self.weight_scale)
-
-        def keeping_dtype(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if id(tensor) == kept and moved.dtype != tensor.dtype else moved
-
-        super()._apply(keeping_dtype, recurse)
-        self.decide_compute()
-        return self

@@ -48,6 +48,10 @@ def why_not(
     return f"it failed its trial launch ({ATTENTION_TRIALS.failed[name]})"
 
 
+def _choices(name: str) -> tuple[str, ...]:
+    return EIGHT_BIT_CHOICES if name == EIGHT_BIT else (name,)
+
+
 def load(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """The backend to give `attend`: `name`, or for `EIGHT_BIT` the first that runs; None if none does.
 
@@ -56,7 +60,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     Raises:
         torch.OutOfMemoryError: no memory for the trial; the backend is not counted as failed.
     """
-    for choice in EIGHT_BIT_CHOICES if name == EIGHT_BIT else (name,):
+    for choice in _choices(name):
         if why_not(choice, device, dtype, head_dim) is None and _passes(choice, device, dtype, head_dim):
             return choice
     return None
@@ -64,14 +68,12 @@ def load(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 
 def expect(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """What `load` gives unless a trial launch fails that has not been made yet; nothing is launched."""
-    choices = EIGHT_BIT_CHOICES if name == EIGHT_BIT else (name,)
-    return next((choice for choice in choices if why_not(choice, device, dtype, head_dim) is None), None)
+    return next((choice for choice in _choices(name) if why_not(choice, device, dtype, head_dim) is None), None)
 
 
 def explain(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Why `load` gave None, as a part of a sentence."""
-    choices = EIGHT_BIT_CHOICES if name == EIGHT_BIT else (name,)
-    reasons = {choice: why_not(choice, device, dtype, head_dim) for choice in choices}
+    reasons = {choice: why_not(choice, device, dtype, head_dim) for choice in _choices(name)}
     if name != EIGHT_BIT:
         return reasons[name] or "it runs"
     return "; ".join(f"of {choice}, {reason}" for choice, reason in reasons.items())

@@ -13,6 +13,7 @@ from ...stream.materialise import materialise
 from ...stream.recipe import Recipe
 from ...stream.session import Session
 from ...stream.settings import StreamSettings
+from ...wan.steps.host_pictures import to_uint8_pictures
 from ...wan.vae.streaming_vae import DecoderCache, EncoderCache, decode_latent_frame, encode_pixel_frames
 from .checkpoint import load_made_with, save_whole, step_generator
 from .clips import SIZE, ClipPlan, draw_clips, draw_plan
@@ -94,7 +95,7 @@ def _decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Of [clips, channels, latent frames, 8, 8]; uint8 [clips, 3, pictures, 64, 64]."""
     cache = DecoderCache.for_vae(vae)
     pictures = torch.cat([decode_latent_frame(vae, frame, cache) for frame in latents.split(1, dim=2)], dim=2)
-    return ((pictures + 1.0) * 127.5).round().to(torch.uint8)
+    return to_uint8_pictures(pictures).movedim(-1, 1).contiguous()
 
 
 def _decoded_streams(pipeline: Path, count: int, seed: int) -> Iterator[DecodedStream]:

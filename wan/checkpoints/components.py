@@ -105,11 +105,12 @@ def decoder_component(source: Path, *, dtype: torch.dtype, prepare: Prepare = pr
     """
     if source.is_dir():
         raise CheckpointError(f"{source} is a folder: give the file of a tiny decoder or of a VAE of Wan.")
-    if not is_tiny_decoder(read_checkpoint(source).tensors):
+    header = read_checkpoint(source)
+    if not is_tiny_decoder(header.tensors):
         return replace(vae_component(source, dtype=dtype, prepare=prepare), name="decoder")
     return Component(
         name="decoder",
-        weights=recognise_tiny_decoder(source),
+        weights=recognise_tiny_decoder(source, header),
         dtype=dtype,
         build=lambda config: TinyDecoder(TinyDecoderConfig(**config)),
         prepare=prepare,

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from ...checkpoints.checkpoint_files import CheckpointError
-from ...checkpoints.checkpoint_reading import read_checkpoint
 from ...checkpoints.quantization_plan import ComponentWeights
 from ...checkpoints.row_sources import RowSource
 from ...checkpoints.safetensors_reading import FileHeader
@@ -37,23 +36,20 @@ def is_tiny_decoder(names: Mapping[str, RowSource]) -> bool:
     return _FIRST in names and _BLOCK.format(_FIRST_BLOCK) in names
 
 
-def recognise_tiny_decoder(path: Path) -> ComponentWeights:
-    """Read the header of `path` and say which tiny decoder it holds; its encoder, if it has one, is not taken.
+def recognise_tiny_decoder(path: Path, header: FileHeader) -> ComponentWeights:
+    """Say which tiny decoder a file holds; its encoder, if it has one, is not taken.
 
     The config has the fields of `TinyDecoderConfig`.
 
+    Args:
+        path: of the file.
+        header: of the file, one for which `is_tiny_decoder` holds.
+
     Raises:
-        CheckpointError: the file cannot be read, or holds something else.
+        CheckpointError: it holds something else after all.
     """
-    header = read_checkpoint(path)
     sources = {name: source for name, source in header.tensors.items() if name.startswith(_PREFIX)}
-    if not is_tiny_decoder(sources):
-        raise CheckpointError(
-            f"{path} holds no tiny decoder ({_FIRST} or {_BLOCK.format(_FIRST_BLOCK)} is absent): choose a file such "
-            "as taew2_1.safetensors or lighttaew2_1.safetensors."
-        )
-    config = _read_config(path, sources, header)
-    return ComponentWeights(path, asdict(config), sources)
+    return ComponentWeights(path, asdict(_read_config(path, sources, header)), sources)
 
 
 def _read_config(path: Path, sources: Mapping[str, RowSource], header: FileHeader) -> TinyDecoderConfig:

@@ -43,10 +43,6 @@ class HeadScaledKVCache(KVCache):
         """Bytes that one layer more would take."""
         return super().layer_bytes + sum(scale.nbytes for scale in self.scales[0])
 
-    def of_all_layers(self) -> dict[str, Any]:
-        """See `KVCache`."""
-        return {name: part for name, part in super().of_all_layers().items() if name not in ("scales", "wide_dtype")}
-
     def pop_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `KVCache`."""
         dtype, scales = getattr(torch, self.wide_dtype), self.scales.pop(0)

@@ -14,7 +14,7 @@ are written, and committed, along with the next block's first pass, which sees t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -154,7 +154,8 @@ class KVCache:
 
     def of_all_layers(self) -> dict[str, Any]:
         """What a cache of another kind with the same past has too."""
-        return {name: part for name, part in vars(self).items() if name not in _BUFFERS}
+        names = (known.name for known in fields(KVCache) if known.name not in _BUFFERS)
+        return {name: getattr(self, name) for name in names}
 
     def pop_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the first layer's keys and values out, in the model's dtype."""

@@ -24,7 +24,7 @@ class KeptFeatures:
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self._kept: Features | None = None
         if way.on_device or sum(tensor.nbytes for tensor in tensors) <= way.ram_bytes:
-            self._kept = list(features) if way.on_device else [_in_ram(feature) for feature in features]
+            self._kept = list(features) if way.on_device else [keep_in_ram(feature) for feature in features]
 
     def is_held(self, feature: object) -> bool:
         """Whether this very tensor is kept, and so must not be overwritten."""
@@ -45,8 +45,8 @@ class KeptFeatures:
         self._kept = None
 
 
-def _in_ram(feature: torch.Tensor | str | None) -> torch.Tensor | str | None:
-    """A copy for features of a device; those that lie in RAM are not copied."""
+def keep_in_ram(feature: torch.Tensor | str | None) -> torch.Tensor | str | None:
+    """A copy, pinned for CUDA, for features of a device; those that lie in RAM are not copied."""
     if not isinstance(feature, torch.Tensor) or feature.device.type == "cpu":
         return feature
     copied = torch.empty_like(feature, device="cpu", pin_memory=feature.device.type == "cuda")

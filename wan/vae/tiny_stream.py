@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from .banded_decoder import UNBOUNDED, DecodeBounds
+from .kept_features import keep_in_ram
 from .residual_blocks import Features
 from .streaming_vae import DecoderCache, LatentStatistics, apply_statistics
 from .tiny_decoder import TinyDecoder
@@ -61,12 +62,8 @@ def decode_tiny_frame(
     return pixels
 
 
-def _kept_in_ram(feature: torch.Tensor | None) -> torch.Tensor | None:
-    """In pinned memory for CUDA, copied in the order of its stream; nothing is counted of it in a rehearsal."""
-    if feature is None or feature.device.type == "cpu":
-        return feature
-    if feature.device == _META:
+def _kept_in_ram(feature: torch.Tensor | None) -> torch.Tensor | str | None:
+    """See `keep_in_ram`; nothing is counted of it in a rehearsal."""
+    if feature is not None and feature.device == _META:
         return torch.empty((1,) * feature.ndim, dtype=feature.dtype, device=_META).expand(feature.shape)
-    on_cuda = feature.device.type == "cuda"
-    kept = torch.empty_like(feature, device="cpu", pin_memory=on_cuda)
-    return kept.copy_(feature, non_blocking=on_cuda)
+    return keep_in_ram(feature)
