@@ -48,7 +48,7 @@ def wait_for_block(page: ComfyPage, block: int) -> None:
 def wait_until_idle(server: ComfyUIServer) -> None:
     deadline = time.monotonic() + 120
     while server.queue_sizes() != (0, 0):
-        assert time.monotonic() < deadline, "the queue is not done"
+        assert time.monotonic() < deadline, f"the queue is not done: {server.queue_sizes()}\n{server.log_tail()}"
         time.sleep(0.1)
 
 
@@ -109,6 +109,7 @@ def test_what_was_steered_is_kept_and_made_again_to_the_bit(is_vue: bool, comfyu
         click("resume")
         wait_for(opened, "it does not go on", f"paused => ({LINE})() !== paused", paused)
         click("stop")
+        wait_for(opened, "nothing stops", f"() => ({LINE})().includes('stop')", seconds=10)
         wait_until_idle(comfyui_server)
         entry = newest_run(comfyui_server)
         (told,) = entry["outputs"]["2"]["streamblocks"]
