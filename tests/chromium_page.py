@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -126,15 +126,10 @@ class ComfyPage:
         return self._page
 
     def _listen(self, page: Page) -> None:
-        page.route("**/*", self._only_the_server)
+        # A pattern, not a function: what does not match goes on without this process, which may be asleep.
+        page.route(re.compile(f"^(?!{re.escape(self.url)}|data:|blob:)"), lambda route: route.abort())
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self._said.append(f"uncaught: {error}"))
-
-    def _only_the_server(self, route: Route) -> None:
-        if route.request.url.startswith((self.url, "data:", "blob:")):
-            route.continue_()
-        else:
-            route.abort()
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type == "error":
