@@ -20,6 +20,8 @@ MODULAR_INDEX = "modular_model_index.json"
 PIPELINE_INDEX = "model_index.json"
 # In the folder itself, and in those of its components, which may lie deeper.
 _CONFIG = "config.json"
+# Where peft is installed, transformers loads what this names: any other repository, and modules by their name.
+ADAPTER_CONFIG = "adapter_config.json"
 _ROOT_FILES = frozenset({MODULAR_CONFIG, MODULAR_INDEX, PIPELINE_INDEX, _CONFIG})
 _BLOCKS_CLASS = "ModularPipelineBlocks"
 MOST_FILES = 500
@@ -163,7 +165,7 @@ def _read_folder(place: str, commit: str | None, folder: Path) -> RepositoryCode
 def _refuse_other_case(place: str, name: str) -> None:
     """Raise CheckpointError for a config that a disk which takes `A` for `a` would open, and this did not read."""
     lower = PurePosixPath(name).name.lower()
-    if lower == _CONFIG or name.lower() in _ROOT_FILES:
+    if lower in (_CONFIG, ADAPTER_CONFIG) or name.lower() in _ROOT_FILES:
         raise CheckpointError(f"{name} of {place!r} is written {lower} in every repository: rename it.")
 
 
@@ -171,4 +173,4 @@ def _is_code(name: str) -> bool:
     path = PurePosixPath(name)
     if path.suffix.lower() == ".py":
         return True
-    return name in _ROOT_FILES or path.name == _CONFIG
+    return name in _ROOT_FILES or path.name in (_CONFIG, ADAPTER_CONFIG)

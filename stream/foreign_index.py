@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 
 from ..checkpoints.checkpoint_error import shown, shown_word
 from ..checkpoints.checkpoint_files import CheckpointError
+from .code_files import ADAPTER_CONFIG
 from .hub import refuse_folder_as_hub_id
 from .recipe import is_hub_id
 
@@ -84,6 +85,24 @@ def refuse_fetched_kernels(place: str, config: Mapping[str, Any]) -> None:
                     "entry out of the file."
                 )
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def refuse_adapters(place: str, paths: Iterable[str], subfolder: str) -> None:
+    """Refuse a component with an adapter of peft's beside it, which names what transformers loads in its place.
+
+    Args:
+        place: the repository or folder, for the message.
+        paths: of files in it, with `/`.
+        subfolder: of the component, "" for the root, where transformers looks, too.
+
+    Raises CheckpointError.
+    """
+    found = {ADAPTER_CONFIG, f"{subfolder}/{ADAPTER_CONFIG}".lstrip("/")}.intersection(paths)
+    if found:
+        raise CheckpointError(
+            f"{min(found)} of {place!r} has another model loaded in place of the component beside it: take the file "
+            "away, and use a component with the adapter merged into it."
+        )
 
 
 def check_component_place(model: str, name: str, spec: ComponentSpec) -> None:

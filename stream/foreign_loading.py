@@ -22,11 +22,11 @@ from ..checkpoints.checkpoint_files import CheckpointError
 from ..checkpoints.json_text import read_json
 from .abandoned_work import Check, never_cancelled, work_beside
 from .code_consent import NOTHING_ALLOWED, AllowedCode, check_code_allowed, check_pinned
-from .code_files import MODULAR_INDEX, MOST_BYTES, MOST_FILES, PIPELINE_INDEX, RepositoryCode, read_code
+from .code_files import ADAPTER_CONFIG, MODULAR_INDEX, MOST_BYTES, MOST_FILES, PIPELINE_INDEX, RepositoryCode, read_code
 from .code_import import ImportedCode
 from .default_dtype import default_dtype_kept
 from .foreign_bounds import MOST_LAYERS, check_config_bounds, count_tensors
-from .foreign_index import check_component_classes, check_component_place, refuse_fetched_kernels
+from .foreign_index import check_component_classes, check_component_place, refuse_adapters, refuse_fetched_kernels
 from .hub import fetch_files, refuse_folder_as_hub_id
 from .recipe import Recipe
 
@@ -177,6 +177,8 @@ def _load_components(
     specs = {name: pipe.get_component_spec(name) for name in pipe.pretrained_component_names}
     for name, spec in specs.items():
         check_component_place(recipe.model, name, spec)
+        if spec.pretrained_model_name_or_path == recipe.model:
+            refuse_adapters(code.place, (file.path for file in code.files), spec.subfolder or "")
     own = {name for name, spec in specs.items() if spec.pretrained_model_name_or_path == recipe.model}
     for name in (name for name, spec in specs.items() if spec.type_hint in (None, diffusers.AutoModel)):
         if name not in own:
@@ -222,9 +224,12 @@ def _checked_elsewhere(spec: ComponentSpec, check: Check) -> tuple[str, bool]:
     place, folder = str(spec.pretrained_model_name_or_path), f"{spec.subfolder}/".lstrip("/")
 
     def wanted(path: str) -> bool:
-        return path.startswith(folder) and "/" not in path[len(folder) :] and path.endswith("config.json")
+        beside = path.startswith(folder) and "/" not in path[len(folder) :] and path.endswith("config.json")
+        return beside or path == ADAPTER_CONFIG
 
     fetched = fetch_files(place, spec.revision, wanted, most_files=MOST_FILES, most_bytes=MOST_BYTES, check=check)
+    adapters = (file.relative_to(fetched.folder).as_posix() for file in fetched.folder.rglob(ADAPTER_CONFIG))
+    refuse_adapters(place, adapters, folder.rstrip("/"))
     config = fetched.folder / folder / "config.json"
     if config.exists():
         content, name = read_json(config), f"{folder}config.json of {place!r}"

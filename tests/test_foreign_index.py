@@ -86,6 +86,11 @@ def hide_kernels_deeper(folder):
     change(folder / "deep" / "er" / "config.json", _attn_implementation=KERNELS)
 
 
+def plant_adapter(place, **values):
+    adapter = {"base_model_name_or_path": "evil/model", "peft_type": "LORA", **values}
+    return lambda folder: (folder / place / "adapter_config.json").write_text(json.dumps(adapter))
+
+
 def write_in_capitals(name):
     return lambda folder: (folder / name).rename(folder / name.capitalize())
 
@@ -106,6 +111,9 @@ def write_in_capitals(name):
         (hide_kernels(_experts_implementation=KERNELS), "names kernels of the hub"),
         (hide_kernels_deeper, "deep/er/config.json of .* names kernels"),
         (write_in_capitals("modular_model_index.json"), "rename it"),
+        # peft imports the module.
+        (plant_adapter("text_encoder", megatron_config={}, megatron_core="uploaded"), "another model loaded in place"),
+        (plant_adapter("."), "^adapter_config.json of .* another model loaded"),
     ],
 )
 def test_it_is_refused_by_name(repository, plant, sentence):
@@ -115,7 +123,7 @@ def test_it_is_refused_by_name(repository, plant, sentence):
     assert not (repository.parent / "canary").exists()
 
 
-def test_kernels_of_a_component_from_another_repository_are_refused(repository, serve):
+def test_kernels_and_adapters_of_a_component_from_another_repository_are_refused(repository, serve):
     other = repository.parent / "other"
     (repository / "text_encoder").rename(other.joinpath("text_encoder") if not other.mkdir() else None)
     change(other / "text_encoder" / "config.json", _attn_implementation=KERNELS)
@@ -124,6 +132,12 @@ def test_kernels_of_a_component_from_another_repository_are_refused(repository, 
     with pytest.raises(CheckpointError, match=r"text_encoder/config.json of 'owner/model' names kernels"):
         load(repository)
     change(other / "text_encoder" / "config.json", _attn_implementation="eager")
+    for place in (".", "text_encoder"):
+        plant_adapter(place)(other)
+        shutil.rmtree(repository.parent / "hub")
+        with pytest.raises(CheckpointError, match="another model loaded in place"):
+            load(repository)
+        (other / place / "adapter_config.json").unlink()
     shutil.rmtree(repository.parent / "hub")
     assert load(repository).pipe.text_encoder.config._attn_implementation == "eager"
 
