@@ -80,10 +80,12 @@ def _quantized_weight(values: torch.Tensor, spec: QuantizationSpec) -> Any:  # n
 def supports_int8_matmul(device: torch.device | str) -> bool:
     """Whether `torch._int_mm` runs on `device`: a CPU, or CUDA of compute capability 7.5 (Turing) or more."""
     device = torch.device(device)
-    if device.type == "cuda" and torch.version.cuda is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY
+    if device.type == "cuda":
+        # ROCm's devices are called "cuda", too, and not all of them have the product.
+        is_cuda = torch.version.cuda is not None and torch.cuda.is_available()
+        return is_cuda and torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY
     # Nothing runs on the meta device, where a stream's memory is rehearsed.
-    return device.type in ("cpu", "cuda", "meta")
+    return device.type in ("cpu", "meta")
 
 
 def int8_scale(magnitude: torch.Tensor) -> torch.Tensor:

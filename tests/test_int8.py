@@ -194,3 +194,13 @@ def test_a_missing_torchao_is_said_clearly(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match="pip install torchao"):
         quantize_model(_model(), _plan(QuantizationSpec("int8")))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "expected"), [("13.0", (7, 5), True), ("13.0", (7, 0), False), (None, (9, 4), False)]
+)
+def test_integer_products_are_for_turing_and_later_not_for_rocm(monkeypatch, cuda, capability, expected):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert int8.supports_int8_matmul("cuda") is expected
