@@ -211,14 +211,18 @@ def test_loading_prints_its_end_and_what_breaks_a_silence(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     progress = PrintedProgress()
-    for percent in range(0, 101, 5):
-        progress.say("Sampler", f"loading vae: {percent} % of 0.51 GB")
+    for component in ("transformer", "vae"):
+        for percent in range(0, 101, 5):
+            progress.say("Sampler", f"loading {component}: {percent} % of 0.51 GB")
+        progress.say("Sampler", "block 1 of 2 is being made")
     progress.say("Sampler", "block 1 of 2: 3 pictures a second")
     now[0] += SILENCE_S + 1
     for percent in (5, 10):
         progress.say("Sampler", f"loading transformer: {percent} % of 28.00 GB")
     progress.step("Sampler", 1, 4)
     assert [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "Sampler: loading transformer: 100 % of 0.51 GB",
+        "Sampler: block 1 of 2 is being made",
         "Sampler: loading vae: 100 % of 0.51 GB",
         "Sampler: block 1 of 2: 3 pictures a second",
         "Sampler: loading transformer: 5 % of 28.00 GB",

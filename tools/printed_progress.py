@@ -8,6 +8,7 @@ import time
 # Seconds without output after which a step is printed.
 SILENCE_S = 10.0
 # How nodes report bytes that are read or written, such as "loading vae: 35 % of 0.51 GB".
+_BYTES = re.compile(r": \d+ % of ")
 _UNFINISHED = re.compile(r": \d?\d % of ")
 
 
@@ -16,10 +17,18 @@ class PrintedProgress:
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
+        self._current: tuple[str, str] | None = None
 
     def say(self, node: str, text: str) -> None:
-        """Print a node's line of text; of loading, saving and downloading, the end and now and then a step."""
-        if not _UNFINISHED.search(text) or self._is_silent():
+        """Print a node's line of text; of loading, saving and downloading, the end and now and then a step.
+
+        What the node goes on with behind loading something is not said again.
+        """
+        if _BYTES.search(text):
+            is_new = not _UNFINISHED.search(text)
+        else:
+            is_new, self._current = (node, text) != self._current, (node, text)
+        if is_new or self._is_silent():
             self._print(f"{node}: {text}")
 
     def step(self, node: str, value: int, total: int) -> None:
