@@ -103,6 +103,11 @@ def test_the_link_plays_saves_and_survives_undo(comfyui_server: ComfyUIServer) -
         page.wait_for_selector(f"[data-node-id] {LINE}")
         assert line.count() == 1
         assert saved_values(opened) == values
+        page.reload()
+        opened.wait_until_ready()
+        assert line.count() == 0
+        opened.load_workflow(WORKFLOW)
+        page.wait_for_selector(f"[data-node-id] {LINE}")
         (sampler,) = (node for node in opened.graph_to_prompt().values() if node["class_type"] == "StreamBlocksSampler")
         assert "unfinished_video" not in sampler["inputs"]
 

@@ -1,22 +1,40 @@
 import { text } from './messages.mjs'
 
-/** The newest unfinished video of each node, as the server sent it, for as long as the page is open. */
+const KEY = 'streamblocks.unfinished'
+const MOST_LINKS = 16
+
+/** The newest unfinished video of each node, as the server sent it; behind a reload of the page, too. */
 export class UnfinishedLinks {
-  constructor() {
-    this.videos = new Map()
+  /** @param {Storage} storage of this tab */
+  constructor(storage) {
+    this.storage = storage
   }
 
   /** @param {{node: string, workflow: string | null, filename: string, subfolder: string, type: string, pictures: number}} video */
   add(video) {
-    this.videos.set(keyOf(video), video)
+    this.write([...this.others(video), video].slice(-MOST_LINKS))
   }
 
   drop(video) {
-    this.videos.delete(keyOf(video))
+    this.write(this.others(video))
   }
 
   all() {
-    return [...this.videos.values()]
+    try {
+      const videos = JSON.parse(this.storage.getItem(KEY) ?? '[]')
+      return Array.isArray(videos) ? videos : []
+    } catch {
+      // Someone else's, or cut short: the videos are in Assets.
+      return []
+    }
+  }
+
+  others(video) {
+    return this.all().filter((other) => keyOf(other) !== keyOf(video))
+  }
+
+  write(videos) {
+    this.storage.setItem(KEY, JSON.stringify(videos))
   }
 }
 

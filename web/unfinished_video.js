@@ -10,7 +10,7 @@ const WIDGET = 'unfinished_video'
 /** In the node's own pixels; the margin is part of the height. */
 const [HEIGHT, MARGIN] = [32, 4]
 
-const links = new UnfinishedLinks()
+const links = new UnfinishedLinks(sessionStorage)
 
 app.registerExtension({
   name: 'StreamBlocks.UnfinishedVideo',
