@@ -100,7 +100,7 @@ class Checks:
 
     def _settings(self, pipeline: BuiltInPipeline) -> StreamSettings:
         settings = StreamSettings(width=576, height=320, blocks=3)
-        least = pipeline._estimate(self.recipe.quantization, settings).least
+        least = pipeline.fit.estimate(self.recipe.quantization, settings).least
         budget = least + pipeline._store.components["transformer"].bytes * 3 // 10
         return pipeline.check_fit(replace(settings, memory_gb=budget / 1e9))
 

@@ -20,7 +20,11 @@ from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.family import CAUSAL_WAN_21
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
 from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
-from streamblocks.wan.transformer.attention import block_masks_of, causal_attention_of, install_causal_attention
+from streamblocks.wan.transformer.installed_attention import (
+    block_masks_of,
+    causal_attention_of,
+    install_causal_attention,
+)
 from streamblocks.wan.vae.gpu_layout import speed_up_decoder, speed_up_vae
 from streamblocks.wan.vae.tiny_decoder import TinyDecoder, TinyDecoderConfig
 

@@ -174,7 +174,7 @@ class Benchmark:
         pipeline = materialise(self.recipe, residency=pretended or PlainResidency())
         assert isinstance(pipeline, BuiltInPipeline)
         if pretended is not None:
-            pretended.available = pipeline._estimate(self.recipe.quantization, settings).least
+            pretended.available = pipeline.fit.estimate(self.recipe.quantization, settings).least
         return pipeline
 
     def _figures(

@@ -16,7 +16,7 @@ from random_pipeline import RandomPipeline
 from streamblocks.ops.attention_backends import EIGHT_BIT, FLASH3_FP8
 from streamblocks.ops.call_graphs import CallGraphs
 from streamblocks.wan.steps import prepare_steps
-from streamblocks.wan.transformer.attention import causal_attention_of
+from streamblocks.wan.transformer.installed_attention import causal_attention_of
 
 DEFAULT_WINDOW = "6"
 _BLOCK = 3

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from streamblocks.families.kv_policies import RECOMPUTE, ROLLING
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.steps.text_step import DEFAULT_TEXT_TOKENS
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass
 from streamblocks.wan.transformer.causal_transformer import allocate_cross_cache, allocate_kv_cache, predict_velocity
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 from streamblocks.wan.transformer.kv_cache import KVCache
 from streamblocks.wan.vae.streaming_vae import DecoderCache, decode_latent_frame, encode_pixel_frame
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -18,10 +17,10 @@ from huggingface_hub.errors import (
     NotASafetensorsRepoError,
     SafetensorsParsingError,
 )
-from huggingface_hub.utils import tqdm as hub_tqdm
 
 from ..checkpoints.checkpoint_files import CheckpointError
-from .abandoned_work import Abandoned, Check, never_cancelled
+from .abandoned_work import Check, never_cancelled
+from .hub_download import BYTE_SECONDS, download_file
 from .hub_patience import HubPatience, HubSilentError
 
 BUILT_IN_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
@@ -37,8 +36,6 @@ _HUB_ERRORS = (
 
 # Of the causes of a failed call.
 _NO_CONNECTION = frozenset({"ConnectError", "ConnectTimeout", "ConnectionError"})
-# From one byte of an answer to the next; the library's own default for files.
-_BYTE_SECONDS = 10.0
 
 # Bytes downloaded so far, and bytes in all.
 OnBytes = Callable[[int, int], None]
@@ -122,7 +119,7 @@ class HubRepository:
 
     def _fetch_file(self, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
         with _explained(self.name):
-            return _download(self.name, path, revision, on_count)
+            return download_file(self.name, path, revision, on_count)
 
 
 def find_repository(
@@ -153,7 +150,7 @@ def _ask_for_files(repository: str, revision: str | None, check: Check) -> Model
     with _explained(repository):
         return HubPatience(check).run(
             # A limit of the call's own, so that an abandoned one ends, too.
-            partial(HfApi().model_info, repository, revision=revision, files_metadata=True, timeout=_BYTE_SECONDS)
+            partial(HfApi().model_info, repository, revision=revision, files_metadata=True, timeout=BYTE_SECONDS)
         )
 
 
@@ -217,7 +214,7 @@ def fetch_files(
     folders = set()
     for file in found:
         with _explained(repository):
-            local = _download(repository, file.rfilename, info.sha, lambda _: check())
+            local = download_file(repository, file.rfilename, info.sha, lambda _: check())
         folders.add(local.parents[file.rfilename.count("/")])
     if len(folders) != 1:
         raise CheckpointError(f"hub repository {repository!r} has files outside of it: do not use it.")
@@ -264,83 +261,3 @@ def _is_of_network(error: BaseException) -> bool:
             return True
         chain = chain.__cause__
     return False
-
-
-def _download(repository: str, path: str, revision: str | None, on_count: Callable[[int], None]) -> Path:
-    """One file of a repository, in the hub's cache.
-
-    Args:
-        repository: owner/name.
-        path: of the file in it.
-        revision: None for the default branch.
-        on_count: called some times a second with the bytes of the file so far; what it raises ends the download.
-    """
-    progress = _FileProgress()
-    patience = HubPatience(lambda: on_count(progress.count))
-    progress.on_begin = patience.hear
-    call = partial(
-        hf_hub_download,
-        repository,
-        path,
-        revision=revision,
-        etag_timeout=_BYTE_SECONDS,
-        tqdm_class=progress.bar_class(),
-    )
-    try:
-        return Path(patience.run(call))
-    except BaseException:
-        progress.stop()
-        raise
-
-
-@dataclass
-class _FileProgress:
-    """How far the download of one file is, whichever of the hub's transfers makes it.
-
-    Attributes:
-        count: bytes that have arrived: the most that a bar has said. The hub's Xet transfer has two bars for a file.
-        stopped: whether nobody waits for the file any more.
-        on_begin: called when the first bytes are to come.
-    """
-
-    count: int = 0
-    stopped: bool = False
-    on_begin: Callable[[], None] = never_cancelled
-
-    def advance(self, count: int) -> None:
-        """A bar has reached `count` bytes; raises `Abandoned` after `stop`."""
-        if self.stopped:
-            raise Abandoned
-        self.count = max(self.count, count)
-
-    def stop(self) -> None:
-        """End the transfer."""
-        if not self.stopped:
-            self.stopped = True
-            # Xet calls from a thread of its own, where an exception would be printed and forgotten.
-            _abort_xet_transfers()
-
-    def bar_class(self) -> type[Any]:
-        """A silent progress bar, as `hf_hub_download` takes one."""
-        progress = self
-
-        class Bar(hub_tqdm):
-            def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
-                self._count = int(options.get("initial") or 0)
-                super().__init__(*args, **{**options, "disable": True})
-                progress.on_begin()
-
-            def update(self, n: float | None = 1) -> bool | None:
-                self._count += int(n or 0)
-                progress.advance(self._count)
-                return None
-
-        return Bar
-
-
-def _abort_xet_transfers() -> None:
-    """Stop the hub's Xet transfers, where this version of its library can; else the file is finished first."""
-    with suppress(ImportError):
-        from huggingface_hub.utils._xet import abort_xet_session
-
-        abort_xet_session()

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
-from ..families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
 from ..families.model_family import LatentGeometry, ModelFamily
 from ..families.stream_preset import StreamPreset
-from ..ops.quantization import QuantizationSpec
 from .built_in_saving import BuiltInSaving
 from .carried_state import carried_by_built_in_blocks
 from .component_report import report_components
 from .component_store import ComponentStore, LoadCallback
 from .conditioning import fit_tokens, name_embeds
-from .decode_bounds import bound_decoding, decoder_ram_bytes
-from .estimate import (
-    SMALLER,
-    MemoryEstimate,
-    attention_choice,
-    check_it_fits,
-    choice_that_fits,
-    estimate_memory,
-    of_their_sizes,
-    requantized,
-    smaller_choices,
-)
 from .layer_streaming import streamer_of
 from .looks import Look, look_away, looking
+from .memory_fit import MemoryFit
 from .noise_generator import make_noise_generator
 from .prompt_encodings import EncodedPrompt
 from .recipe import Recipe
@@ -40,7 +26,6 @@ from .residency import Residency
 from .settings import StreamSettings
 from .snapshot_tree import SnapshotKinds
 from .state import StreamState
-from .streaming_forecast import Pace
 from .streaming_plans import StreamingPlans
 
 
@@ -77,7 +62,15 @@ class BuiltInPipeline:
         self._plans = StreamingPlans(store)
         self.saving = BuiltInSaving(family, store, self._plans, residency)
         self._load_tokenizer = load_tokenizer
-        self._estimates: dict[tuple[QuantizationSpec | None, StreamSettings], MemoryEstimate] = {}
+        self.fit = MemoryFit(
+            recipe,
+            family=family,
+            store=store,
+            plans=self._plans,
+            saving=self.saving,
+            residency=residency,
+            device=device,
+        )
 
     @property
     def on_load(self) -> LoadCallback:
@@ -146,56 +139,12 @@ class BuiltInPipeline:
         return make_noise_generator(seed)
 
     def check_fit(self, settings: StreamSettings) -> StreamSettings:
-        """Estimate the stream's memory from headers and shapes, and plan which layers stay on the device.
+        """See `MemoryFit.plan`."""
+        return self.fit.plan(settings)
 
-        Where so many layers would be streamed that the bus sets the pace, keys in 8 bits leave room for more of them,
-        and a first step that takes the context, or the block before, along needs one pass less over these.
-        """
-        available = self._available_bytes(settings)
-        spec = self.recipe.quantization
-        packs = settings.kv_format == KV_AUTO
-        settings = replace(settings, kv_format=KV_PLAIN) if packs else settings
-        self.saving.begin(may_pack_keys=packs)
-        if available is None:
-            return settings
-        band_counts = self.family.decode_bands(self._store.components)
-        if not self._plans.would_stay(self._estimate(spec, settings), available):
-            settings = replace(settings, kv_format=KV_INT8) if packs else settings
-            settings = bound_decoding(
-                settings,
-                available,
-                lambda changed: self._estimate(spec, changed).least,
-                band_counts,
-                has_ram=self.residency.streams_layers(self.device),
-            )
-            fused = replace(settings, fuse_context=True)
-            # The fused pass has the activations of both.
-            settings = fused if self._estimate(spec, fused).least <= available else settings
-        estimate = self._estimate(spec, settings)
-        check_it_fits(estimate, available, settings, self._smaller_choices(settings))
-        self.saving.fit(settings, estimate, available)
-        self._store.budget = available - estimate.overhead if settings.memory_gb else None
-        pictures = self.family.geometry.pixel_frames(settings.frames_per_block, from_the_start=False)
-        pace = Pace(settings.passes_per_block, pictures, savings=settings.savings)
-        in_ram = decoder_ram_bytes(settings, lambda changed: self._estimate(spec, changed).streaming, band_counts)
-        self._plans.make(estimate, available, pace, with_text_encoder=not settings.embeds_given, reserved=in_ram)
-        return settings
-
-    def _smaller_choices(self, settings: StreamSettings) -> Iterator[tuple[str, MemoryEstimate]]:
-        can_quantize, step = not self._store.components["transformer"].is_stored_quantized, self.geometry.size_step
-        choices = smaller_choices(self.recipe.quantization, settings, can_quantize=can_quantize, size_step=step)
-        return ((text, self._estimate(spec, changed)) for text, spec, changed in choices)
-
-    def _available_bytes(self, settings: StreamSettings) -> int | None:
-        free = self.residency.available_bytes(self.device)
-        if not settings.memory_gb:
-            return free
-        if free is None or not self.residency.streams_layers(self.device):
-            raise ValueError(
-                f"memory_gb is {settings.memory_gb:g} and the device is {self.device}, whose memory is not managed: "
-                "leave it at 0."
-            )
-        return min(free, int(settings.memory_gb * 1e9))
+    def what_would_fit(self, settings: StreamSettings) -> str:
+        """See `MemoryFit.what_would_fit`."""
+        return self.fit.what_would_fit(settings)
 
     def encode_prompt(self, state: PipelineState, prompt: str) -> None:
         """Run the text step alone when the prompt changed, so that a large text encoder can be offloaded first."""
@@ -214,17 +163,11 @@ class BuiltInPipeline:
             encoded[text] = EncodedPrompt.read(state)
         return encoded
 
-    def what_would_fit(self, settings: StreamSettings) -> str:
-        """The mildest of `smaller_choices` that takes less than `settings` and fits what is free now."""
-        spec, free = self.recipe.quantization, self.residency.available_bytes(self.device)
-        most = self._estimate(spec, settings).least - 1
-        return choice_that_fits(self._smaller_choices(settings), most if free is None else min(most, free)) or SMALLER
-
     def bring_components(self, settings: StreamSettings) -> None:
         """Move transformer, VAE and decoder to the device, with room for the stream's caches and activations."""
         for name in self._store.of_blocks():
             self._load(name)
-        working_bytes = self.saving.working_bytes(self._estimate(self.recipe.quantization, settings))
+        working_bytes = self.saving.working_bytes(self.fit.estimate(self.recipe.quantization, settings))
         self._store.bring(self._store.of_blocks(), working_bytes)
         self.saving.repeat_calls(self.pipe)
 
@@ -278,7 +221,7 @@ class BuiltInPipeline:
         self.saving.drop_graphs()
         self.pipe.transformer = None
         self._store.exchange(transformer)
-        self._estimates.clear()
+        self.fit.change_recipe(recipe)
         self.recipe = recipe
 
     def transformer_bytes(self) -> int:
@@ -324,17 +267,3 @@ class BuiltInPipeline:
         if getattr(self.pipe, name) is not module:
             self.pipe.update_components(**{name: module})
         return module
-
-    def _estimate(self, spec: QuantizationSpec | None, settings: StreamSettings) -> MemoryEstimate:
-        settings = of_their_sizes(settings)
-        key = (spec, settings)
-        if key not in self._estimates:
-            components = self._store.components
-            if spec != self.recipe.quantization:
-                components = requantized(components, spec)
-            attention = attention_choice(self.recipe, self.device)
-            estimate = estimate_memory(self.family, components, settings, attention, self.device)
-            if not self.residency.streams_layers(self.device):
-                estimate = estimate.without_streaming()
-            self._estimates[key] = estimate
-        return self._estimates[key]

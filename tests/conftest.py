@@ -12,7 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from layouts import users_files
 
-from streamblocks.stream import picture_encoding, pipelines
+from streamblocks.stream import memory_fit, picture_encoding
 from streamblocks.stream.code_consent import AllowedCode
 from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.materialise import materialise, release_materialised
@@ -118,7 +118,7 @@ def pipeline(tiny_folder: Path) -> Iterator[StreamPipeline]:
     """Of the tiny model. A rehearsal takes longer than most streams of it, and is tested by itself."""
     release_materialised()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
+        patch.setattr(memory_fit, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
         yield materialise(Recipe(model=str(tiny_folder)))
     release_materialised()
 

@@ -7,7 +7,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import load_file
 
-from streamblocks.wan.transformer.attention import install_causal_attention
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 
 DATA = Path(__file__).parent / "data"
 

@@ -8,7 +8,7 @@ from diffusers.modular_pipelines import PipelineState
 from torch._dynamo.utils import counters
 
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
-from streamblocks.wan.transformer.attention import install_causal_attention
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 from streamblocks.wan.transformer.joined_projections import fuse_self_attention
 
 LAYERS, BLOCKS, TEXT_DIM = 4, 6, 48

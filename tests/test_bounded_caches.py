@@ -12,7 +12,7 @@ from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.transformer.attention import block_masks_of
+from streamblocks.wan.transformer.installed_attention import block_masks_of
 
 pytestmark = [
     pytest.mark.usefixtures("no_pipeline"),

@@ -13,7 +13,8 @@ from streamblocks.families.kv_policies import KV_INT8
 from streamblocks.ops.attention_backends import FLASH3_FP8
 from streamblocks.ops.call_graphs import CallGraphs
 from streamblocks.wan.steps.context_policies import Past, Recompute
-from streamblocks.wan.transformer.attention import CausalAttention, causal_attention_of
+from streamblocks.wan.transformer.attention import CausalAttention
+from streamblocks.wan.transformer.installed_attention import causal_attention_of
 from streamblocks.wan.vae import stream_decoder
 from streamblocks.wan.vae.streaming_vae import LatentStatistics
 

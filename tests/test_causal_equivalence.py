@@ -9,7 +9,6 @@ from streamblocks.wan.steps.prepare_steps import draw_noise
 from streamblocks.wan.transformer import attention as attention_module
 from streamblocks.wan.transformer import cross_attention as cross_attention_module
 from streamblocks.wan.transformer import rope as rope_module
-from streamblocks.wan.transformer.attention import causal_attention_of, install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, make_key_bias
 from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
@@ -18,6 +17,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     predict_velocity,
     write_keys,
 )
+from streamblocks.wan.transformer.installed_attention import causal_attention_of, install_causal_attention
 from streamblocks.wan.transformer.joined_projections import fuse_self_attention
 from streamblocks.wan.transformer.kv_cache import KVCache, write_block
 from streamblocks.wan.transformer.rope import apply_rotary

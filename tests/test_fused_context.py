@@ -11,7 +11,6 @@ from streamblocks.stream.materialise import materialise
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, make_key_bias
 from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
@@ -22,6 +21,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     write_keys,
 )
 from streamblocks.wan.transformer.eight_bits import Packing
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 
 from golden_wan import build_golden_transformer, load_golden, relative_error
 from small_wan import make_components

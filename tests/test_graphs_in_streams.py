@@ -14,13 +14,13 @@ from test_steered_streams import place
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8
 from streamblocks.ops.call_graphs import CallGraphs
 from streamblocks.ops.graph_switch import SWITCH_VARIABLE, why_no_graphs
-from streamblocks.stream import built_in_saving, pipelines
+from streamblocks.stream import built_in_saving, memory_fit
 from streamblocks.stream.direction import Direction
 from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.settings import StreamSettings
-from streamblocks.wan.transformer.attention import causal_attention_of
+from streamblocks.wan.transformer.installed_attention import causal_attention_of
 from streamblocks.wan.vae import stream_decoder
 
 import small_wan
@@ -41,7 +41,7 @@ def plain(tiny_folder):
     # One that another file left there would be taken as it is.
     release_materialised()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
+        patch.setattr(memory_fit, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
         yield materialise(Recipe(str(tiny_folder)), residency=RoomyCard())
     release_materialised()
 

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from streamblocks.stream.abandoned_work import Abandoned
-from streamblocks.stream.hub import _FileProgress
+from streamblocks.stream.hub_download import FileProgress
 
 from fake_hub import fake_hub
 
@@ -143,7 +143,7 @@ def test_the_whole_pipeline_comes_and_is_found_again_without_a_network(scenes):
 
 def test_a_transfer_that_was_stopped_is_told_so_in_its_own_thread():
     """As the hub's Xet transfer calls: from a thread of its own, by two bars."""
-    progress = _FileProgress()
+    progress = FileProgress()
     bars = [progress.bar_class()(total=100) for _ in range(2)]
     ended = []
 

@@ -29,7 +29,6 @@ from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_ST
 from streamblocks.ops.normed_rows import add_and_norm
 from streamblocks.wan.kernel_report import KEYS_NOT_IN_8_BITS, NOT_ASKED_FOR, OTHER_NORMS, OTHER_VAE, report_kernels
 from streamblocks.wan.steps.causal_wan_blocks import make_causal_wan_pipeline
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass, SelfAttentionPass
 from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
@@ -37,6 +36,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     fill_cross_cache,
     predict_velocity,
 )
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 from streamblocks.wan.transformer.rotary_store import Projections, store_block
 from streamblocks.wan.vae.norm_silu import PendingSum, norm_into_window
 

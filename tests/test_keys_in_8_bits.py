@@ -13,9 +13,9 @@ from streamblocks.ops.head_quantization import (
     unround_heads,
 )
 from streamblocks.wan.steps import prepare_steps
-from streamblocks.wan.transformer.attention import causal_attention_of
 from streamblocks.wan.transformer.eight_bits import Packing
 from streamblocks.wan.transformer.head_scaled_kv_cache import HeadScaledKVCache
+from streamblocks.wan.transformer.installed_attention import causal_attention_of
 from streamblocks.wan.transformer.kv_cache import KVCache
 from streamblocks.wan.transformer.packed_kv_cache import PackedKVCache
 

@@ -76,7 +76,7 @@ def test_a_stream_keeps_to_its_budget_with_the_same_pictures(deep):
     pipeline = materialise(Recipe(str(deep)), residency=card)
     assert isinstance(pipeline, BuiltInPipeline)
     expected = stream(pipeline)
-    estimate = pipeline._estimate(None, settings)
+    estimate = pipeline.fit.estimate(None, settings)
     assert estimate.least < estimate.needed
     for available in (estimate.least, (estimate.least + estimate.needed) // 2, estimate.needed):
         release_materialised()
@@ -103,9 +103,9 @@ def test_what_streaming_brings_along_is_chosen_by_the_memory(deep):
     assert isinstance(pipeline, BuiltInPipeline)
     settings = StreamSettings(width=96, height=96, steps=2, kv_format=KV_AUTO)
     assert pipeline.check_fit(settings) == replace(settings, kv_format=KV_PLAIN)
-    plain = pipeline._estimate(None, replace(settings, kv_format=KV_PLAIN))
-    fused = pipeline._estimate(None, replace(settings, kv_format=KV_INT8, fuse_context=True))
-    apart = pipeline._estimate(None, replace(settings, kv_format=KV_INT8))
+    plain = pipeline.fit.estimate(None, replace(settings, kv_format=KV_PLAIN))
+    fused = pipeline.fit.estimate(None, replace(settings, kv_format=KV_INT8, fuse_context=True))
+    apart = pipeline.fit.estimate(None, replace(settings, kv_format=KV_INT8))
     assert fused.streaming > apart.streaming
     # 8 layers: the fewest that are worth streaming, 4, are more than a quarter.
     card.available = max(plain.transformer + plain.vae + plain.streaming - 1, fused.least)
@@ -121,7 +121,7 @@ def test_what_streaming_brings_along_is_chosen_by_the_memory(deep):
 
 
 def bounded_estimate(pipeline, spec, settings):
-    """A stand-in for `BuiltInPipeline._estimate`: a decoder that takes 400, or 100 and its share of the rest."""
+    """A stand-in for `MemoryFit.estimate`: a decoder that takes 400, or 100 and its share of the rest."""
     decoding = 100 + 200 // settings.decode_bands + (0 if settings.decoder_cache_in_ram else 100)
     estimate = MemoryEstimate(1000, 0, 0, 0, decoding + settings.fuse_context, transformer_least=500)
     return estimate if pipeline.residency.streams_layers(pipeline.device) else estimate.without_streaming()
@@ -189,7 +189,7 @@ def test_a_budget_is_kept_where_more_is_free(deep):
     settings = StreamSettings(width=96, height=96, steps=2)
     pipeline = materialise(Recipe(str(deep)), residency=card)
     assert isinstance(pipeline, BuiltInPipeline)
-    least = pipeline._estimate(None, settings).least
+    least = pipeline.fit.estimate(None, settings).least
     enough = StreamSettings(width=96, height=96, steps=2, memory_gb=least / 1e9 + 1e-6)
     pipeline.check_fit(enough)
     assert len(pipeline._plans.transformer.streamed) > 3
@@ -215,7 +215,7 @@ def test_under_a_budget_the_text_encoder_goes_before_the_rest_comes(deep):
     pipeline = materialise(Recipe(str(deep)), residency=card)
     assert isinstance(pipeline, BuiltInPipeline)
     small = StreamSettings(width=96, height=96, steps=1)
-    estimate = pipeline._estimate(None, small)
+    estimate = pipeline.fit.estimate(None, small)
     for bytes_granted, offloaded in ((estimate.needed, ["text_encoder"]), (2 * estimate.needed, [])):
         settings = StreamSettings(width=96, height=96, steps=1, memory_gb=bytes_granted / 1e9 + 1e-6)
         pipeline.check_fit(settings)
@@ -273,7 +273,7 @@ def test_where_the_device_is_the_ram_nothing_is_streamed(deep):
     card = Ram(10**12)
     pipeline = materialise(Recipe(str(deep)), residency=card)
     assert isinstance(pipeline, BuiltInPipeline)
-    needed = pipeline._estimate(None, settings).needed
+    needed = pipeline.fit.estimate(None, settings).needed
     card.available = needed
     assert pipeline.check_fit(settings) == settings
     card.available = needed // 2

@@ -266,7 +266,7 @@ def test_a_stream_without_ram_has_the_same_pictures_and_is_saved_as_ever(deep, t
     assert isinstance(whole, BuiltInPipeline)
     expected = stream(whole)
     save_quantized_pipeline(whole, tmp_path / "whole.safetensors", NoWatcher())
-    card.available = whole._estimate(recipe.quantization, settings).least
+    card.available = whole.fit.estimate(recipe.quantization, settings).least
     release_materialised()
     del whole
     loading = Loading(monkeypatch)

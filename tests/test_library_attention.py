@@ -22,7 +22,7 @@ from streamblocks.ops.attention_backends import (
 from streamblocks.ops.flash3 import flash3
 from streamblocks.ops.head_quantization import quantize_heads, smooth_keys
 from streamblocks.stream.device_choice import check_attention_backend
-from streamblocks.wan.transformer.attention import causal_attention_of
+from streamblocks.wan.transformer.installed_attention import causal_attention_of
 
 from small_wan import make_components, make_pipeline, make_state, run_steps, stream
 

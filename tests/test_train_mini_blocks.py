@@ -12,7 +12,6 @@ from streamblocks.tools.train_mini.latent_pool import BLOCKS, CUTS, LatentPool
 from streamblocks.tools.train_mini.mini_models import TEXT_LENGTH
 from streamblocks.tools.train_mini.train_transformer import CaptionedTransformer
 from streamblocks.wan.steps.text_step import get_t5_prompt_embeds
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass
 from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
@@ -20,6 +19,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     fill_cross_cache,
     predict_velocity,
 )
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 
 CLIPS = 2
 

@@ -16,9 +16,9 @@ from streamblocks.ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVar
 from streamblocks.ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
 from streamblocks.ops.quantization import QuantizationSpec
 from streamblocks.wan.transformer import rotary_store
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import SelfAttentionPass
 from streamblocks.wan.transformer.causal_transformer import allocate_cross_cache, fill_cross_cache
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 from streamblocks.wan.transformer.rope import FrameOffsetRotaryEmbedding
 
 from plain_attention import attend_to_all, pad

@@ -21,7 +21,6 @@ from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 from streamblocks.wan.checkpoints.original_names import original_name
 from streamblocks.wan.family import CAUSAL_WAN_21, CAUSAL_WAN_22_5B
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass
 from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
@@ -29,6 +28,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     fill_cross_cache,
     predict_velocity,
 )
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 from streamblocks.wan.transformer.joined_projections import fuse_self_attention
 from streamblocks.wan.vae.streaming_vae import denormalize_latents
 

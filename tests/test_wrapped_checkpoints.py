@@ -6,7 +6,6 @@ from safetensors.torch import save_file
 
 from streamblocks.wan.checkpoints import single_file
 from streamblocks.wan.checkpoints.single_file import recognise_single_file
-from streamblocks.wan.transformer.attention import install_causal_attention
 from streamblocks.wan.transformer.attention_passes import CausalPass
 from streamblocks.wan.transformer.causal_transformer import (
     allocate_cross_cache,
@@ -14,6 +13,7 @@ from streamblocks.wan.transformer.causal_transformer import (
     fill_cross_cache,
     predict_velocity,
 )
+from streamblocks.wan.transformer.installed_attention import install_causal_attention
 
 from golden_wan import load_golden, relative_error
 from wan_loading import load_transformer

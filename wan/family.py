@@ -76,8 +76,8 @@ class CausalWan(ModelFamily):
             transformer_component,
             vae_component,
         )
-        from .transformer.attention import install_causal_attention
         from .transformer.compiled_blocks import compile_transformer_blocks
+        from .transformer.installed_attention import install_causal_attention
         from .vae.gpu_layout import speed_up_decoder, speed_up_vae
 
         def prepare_transformer(transformer: Any) -> None:  # noqa: ANN401
@@ -237,13 +237,13 @@ class CausalWan(ModelFamily):
 
     def held_masks(self, transformer: object) -> Mapping[str, object]:
         """Block masks of flex attention."""
-        from .transformer.attention import block_masks_of
+        from .transformer.installed_attention import block_masks_of
 
         return block_masks_of(transformer)
 
     def repeat_calls(self, pipe: ModularPipeline, graphs: CallGraphs) -> None:
         """Passes of the transformer, and the picture that is encoded for its context."""
-        from .transformer.attention import causal_attention_of
+        from .transformer.installed_attention import causal_attention_of
 
         causal_attention_of(pipe.transformer).graphs = graphs
 

@@ -9,8 +9,8 @@ from ..ops.attention_backends import EIGHT_BIT, FLASH3_FP8
 from ..ops.fp8_linear import FP8Linear
 from ..ops.kernels.kernel import KernelName
 from ..ops.kernels.register import RUNS, describe_kernels
-from .transformer.attention import library_of
 from .transformer.fused_norms import has_plain_layer_norms
+from .transformer.installed_attention import library_of
 
 NOT_ASKED_FOR = "not used here: it runs for FP8 layers with a scale per row after a GELU, in a compiled transformer"
 KEYS_NOT_IN_8_BITS = "not used here: it runs where the attention backend is flash3_fp8, or 8-bit as far as that is it"

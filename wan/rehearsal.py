@@ -23,9 +23,9 @@ from .checkpoints.config_bounds import transformer_arguments, vae_arguments
 from .steps.causal_wan_blocks import make_causal_wan_pipeline
 from .steps.context_policies import find_packing, frame_cache_length
 from .steps.text_step import DEFAULT_TEXT_TOKENS
-from .transformer.attention import causal_attention_of, install_causal_attention
 from .transformer.causal_transformer import allocate_kv_cache, weight_dtype
 from .transformer.head_scaled_kv_cache import HeadScaledKVCache
+from .transformer.installed_attention import causal_attention_of, install_causal_attention
 from .transformer.joined_projections import fuse_self_attention
 from .vae.streaming_vae import vae_dtype
 

@@ -9,7 +9,7 @@ import torch
 from faulty_streams import FAILS_ONCE, STAYS_SHORT, RoomyCard, Watcher, make
 
 from streamblocks.families.kv_policies import KV_AUTO, KV_INT8, KV_PLAIN
-from streamblocks.stream import pipelines
+from streamblocks.stream import memory_fit
 from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.memory_rungs import DECODING, FREED, KEYS, LAYERS, OTHER_PARTS
@@ -29,7 +29,7 @@ def pipeline(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("deep"), layers=4)
     with pytest.MonkeyPatch.context() as patch:
         # A rehearsal takes longer than these streams, and is tested by itself.
-        patch.setattr(pipelines, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
+        patch.setattr(memory_fit, "estimate_memory", lambda *_: MemoryEstimate(1, 1, 1, 1, 1))
         pipeline = materialise(Recipe(str(folder)), residency=RoomyCard())
         make(pipeline, "recompute", blocks=1)
         for stage in ("text_encoder", "denoise_block"):

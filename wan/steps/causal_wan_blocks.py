@@ -11,12 +11,8 @@ from .decode_step import DecodeBlockStep
 from .denoise_steps import DenoiseBlockStep, RememberBlockStep
 from .encode_input_step import EncodeInputStep
 from .names import MODEL_NAME
-from .prepare_steps import (
-    PrepareCachesStep,
-    PrepareNoiseStep,
-    RefillContextStep,
-    SetScheduleStep,
-)
+from .prepare_steps import PrepareCachesStep, PrepareNoiseStep, SetScheduleStep
+from .refill_context_step import RefillContextStep
 from .text_step import EncodePromptStep
 
 

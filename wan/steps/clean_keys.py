@@ -7,7 +7,8 @@ from diffusers import WanTransformer3DModel
 
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import fill_cross_cache, write_keys
-from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
+from ..transformer.cross_attention_cache import CrossAttentionCache
+from ..transformer.kv_cache import DeferredBlock, KVCache
 
 
 def write_clean_keys(

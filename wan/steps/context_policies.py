@@ -10,11 +10,13 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from ...families.kv_policies import KV_FP8, KV_INT8, RECOMPUTE, ROLLING, check_kv_policy
-from ..transformer.attention import CausalAttention, causal_attention_of
+from ..transformer.attention import CausalAttention
 from ..transformer.attention_passes import CausalPass
 from ..transformer.causal_transformer import write_keys
+from ..transformer.cross_attention_cache import CrossAttentionCache
 from ..transformer.eight_bits import Packing
-from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
+from ..transformer.installed_attention import causal_attention_of
+from ..transformer.kv_cache import DeferredBlock, KVCache
 from ..vae.streaming_vae import LatentStatistics, encode_pixel_frame
 from .clean_keys import write_clean_keys
 

@@ -10,7 +10,8 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from ...families.kv_policies import RECOMPUTE
 from ..transformer.attention_passes import CausalPass, make_key_bias
 from ..transformer.causal_transformer import predict_velocity, predict_with_context
-from ..transformer.kv_cache import CrossAttentionCache, DeferredBlock, KVCache
+from ..transformer.cross_attention_cache import CrossAttentionCache
+from ..transformer.kv_cache import DeferredBlock, KVCache
 from .context_policies import find_context_policy
 from .names import MODEL_NAME
 from .prepare_steps import State, draw_noise

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
@@ -28,18 +27,16 @@ from ...ops.head_quantization import unround_heads
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from ...ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
-from .causal_block import CausalWanBlock
 from .cross_attention import CachedCrossAttnProcessor
+from .cross_attention_cache import CrossAttentionCache
 from .fused_norms import LayerNormKernels
 from .head_scaled_kv_cache import HeadScaledKVCache
-from .kv_cache import CrossAttentionCache
 from .next_window import make_next_window, split_tokens
 from .packed_kv_cache import PackedKVCache, PackedPast
 from .rope import FrameOffsetRotaryEmbedding, RotaryTable
 from .rotary_store import (
     Projections,
     as_one_sequence,
-    has_plain_norms,
     norm_and_rotate,
     project_qkv,
     split_heads,
@@ -278,60 +275,3 @@ class CausalSelfAttnProcessor:
             return library_attention.attend(bound.library, query, keys, values)
         attended: torch.Tensor = dispatch_attention_fn(query, keys, values, attn_mask=mask, backend=self.causal.backend)
         return attended
-
-
-def install_causal_attention(transformer: WanTransformer3DModel, backend: str = "native") -> CausalAttention:
-    """Give every layer our class and cached processors, and the transformer an offsettable RoPE; no weight changes.
-
-    Args:
-        transformer: any size of Wan text-to-video.
-        backend: name of a diffusers attention backend, such as "native" or "flash", or one of `LIBRARY_BACKENDS`.
-
-    Returns:
-        The link through which passes are bound; `causal_attention_of` finds it again.
-    """
-    config = transformer.config
-    rope = FrameOffsetRotaryEmbedding(config.attention_head_dim, tuple(config.patch_size))
-    plain_norms = all(has_plain_norms(block.attn1) for block in transformer.blocks)
-    causal = CausalAttention(rope, backend, plain_norms=plain_norms)
-    transformer.rope = rope
-    for block in transformer.blocks:
-        processors = (CausalSelfAttnProcessor(causal), CachedCrossAttnProcessor(causal))
-        block.__class__ = CausalWanBlock
-        block.attn1.set_processor(processors[0])
-        block.attn2.set_processor(processors[1])
-        causal.layers.append(processors)
-    return causal
-
-
-def causal_attention_of(transformer: WanTransformer3DModel) -> CausalAttention:
-    """Find the link that `install_causal_attention` made.
-
-    Raises:
-        ValueError: the transformer has other processors.
-    """
-    processor = transformer.blocks[0].attn1.processor
-    if not isinstance(processor, CausalSelfAttnProcessor):
-        raise ValueError(
-            f"the transformer's attention processor is {type(processor).__name__}: call "
-            "install_causal_attention(transformer) first."
-        )
-    return processor.causal
-
-
-def block_masks_of(transformer: object) -> dict[str, BlockMask]:
-    """The block masks kept for a transformer, by shape; empty for None and for a transformer without our processors."""
-    causal = _causal_attention_if_any(transformer)
-    return {} if causal is None else causal.block_masks.masks()
-
-
-def library_of(transformer: object) -> str | None:
-    """Which of `LIBRARY_BACKENDS` a transformer's attention is to be computed by; None for none of them."""
-    causal = _causal_attention_if_any(transformer)
-    return None if causal is None else causal.library
-
-
-def _causal_attention_if_any(transformer: object) -> CausalAttention | None:
-    blocks = getattr(transformer, "blocks", None)
-    processor = getattr(getattr(blocks[0] if blocks else None, "attn1", None), "processor", None)
-    return processor.causal if isinstance(processor, CausalSelfAttnProcessor) else None

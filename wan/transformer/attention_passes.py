@@ -10,7 +10,8 @@ import torch
 
 from ...ops.few_key_attention import FewKeys
 from ...ops.head_quantization import HeadScales
-from .kv_cache import CrossAttentionCache, KVCache, NextWindow
+from .cross_attention_cache import CrossAttentionCache
+from .kv_cache import KVCache, NextWindow
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -10,11 +10,12 @@ from diffusers import WanTransformer3DModel
 
 from ...ops.few_key_attention import merge_padding
 from ...ops.fp8_linear import FP8_DTYPE
-from .attention import causal_attention_of
 from .attention_passes import CausalPass
+from .cross_attention_cache import CrossAttentionCache
 from .eight_bits import Packing
 from .head_scaled_kv_cache import HeadScaledKVCache
-from .kv_cache import CrossAttentionCache, KVCache
+from .installed_attention import causal_attention_of
+from .kv_cache import KVCache
 from .packed_kv_cache import PackedKVCache
 from .pass_graphs import run_pass
 
