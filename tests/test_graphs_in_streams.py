@@ -184,7 +184,7 @@ TIGHT = {
 @pytest.mark.parametrize("case", TIGHT.values(), ids=TIGHT)
 def test_a_plan_without_room_has_no_graphs(pipeline, monkeypatch, case):
     estimate, changes, expected = case
-    monkeypatch.setattr(pipeline, "_estimate", lambda *_: estimate)
+    monkeypatch.setattr(pipeline.fit, "estimate", lambda *_: estimate)
     pipeline.check_fit(StreamSettings(32, 32, **changes))
     assert pipeline.saving.repeats_passes == expected
     asked = pipeline.saving.working_bytes(estimate)

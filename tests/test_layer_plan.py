@@ -13,6 +13,7 @@ from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.layer_plan import LayerPlan, least_bytes, plan_layers
 from streamblocks.stream.layer_streaming import streamer_of
 from streamblocks.stream.materialise import materialise, release_materialised
+from streamblocks.stream.memory_fit import MemoryFit
 from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.save_quantized import save_quantized_pipeline
@@ -120,11 +121,11 @@ def test_what_streaming_brings_along_is_chosen_by_the_memory(deep):
     assert materialise(Recipe(str(deep))).check_fit(settings).kv_format == KV_PLAIN
 
 
-def bounded_estimate(pipeline, spec, settings):
+def bounded_estimate(fit, spec, settings):
     """A stand-in for `MemoryFit.estimate`: a decoder that takes 400, or 100 and its share of the rest."""
     decoding = 100 + 200 // settings.decode_bands + (0 if settings.decoder_cache_in_ram else 100)
     estimate = MemoryEstimate(1000, 0, 0, 0, decoding + settings.fuse_context, transformer_least=500)
-    return estimate if pipeline.residency.streams_layers(pipeline.device) else estimate.without_streaming()
+    return estimate if fit._residency.streams_layers(fit._device) else estimate.without_streaming()
 
 
 DECODING = {
@@ -150,7 +151,7 @@ def test_where_whole_pictures_do_not_fit_they_are_decoded_in_bands_then_with_the
     deep, monkeypatch, available, bands, in_ram
 ):
     reserved = []
-    monkeypatch.setattr(BuiltInPipeline, "_estimate", bounded_estimate)
+    monkeypatch.setattr(MemoryFit, "estimate", bounded_estimate)
     monkeypatch.setattr(StreamingPlans, "make", lambda *_, **options: reserved.append(options["reserved"]))
     settings = StreamSettings(width=96, height=96, steps=1)
     pipeline = materialise(Recipe(str(deep)), residency=SmallCard(available))
@@ -163,7 +164,7 @@ def test_where_whole_pictures_do_not_fit_they_are_decoded_in_bands_then_with_the
 
 
 def test_where_the_device_is_the_ram_the_cache_of_the_decoder_stays(deep, monkeypatch):
-    monkeypatch.setattr(BuiltInPipeline, "_estimate", bounded_estimate)
+    monkeypatch.setattr(MemoryFit, "estimate", bounded_estimate)
     monkeypatch.setattr(StreamingPlans, "make", lambda *_, **options: None)
     settings = StreamSettings(width=96, height=96, steps=1)
     card = Ram(1250)

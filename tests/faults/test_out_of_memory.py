@@ -160,7 +160,7 @@ def test_a_stream_that_ran_out_goes_on_from_what_was_saved_of_it(pipeline, expec
 
 def test_a_stream_that_ran_out_says_what_would_fit(tiny_folder, monkeypatch):
     pipeline = materialise(Recipe(str(tiny_folder)), residency=RoomyCard())
-    monkeypatch.setattr(pipeline, "_estimate", lambda spec, settings: _Least(10**9 * settings.context_frames))
+    monkeypatch.setattr(pipeline.fit, "estimate", lambda spec, settings: _Least(10**9 * settings.context_frames))
     settings = StreamSettings(width=64, height=64, context_frames=3)
     assert pipeline.saving.can_make_again
     # FP8 takes as much here, so it is not named.
