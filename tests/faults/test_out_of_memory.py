@@ -13,6 +13,7 @@ from streamblocks.stream import memory_fit
 from streamblocks.stream.estimate import MemoryEstimate
 from streamblocks.stream.materialise import materialise, release_materialised
 from streamblocks.stream.memory_rungs import DECODING, FREED, KEYS, LAYERS, OTHER_PARTS
+from streamblocks.stream.pipelines import BuiltInPipeline
 from streamblocks.stream.recipe import Recipe
 from streamblocks.stream.saved_folder import SavedFolder
 from streamblocks.stream.settings import StreamSettings
@@ -160,6 +161,7 @@ def test_a_stream_that_ran_out_goes_on_from_what_was_saved_of_it(pipeline, expec
 
 def test_a_stream_that_ran_out_says_what_would_fit(tiny_folder, monkeypatch):
     pipeline = materialise(Recipe(str(tiny_folder)), residency=RoomyCard())
+    assert isinstance(pipeline, BuiltInPipeline)
     monkeypatch.setattr(pipeline.fit, "estimate", lambda spec, settings: _Least(10**9 * settings.context_frames))
     settings = StreamSettings(width=64, height=64, context_frames=3)
     assert pipeline.saving.can_make_again
