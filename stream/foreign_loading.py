@@ -177,9 +177,9 @@ def _load_components(
     specs = {name: pipe.get_component_spec(name) for name in pipe.pretrained_component_names}
     for name, spec in specs.items():
         check_component_place(recipe.model, name, spec)
-        if spec.pretrained_model_name_or_path == recipe.model:
-            refuse_adapters(code.place, (file.path for file in code.files), spec.subfolder or "")
     own = {name for name, spec in specs.items() if spec.pretrained_model_name_or_path == recipe.model}
+    for name in own:
+        refuse_adapters(code.place, (file.path for file in code.files), specs[name].subfolder or "")
     for name in (name for name, spec in specs.items() if spec.type_hint in (None, diffusers.AutoModel)):
         if name not in own:
             # diffusers would look for it in an index there, and import the library that it names.

@@ -127,10 +127,8 @@ class MemoryFit:
         return self._estimates[key]
 
     def _smaller_choices(self, settings: StreamSettings) -> Iterator[tuple[str, MemoryEstimate]]:
-        can_quantize, step = (
-            not self._store.components["transformer"].is_stored_quantized,
-            self._family.geometry.size_step,
-        )
+        can_quantize = not self._store.components["transformer"].is_stored_quantized
+        step = self._family.geometry.size_step
         choices = smaller_choices(self._recipe.quantization, settings, can_quantize=can_quantize, size_step=step)
         return ((text, self.estimate(spec, changed)) for text, spec, changed in choices)
 

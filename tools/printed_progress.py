@@ -8,8 +8,7 @@ import time
 # Seconds without output after which a step is printed.
 SILENCE_S = 10.0
 # How nodes report bytes that are read or written, such as "loading vae: 35 % of 0.51 GB".
-_BYTES = re.compile(r": \d+ % of ")
-_UNFINISHED = re.compile(r": \d?\d % of ")
+_BYTES = re.compile(r": (\d+) % of ")
 
 
 class PrintedProgress:
@@ -24,8 +23,9 @@ class PrintedProgress:
 
         What the node goes on with behind loading something is not said again.
         """
-        if _BYTES.search(text):
-            is_new = not _UNFINISHED.search(text)
+        moved = _BYTES.search(text)
+        if moved:
+            is_new = int(moved[1]) >= 100
         else:
             is_new, self._current = (node, text) != self._current, (node, text)
         if is_new or self._is_silent():

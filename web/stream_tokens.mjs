@@ -1,3 +1,5 @@
+import { StoredList } from './stored_list.mjs'
+
 const KEY = 'streamblocks.tokens'
 const HASH = '#streamblocks='
 // Streams that ended while no page looked leave theirs behind.
@@ -7,38 +9,24 @@ const MOST_TOKENS = 16
 export class StreamTokens {
   /** @param {Storage} storage */
   constructor(storage) {
-    this.storage = storage
+    /** Of [name of the stream, token]. */
+    this.kept = new StoredList(storage, KEY, MOST_TOKENS)
   }
 
   /** @returns {string | null} */
   find(promptId, node) {
-    return this.read().find(([name]) => name === nameOf(promptId, node))?.[1] ?? null
+    return this.kept.read().find(([name]) => name === nameOf(promptId, node))?.[1] ?? null
   }
 
   keep(promptId, node, token) {
-    const others = this.read().filter(([name]) => name !== nameOf(promptId, node))
-    this.write([...others, [nameOf(promptId, node), token]].slice(-MOST_TOKENS))
+    const others = this.kept.read().filter(([name]) => name !== nameOf(promptId, node))
+    this.kept.write([...others, [nameOf(promptId, node), token]])
   }
 
   drop(promptId, node) {
-    const all = this.read()
+    const all = this.kept.read()
     const others = all.filter(([name]) => name !== nameOf(promptId, node))
-    if (others.length < all.length) this.write(others)
-  }
-
-  /** @returns {[string, string][]} */
-  read() {
-    try {
-      const entries = JSON.parse(this.storage.getItem(KEY) ?? '[]')
-      return Array.isArray(entries) ? entries : []
-    } catch {
-      // Someone else's, or cut short: steering needs a new stream or link.
-      return []
-    }
-  }
-
-  write(entries) {
-    this.storage.setItem(KEY, JSON.stringify(entries))
+    if (others.length < all.length) this.kept.write(others)
   }
 }
 

@@ -1,4 +1,5 @@
 import { text } from './messages.mjs'
+import { StoredList } from './stored_list.mjs'
 
 const KEY = 'streamblocks.unfinished'
 const MOST_LINKS = 16
@@ -7,34 +8,24 @@ const MOST_LINKS = 16
 export class UnfinishedLinks {
   /** @param {Storage} storage of this tab */
   constructor(storage) {
-    this.storage = storage
+    this.kept = new StoredList(storage, KEY, MOST_LINKS)
   }
 
   /** @param {{node: string, workflow: string | null, filename: string, subfolder: string, type: string, pictures: number}} video */
   add(video) {
-    this.write([...this.others(video), video].slice(-MOST_LINKS))
+    this.kept.write([...this.others(video), video])
   }
 
   drop(video) {
-    this.write(this.others(video))
+    this.kept.write(this.others(video))
   }
 
   all() {
-    try {
-      const videos = JSON.parse(this.storage.getItem(KEY) ?? '[]')
-      return Array.isArray(videos) ? videos : []
-    } catch {
-      // Someone else's, or cut short: the videos are in Assets.
-      return []
-    }
+    return this.kept.read()
   }
 
   others(video) {
     return this.all().filter((other) => keyOf(other) !== keyOf(video))
-  }
-
-  write(videos) {
-    this.storage.setItem(KEY, JSON.stringify(videos))
   }
 }
 

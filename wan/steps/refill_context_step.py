@@ -17,8 +17,7 @@ from ..vae.streaming_vae import DecoderCache
 from .context_policies import Past, find_context_policy
 from .few_step_schedule import FewStepSchedule
 from .names import MODEL_NAME
-
-State = tuple[ModularPipeline, PipelineState]
+from .prepare_steps import State
 
 
 class RefillContextStep(ModularPipelineBlocks):

@@ -27,7 +27,6 @@ from ...ops.head_quantization import unround_heads
 from ...ops.kernels.few_key_launch import FEW_KEY_ATTENTION, FewKeyVariant
 from ...ops.kernels.rotary_store_launch import ROTARY_STORE, ROTARY_STORE_FP8, RotaryVariant
 from .attention_passes import CausalPass, CrossAttentionPass, SelfAttentionPass
-from .cross_attention import CachedCrossAttnProcessor
 from .cross_attention_cache import CrossAttentionCache
 from .fused_norms import LayerNormKernels
 from .head_scaled_kv_cache import HeadScaledKVCache
@@ -45,6 +44,8 @@ from .rotary_store import (
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+    from .cross_attention import CachedCrossAttnProcessor
 
 logger = logging.getLogger(__name__)
 
