@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 import time
 import warnings
@@ -26,8 +27,6 @@ from streamblocks.stream.frames import to_uint8_frames
 from streamblocks.stream.session import Session
 from streamblocks.stream.settings import StreamSettings
 
-# Counted from 0: the third block is the first whose window has slid, so from there on all blocks are alike.
-FIRST_STEADY_BLOCK = 2
 _SYNC_WARNING = re.compile("synchronizing")
 
 
@@ -50,20 +49,22 @@ class StreamFigures:
 
     Attributes:
         blocks: in order.
+        first_steady: the first block whose window has slid, counted from 0: from there on all blocks are alike.
         host_syncs: how often one steady block made the host wait, by place; None where not counted.
         mean_value: of the last block's pictures, 0..255.
         profile_file: where the profile was written.
     """
 
     blocks: list[BlockFigures] = field(default_factory=list)
+    first_steady: int = 2
     host_syncs: dict[str, int] | None = None
     mean_value: float = 0.0
     profile_file: str | None = None
 
     @property
     def steady(self) -> list[BlockFigures]:
-        """From the third block on."""
-        return self.blocks[FIRST_STEADY_BLOCK:] or self.blocks[-1:]
+        """From `first_steady` on."""
+        return self.blocks[self.first_steady :] or self.blocks[-1:]
 
     def summary(self) -> dict[str, Any]:
         """The figures that the table shows."""
@@ -72,6 +73,7 @@ class StreamFigures:
             "blocks": len(self.blocks),
             "first_block_seconds": self.blocks[0].seconds,
             "fps": sum(block.pictures for block in steady) / sum(block.seconds for block in steady),
+            "first_steady": self.first_steady,
             "block_ms": 1000 * median(block.seconds for block in steady),
             "stages_ms": _median_stages(steady),
             "allocated": self.blocks[-1].allocated,
@@ -96,11 +98,11 @@ def run_stream(
 
     The extra blocks are one in which synchronisations are counted (CUDA only) and, if asked for, one profiled.
     """
-    figures = StreamFigures()
+    figures = StreamFigures(first_steady=first_steady_block(settings))
     timer = StageTimer(pipeline.device)
     with Session(pipeline, settings) as session, timer.attached(pipeline.pipe):
         for index in range(settings.blocks):
-            if index > FIRST_STEADY_BLOCK and time.monotonic() > deadline:
+            if index > figures.first_steady and time.monotonic() > deadline:
                 break
             _add_block(figures, session, timer)
         if pipeline.device.type == "cuda":
@@ -110,6 +112,11 @@ def run_stream(
             _profile_block(session, timer, profile_to)
             figures.profile_file = str(profile_to)
     return figures
+
+
+def first_steady_block(settings: StreamSettings) -> int:
+    """The first block whose window has slid, counted from 0."""
+    return 1 + math.ceil(settings.context_frames / settings.frames_per_block)
 
 
 def _add_block(figures: StreamFigures, session: Session, timer: StageTimer) -> None:
@@ -234,7 +241,7 @@ def run_plain_loop(pipeline: RandomPipeline, settings: StreamSettings, blocks: i
         seconds.append(time.perf_counter() - began)
         copied.append(count.bytes)
         allocated.append(read_memory(device)[0])
-    steady = seconds[FIRST_STEADY_BLOCK:] or seconds[-1:]
+    steady = seconds[first_steady_block(settings) :] or seconds[-1:]
     return {
         "blocks": blocks,
         "fps": 4 * settings.frames_per_block * len(steady) / sum(steady),

@@ -62,7 +62,7 @@ def run_by_blocks(transformer, golden, latents, cache, *, timestep=400.0, frames
         tokens = block.shape[2] * TOKENS
         cache.begin_block(tokens)
         key_bias = make_key_bias(
-            bias, past_tokens=cache.length, block_tokens=tokens, tokens_per_frame=TOKENS, like=cache.keys[0]
+            bias, past_tokens=cache.length, capacity=cache.capacity, tokens_per_frame=TOKENS, like=cache.keys[0]
         )
         parts.append(predict_velocity(transformer, block, timestep, CausalPass(cache, cross, start, key_bias=key_bias)))
         cache.commit(tokens)

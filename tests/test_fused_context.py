@@ -48,7 +48,11 @@ def first_step(transformer, text, context, block, timestep, *, fused, bias=1.0, 
     fill_cross_cache(transformer, cross, text, "text")
     tokens = frames * cache.tokens_per_frame
     key_bias = make_key_bias(
-        bias, past_tokens=tokens, block_tokens=tokens, tokens_per_frame=cache.tokens_per_frame, like=cache.keys[0]
+        bias,
+        past_tokens=tokens,
+        capacity=cache.capacity,
+        tokens_per_frame=cache.tokens_per_frame,
+        like=cache.keys[0],
     )
     causal_pass = CausalPass(cache, cross, frame_offset=frames, key_bias=key_bias)
     if fused:

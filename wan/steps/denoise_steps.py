@@ -77,7 +77,7 @@ class DenoiseBlockStep(ModularPipelineBlocks):
             key_bias=make_key_bias(
                 block_state.attention_bias,
                 past_tokens=cache.length + context_tokens - dropped,
-                block_tokens=tokens,
+                capacity=cache.capacity,
                 tokens_per_frame=cache.tokens_per_frame,
                 like=block_state.crossattn_cache.keys[0],
             ),

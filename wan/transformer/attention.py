@@ -243,8 +243,9 @@ class CausalSelfAttnProcessor:
     def _attend_to_cache(self, query: torch.Tensor, bound: SelfAttentionPass) -> torch.Tensor:
         end = bound.past + query.shape[1]
         keys, values = bound.keys[:, :end], bound.values[:, :end]
+        key_bias = None if bound.key_bias is None else bound.key_bias[..., :end]
         if bound.causal_tokens is None or bound.causal_tokens >= query.shape[1]:
-            return self._attend(query, keys, values, bound.key_bias, bound)
+            return self._attend(query, keys, values, key_bias, bound)
         if bound.block_mask is not None:
             return self._attend(query, keys, values, bound.block_mask, bound)
         # One unmasked attention per block of queries replaces a block-causal mask: exact, without a tokens x tokens
@@ -254,7 +255,7 @@ class CausalSelfAttnProcessor:
             stop = min(start + bound.causal_tokens, query.shape[1])
             visible = bound.past + stop
             # The bias is on the keys of the past of the block being denoised, which comes last.
-            mask = bound.key_bias if visible == end else None
+            mask = key_bias if visible == end else None
             part = query[:, start:stop], keys[:, :visible], values[:, :visible]
             parts.append(self._attend(*part, mask, bound))
         return torch.cat(parts, dim=1)

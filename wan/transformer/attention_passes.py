@@ -27,8 +27,8 @@ class CausalPass:
         frame_offset: RoPE position of the first latent frame given to the forward.
         causal_tokens: block length, in tokens, of the block-causal mask; None lets all tokens of the pass see
             each other (one block).
-        key_bias: [1, 1, 1, keys], added to the scores of the last block of queries, for all keys that it sees; None for
-            no bias.
+        key_bias: [1, 1, 1, keys], added to the scores of the last block of queries, for as many keys as it sees; None
+            for no bias.
         next_window: of two blocks in one pass, what the second sees of the keys before it; None if that is all of them.
         kept_tokens: of the first tokens of the pass, how many keys are kept for later passes.
         groups: how many inputs that follow one another in time the forward's batch is; their tokens are one sequence to
@@ -94,19 +94,20 @@ class CrossAttentionPass(NamedTuple):
 
 
 def make_key_bias(
-    bias: float, *, past_tokens: int, block_tokens: int, tokens_per_frame: int, like: torch.Tensor
+    bias: float, *, past_tokens: int, capacity: int, tokens_per_frame: int, like: torch.Tensor
 ) -> torch.Tensor | None:
     """Log-bias on the keys of past frames other than the first (Krea Realtime's remedy for error build-up).
 
     Args:
         bias: factor on the attention weight of those keys; 1.0 is off.
         past_tokens: keys before the current block.
-        block_tokens: keys of the current block.
+        capacity: keys of the past and of the block at most. As many as the cache has room for give the bias the same
+            shape from block to block, so that a compiled layer needs one graph.
         tokens_per_frame: keys of the first frame, which is not biased.
         like: gives device and dtype.
 
     Returns:
-        [1, 1, 1, past_tokens + block_tokens], or None where nothing is biased.
+        [1, 1, 1, capacity], or None where nothing is biased.
 
     Raises:
         ValueError: bias is not in (0, 1].
@@ -115,6 +116,6 @@ def make_key_bias(
         raise ValueError(f"attention_bias is {bias}: choose a value above 0 and up to 1 (1 is off).")
     if bias == 1.0 or past_tokens <= tokens_per_frame:
         return None
-    key_bias = like.new_zeros((1, 1, 1, past_tokens + block_tokens))
+    key_bias = like.new_zeros((1, 1, 1, capacity))
     key_bias[..., tokens_per_frame:past_tokens] = math.log(bias)
     return key_bias

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 
+from ...ops.compile_settings import share_graphs
 from .fused_norms import LayerNorms, norm_for_self_attention, run_layer
 from .rope import RotaryTable
+
+# Where dynamo finds `SelfAttentionPass.past` in a layer. Kernels take it as a number, and no shape but that of the keys
+# that are read depends on it.
+_PAST = r".*\['attn1'\]\.processor\.bound\.past"
+
+
+def settings_for_layers(transformer: WanTransformer3DModel) -> AbstractContextManager[None]:
+    """Around a pass: where layers are compiled, one graph serves every length of the past."""
+    is_compiled = transformer.blocks[0]._compiled_call_impl is not None
+    return share_graphs(_PAST) if is_compiled else nullcontext()
 
 
 class CausalWanBlock(WanTransformerBlock):

@@ -11,6 +11,7 @@ from diffusers import WanTransformer3DModel
 from ...ops.few_key_attention import merge_padding
 from ...ops.fp8_linear import FP8_DTYPE
 from .attention_passes import CausalPass
+from .causal_block import settings_for_layers
 from .cross_attention_cache import CrossAttentionCache
 from .eight_bits import Packing
 from .head_scaled_kv_cache import HeadScaledKVCache
@@ -237,5 +238,5 @@ def _forward(
         place.fill_(timestep)
     tokens = causal_pass.groups * latents.shape[2] * causal_pass.kv_cache.tokens_per_frame
     causal = causal_attention_of(transformer)
-    with causal.bind(causal_pass, tokens):
+    with causal.bind(causal_pass, tokens), settings_for_layers(transformer):
         return run_pass(transformer, causal, causal_pass, sample, time)

@@ -13,18 +13,16 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from ...ops.compile_folder import keep_compiled_code
 from ...ops.fp8_linear import FP8Linear
 
-_VARIANTS = 64
 _TWO_ROOT_2_OVER_PI = 2.0 * math.sqrt(2.0 / math.pi)
 
 
 def compile_transformer_blocks(transformer: WanTransformer3DModel, backend: str = "inductor") -> None:
-    """Compile each block in place; all blocks share their graphs, one per picture size and length of the past.
+    """Compile each block in place; all blocks share their graphs, one per picture size.
 
     Args:
         transformer: prepared by `install_causal_attention`.
         backend: of torch.compile.
     """
-    _allow_variants()
     options = _inductor_options() if backend == "inductor" else None
     if options is not None:
         keep_compiled_code()
@@ -63,8 +61,3 @@ def _inductor_options() -> dict[str, Any]:
     if hasattr(torch._inductor.config, "deterministic"):
         options["deterministic"] = True
     return options
-
-
-def _allow_variants() -> None:
-    """Raise dynamo's limit of 8 variants per block: each size that a user tries adds one."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
