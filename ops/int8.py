@@ -139,7 +139,13 @@ class Int8Linear(QuantizedLinear):
         if rows.dtype == torch.float16:
             # Sums of integers, not scaled yet, would overflow.
             return F.linear(rows, self.dequantized_weight(rows.dtype), self.bias)
-        product = torch.mm(rows, self.weight.t().to(rows.dtype)) * self.weight_scale.to(rows.dtype)
+        product = torch.mm(rows, self.weight.t().to(rows.dtype))
+        if torch.compiler.is_compiling():
+            # The same order in bfloat16 is a pattern for which inductor writes a product of its own, and fails to
+            # (`woq_int8`, torch 2.11 on CUDA). One kernel scales and adds; float32 costs it nothing.
+            scaled = product.float() * self.weight_scale
+            return (scaled if self.bias is None else scaled + self.bias).to(rows.dtype)
+        product.mul_(self.weight_scale.to(rows.dtype))
         return product if self.bias is None else product.add_(self.bias)
 
     def _matmul(self, rows: torch.Tensor) -> torch.Tensor:
