@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ def share_graphs(any_number: str) -> Iterator[None]:
         any_number: where dynamo finds the number, as a regular expression for `re.match`, without commas. Versions of
             torch that know no such setting compile for each value.
     """
-    dynamo, compiler = torch._dynamo.config, getattr(torch.compiler, "config", None)
+    dynamo = torch._dynamo.config
+    compiler: Any = getattr(torch.compiler, "config", None)
     with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, _VARIANTS)):
         if not hasattr(compiler, "dynamic_sources"):
             yield

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...ops.fp8_linear import FP8_DTYPE
+from ...ops.token_copies import write_tokens
 from .rope import RotaryTables
 
 _BUFFERS = ("keys", "values")
@@ -288,6 +290,10 @@ def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.
         key: [batch, block tokens, heads, head_dim], after RoPE; cast to the buffer's dtype as it is copied.
         value: the same shape.
     """
+    if keys.dtype == FP8_DTYPE:
+        write_tokens(keys, past, key.to(FP8_DTYPE))
+        write_tokens(values, past, value.to(FP8_DTYPE))
+        return
     end = past + key.shape[1]
     keys[:, past:end].copy_(key)
     values[:, past:end].copy_(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.fp8_linear import FP8_DTYPE
+from ...ops.token_copies import join_tokens
 from .attention_passes import SelfAttentionPass
 from .eight_bits import as_packed
 from .rope import RotaryTable
@@ -55,12 +55,4 @@ def _copy_seen(buffer: torch.Tensor, bound: SelfAttentionPass, tokens: int) -> t
         # From the past, then from the newest; either may be empty.
         seen.append(buffer[:, start : min(stop, bound.past)])
         seen.append(newest[:, max(0, start - bound.past) : max(0, stop - bound.past)])
-    past = sum(part.shape[1] for part in seen)
-    # 8-bit floats as bytes: inductor's kernels for such copies need a zero, which Triton 3.6 has not in e4m3fn.
-    moved = torch.uint8 if buffer.dtype == FP8_DTYPE else buffer.dtype
-    room = buffer.new_empty((1, past + tokens, *buffer.shape[2:]), dtype=moved)
-    place = 0
-    for part in seen:
-        room[:, place : place + part.shape[1]].copy_(part.view(moved))
-        place += part.shape[1]
-    return room.view(buffer.dtype), past
+    return join_tokens(seen, tokens), sum(part.shape[1] for part in seen)
