@@ -1,5 +1,7 @@
 """Compiled transformer blocks: how many graphs a stream needs, and that they compute the same. Counts, no timing."""
 
+from contextvars import copy_context
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -65,6 +67,21 @@ def test_a_second_stream_compiles_nothing(components):
     assert graphs[-1] == 1 and graphs_again == [1] * BLOCKS
     for ours, theirs in zip(again, first, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_limits_of_the_compiler_hold_in_a_context_of_its_own_for_each_prompt(components):
+    """ComfyUI runs each prompt so, and torch from 2.13 on forgets there what was set in another."""
+    before, limits = torch._dynamo.config.recompile_limit, []
+
+    def backend(graph, inputs):
+        limits.append(torch._dynamo.config.recompile_limit)
+        return graph.forward
+
+    pipe = copy_context().run(make_pipeline, components, backend=backend)
+    for frames in (3, 4):
+        copy_context().run(stream, pipe, blocks=1, last="denoise_block", num_frames_per_block=frames)
+    assert limits == [64, 64] and torch._dynamo.config.recompile_limit == before
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
