@@ -20,6 +20,11 @@ export class UnfinishedLinks {
     this.kept.write(this.others(video))
   }
 
+  /** Whether it is still the newest of its node. */
+  has(video) {
+    return this.all().some((other) => keyOf(other) === keyOf(video) && other.filename === video.filename)
+  }
+
   all() {
     return this.kept.read()
   }
@@ -36,6 +41,20 @@ function keyOf({ node, workflow }) {
 /** The path of ComfyUI's route that sends the file. */
 export function viewPath({ filename, subfolder, type }) {
   return `/view?${new URLSearchParams({ filename, subfolder, type })}`
+}
+
+/**
+ * Whether the server still has the file: a stream that was resumed takes its file along when it is finished.
+ * @param {(path: string) => string} urlOf makes the address of a path on the server
+ */
+export async function isThere(video, urlOf) {
+  try {
+    const { status } = await fetch(urlOf(viewPath(video)), { headers: { Range: 'bytes=0-0' } })
+    return status !== 404
+  } catch {
+    // The server does not answer: nobody knows.
+    return true
+  }
 }
 
 /**
