@@ -48,6 +48,7 @@ report(both=[both("3 bias 0.3:"), both("0: a"), both("6 bias 0.3:"), both("3 bia
        chain=track.place(6, None).describe(), heavy=heavy, missing=missing,
        names=[n for n in info if n.startswith("StreamBlocks")])
 """,
+        imported=False,
     )
     for word in ("self forcing", "krea", "endless"):
         assert {name for name, words in facts["aliases"].items() if word in words} == set(NODES[:3:2])
