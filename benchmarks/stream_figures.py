@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import re
 import time
 import warnings
@@ -116,7 +115,7 @@ def run_stream(
 
 def first_steady_block(settings: StreamSettings) -> int:
     """The first block whose window has slid, counted from 0."""
-    return 1 + math.ceil(settings.context_frames / settings.frames_per_block)
+    return 1 + settings.context_frames // settings.frames_per_block
 
 
 def _add_block(figures: StreamFigures, session: Session, timer: StageTimer) -> None:

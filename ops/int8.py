@@ -135,7 +135,7 @@ class Int8Linear(QuantizedLinear):
         return x.new_empty(shape) if rows.shape[0] == 0 else self._matmul(rows).view(shape)
 
     def _float_matmul(self, rows: torch.Tensor) -> torch.Tensor:
-        """The same with rows that are not quantized, in the order of torchao's weight-only layer, to the bit."""
+        """The same with rows that are not quantized; but for traced code torchao's weight-only layer, to the bit."""
         if rows.dtype == torch.float16:
             # Sums of integers, not scaled yet, would overflow.
             return F.linear(rows, self.dequantized_weight(rows.dtype), self.bias)

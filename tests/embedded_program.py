@@ -6,7 +6,9 @@ then the package of its folder's name, whatever that is.
 
 import importlib.util
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,16 +84,24 @@ class HostForks:
         """All that the program prints; it may take five minutes."""
         if self._process is None:
             command = [sys.executable, str(ROOT / "tests/host_forks.py")]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
         to, answers = self._process.stdin, self._process.stdout
         assert to is not None and answers is not None
         with tempfile.TemporaryDirectory() as scratch:
             printed = Path(scratch, "printed")
-            to.write(json.dumps({"program": program, "folder": str(folder), "printed": str(printed)}) + "\n")
+            printed.touch()
+            # As a process of its own would inherit them.
+            inherited = {"environment": dict(os.environ), "cwd": str(Path.cwd())}
+            request = {"program": program, "folder": str(folder), "printed": str(printed), **inherited}
+            to.write(json.dumps(request) + "\n")
             to.flush()
             if not select.select([answers], [], [], 300)[0] or not answers.readline():
-                self._process.kill()
-                raise RuntimeError("a program in a fork has not ended in five minutes, or its process could not begin")
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                self._process = None
+                raise RuntimeError(f"no end in five minutes, or no beginning: {printed.read_text()[-6000:]}")
             return printed.read_text()
 
 
@@ -104,7 +114,8 @@ def run_in_host(folder: Path, program: str, *, imported: bool = True) -> dict:
     Args:
         folder: of the host.
         program: what follows `PRELUDE`.
-        imported: whether torch and diffusers may be there from its beginning, which saves their seconds.
+        imported: whether torch and diffusers may be there from its beginning, which saves their seconds. What they read
+            of the environment when they are imported is then not the test's.
     """
     if imported:
         printed = _FORKS.run(PRELUDE + program, folder)

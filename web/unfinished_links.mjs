@@ -49,7 +49,8 @@ export function viewPath({ filename, subfolder, type }) {
  */
 export async function isThere(video, urlOf) {
   try {
-    const { status } = await fetch(urlOf(viewPath(video)), { headers: { Range: 'bytes=0-0' } })
+    // Not from the browser's cache, where a video that was played may still be.
+    const { status } = await fetch(urlOf(viewPath(video)), { headers: { Range: 'bytes=0-0' }, cache: 'no-store' })
     return status !== 404
   } catch {
     // The server does not answer: nobody knows.

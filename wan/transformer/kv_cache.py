@@ -290,9 +290,10 @@ def write_block(keys: torch.Tensor, values: torch.Tensor, past: int, key: torch.
         key: [batch, block tokens, heads, head_dim], after RoPE; cast to the buffer's dtype as it is copied.
         value: the same shape.
     """
-    if keys.dtype == FP8_DTYPE:
-        write_tokens(keys, past, key.to(FP8_DTYPE))
-        write_tokens(values, past, value.to(FP8_DTYPE))
+    if torch.compiler.is_compiling() or keys.dtype == FP8_DTYPE:
+        # Inductor, which looks into copies, compiles them for a past of 0 and again for all others.
+        write_tokens(keys, past, key.to(keys.dtype))
+        write_tokens(values, past, value.to(values.dtype))
         return
     end = past + key.shape[1]
     keys[:, past:end].copy_(key)
