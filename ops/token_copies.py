@@ -1,4 +1,4 @@
-"""Tokens copied from one buffer to another, by operators that torch.compile does not look into.
+"""Tokens copied from one buffer to another; in compiled code by operators that torch.compile does not look into.
 
 In float8_e4m3fn inductor cannot write to a part of a buffer: it fills a new one with NaN first, which Triton 3.6 does
 not have in that dtype; on a CPU it refuses to choose between old and new values; and bytes in place of them would be
@@ -7,9 +7,23 @@ written to a view of another dtype, for which it has no code (torch 2.11 and 2.1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
-from .fp8_linear import FP8_DTYPE
+
+def copy_tokens(buffer: torch.Tensor, place: int, tokens: torch.Tensor) -> None:
+    """Copy `tokens` [batch, tokens, ...] to `buffer` [batch, capacity, ...], from `place` on; both of one dtype."""
+    # As bytes: not every device copies 8-bit floats into a part of a tensor.
+    buffer[:, place : place + tokens.shape[1]].view(torch.uint8).copy_(tokens.view(torch.uint8))
+
+
+def copy_in_a_row(buffer: torch.Tensor, parts: Iterable[torch.Tensor]) -> None:
+    """Copy `parts` one behind another to the front of `buffer`, each as `copy_tokens` does."""
+    place = 0
+    for part in parts:
+        copy_tokens(buffer, place, part)
+        place += part.shape[1]
 
 
 @torch.library.custom_op("streamblocks::join_tokens", mutates_args=())
@@ -24,10 +38,7 @@ def join_tokens(parts: list[torch.Tensor], room: int) -> torch.Tensor:
         [1, tokens of all parts + room, heads, head_dim].
     """
     joined = _make_room(parts, room)
-    place = 0
-    for part in parts:
-        _copy(joined, place, part)
-        place += part.shape[1]
+    copy_in_a_row(joined, parts)
     return joined
 
 
@@ -42,15 +53,9 @@ def write_tokens(buffer: torch.Tensor, place: int, tokens: torch.Tensor) -> None
 
     They are of one dtype.
     """
-    _copy(buffer, place, tokens)
+    copy_tokens(buffer, place, tokens)
 
 
 @write_tokens.register_fake
 def _write_nothing(buffer: torch.Tensor, place: int, tokens: torch.Tensor) -> None:
     """Nothing is computed while a graph is traced."""
-
-
-def _copy(buffer: torch.Tensor, place: int, tokens: torch.Tensor) -> None:
-    # As bytes: not every device copies 8-bit floats into a part of a tensor.
-    moved = torch.uint8 if buffer.dtype == FP8_DTYPE else buffer.dtype
-    buffer[:, place : place + tokens.shape[1]].view(moved).copy_(tokens.view(moved))

@@ -32,9 +32,9 @@ app.registerExtension({
   }
 })
 
-/** Put away the lines whose files have gone. */
+/** Put away the lines whose files have gone; nothing is asked about those that are not shown. */
 async function dropMissing() {
-  for (const video of links.all()) {
+  for (const video of links.all().filter(nodeOf)) {
     if ((await isThere(video, urlOf)) || !links.has(video)) continue
     links.drop(video)
     const node = nodeOf(video)

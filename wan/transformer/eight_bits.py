@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ...ops.fp8_linear import FP8_DTYPE, FP8_MAX, fp8_scale, largest_magnitude, round_to_fp8
+from ...ops.token_copies import copy_tokens
 from .kv_cache import move_tokens
 
 PACKED_DTYPES = (FP8_DTYPE, torch.int8)
@@ -66,8 +67,7 @@ class PackedTokens(NamedTuple):
         scale = _find_scale(values, self.data.dtype)
         packed = round_to_int8(values, scale) if self.data.dtype == torch.int8 else round_to_fp8(values, scale)
         self.scale[:, start:end] = scale
-        # As bytes: not every device copies e4m3fn into a part of a tensor.
-        self.data[:, start:end].view(torch.uint8).copy_(packed.view(torch.uint8))
+        copy_tokens(self.data, start, packed)
 
     def move(self, start: int, end: int, target: int) -> None:
         """Move tokens `start` to `end` to the places from `target` on."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...ops.fp8_linear import FP8_DTYPE
-from ...ops.token_copies import write_tokens
+from ...ops.token_copies import copy_in_a_row, write_tokens
 from .rope import RotaryTables
 
 _BUFFERS = ("keys", "values")
@@ -269,12 +269,7 @@ def fill_buffer(pieces: Sequence[torch.Tensor], capacity: int, device: torch.dev
     if type(capacity) is not int or not held <= capacity <= _MOST_TOKENS:
         raise ValueError(f"a cache of {capacity} tokens, of which {held} are held")
     buffer = torch.zeros((like.shape[0], capacity, *like.shape[2:]), dtype=like.dtype, device=device)
-    start = 0
-    for piece in pieces:
-        # As bytes: not every device copies 8-bit floats into a part of a tensor.
-        target = buffer[:, start : start + piece.shape[1]].view(torch.uint8)
-        target.copy_(piece.view(torch.uint8))
-        start += piece.shape[1]
+    copy_in_a_row(buffer, pieces)
     return buffer
 
 
